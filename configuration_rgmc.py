@@ -1,0 +1,124 @@
+"""Configuration of RGMC, Retrieval Guided Music Captioning (Srivatsan et al., IJCAI 2024)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+# HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from.
+HTSAT_BASE = {
+    "model_type": "clap_audio_model",
+    "patch_embeds_hidden_size": 128,
+    "depths": [2, 2, 12, 2],
+    "num_attention_heads": [4, 8, 16, 32],
+    "hidden_size": 1024,
+    "projection_dim": 512,
+}
+GPT2_SMALL = {"model_type": "gpt2"}
+
+
+@strict
+class RGMCConfig(PreTrainedConfig):
+    """
+    Configuration of an [`RGMCModel`]. The defaults are the paper's model (sections 3 and 4).
+
+    Args:
+        audio_config (`ClapAudioConfig` or `dict`, defaults to HTS-AT base):
+            The audio encoder `f`: CLAP's HTS-AT and its projection to `projection_dim` = 512 numbers (section 3.1). What a
+            `dict` leaves out takes the defaults of `ClapAudioConfig`, which are HTS-AT tiny's.
+        text_config (`PreTrainedConfig` or `dict`, defaults to GPT-2 small):
+            The decoder: any causal language model of transformers. A `dict` names its `model_type`.
+        prefix_length (`int`, defaults to 10):
+            Number of vectors `P` that the mapper `g` makes of one audio embedding (section 3.1).
+        mapper_hidden_size (`int`, *optional*):
+            Width of the hidden layer of the two-layer mapper. Half of its output, `prefix_length * text_config.hidden_size
+            // 2`, when not given: the choice of ClipCap, from which the paper inherits.
+        conditioning (`str`, defaults to `"audio+candidate"`):
+            What the decoder sees: `"audio+candidate"` is RGMC, `"audio"` and `"candidate"` are the paper's "audio only"
+            and "text only" models (section 6.1). With `"candidate"` the encoder serves retrieval alone and is not trained.
+        num_candidates (`int`, defaults to 1):
+            How many captions `K` of similar songs are retrieved (section 3.2: one).
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or the
+        field is set, and for values that cannot make a model, when the configuration is made.
+    """
+
+    model_type = "rgmc"
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    prefix_length: int = 10
+    mapper_hidden_size: int | None = None
+    conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
+    num_candidates: int = 1
+
+    def __post_init__(self, **kwargs):
+        self.audio_config = _build_config(self.audio_config, HTSAT_BASE)
+        self.text_config = _build_config(self.text_config, GPT2_SMALL)
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self):
+        for name in ("prefix_length", "num_candidates", "mapper_hidden_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+    def validate_audio_config(self):
+        audio = self.audio_config
+        if audio.model_type != "clap_audio_model":
+            raise ValueError(
+                f"`audio_config` must be a ClapAudioConfig (model_type 'clap_audio_model'), got model_type "
+                f"'{audio.model_type}'"
+            )
+        width = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
+        if audio.hidden_size != width:
+            raise ValueError(
+                f"`audio_config.hidden_size` is {audio.hidden_size}, but {len(audio.depths)} stages that start at "
+                f"`patch_embeds_hidden_size` {audio.patch_embeds_hidden_size} and double end at {width}"
+            )
+        if audio.num_mel_bins != 64:
+            raise ValueError(
+                f"`audio_config.num_mel_bins` must be 64, as CLAP's front end makes them, got {audio.num_mel_bins}"
+            )
+        if audio.enable_fusion:
+            raise ValueError(
+                "`audio_config.enable_fusion` is True, but RGMC reads one 10 s clip and needs an unfused CLAP, "
+                "such as laion/larger_clap_music or laion/clap-htsat-unfused"
+            )
+
+    def validate_text_config(self):
+        if self.text_config.is_encoder_decoder:
+            raise ValueError(
+                f"`text_config` must be a decoder-only language model, got the encoder-decoder "
+                f"'{self.text_config.model_type}'"
+            )
+
+    @property
+    def separator_token_id(self) -> int:
+        """Token that ends a candidate and starts the caption: the decoder's BOS, or its EOS where it has no BOS."""
+        for token_id in (self.text_config.bos_token_id, self.text_config.eos_token_id):
+            if isinstance(token_id, list):
+                token_id = token_id[0]
+            if token_id is not None:
+                return token_id
+        raise ValueError("`text_config` has neither `bos_token_id` nor `eos_token_id`: captions could not start or end")
+
+    @property
+    def uses_audio(self) -> bool:
+        return "audio" in self.conditioning
+
+    @property
+    def uses_candidate(self) -> bool:
+        return "candidate" in self.conditioning
+
+
+def _build_config(config: dict | PreTrainedConfig | None, default: dict) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = dict(default if config is None else config)
+    return AutoConfig.for_model(fields.pop("model_type", default["model_type"]), **fields)
+
+
+RGMCConfig.register_for_auto_class()
