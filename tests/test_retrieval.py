@@ -1,0 +1,132 @@
+"""What CaptionDatastore promises: exact inner-product search, exclusion by id, and files that belong together."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from retrieval_rgmc import CaptionDatastore, join_candidates, left_pad
+
+
+def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_rows(count: int) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "id": [f"song-{row}" for row in range(count)],
+            "caption": [f"caption {row % 7}" for row in range(count)],
+            "input_ids": [[row, row + 1] for row in range(count)],
+        }
+    )
+
+
+def make_datastore(count: int = 50, **fields) -> CaptionDatastore:
+    return CaptionDatastore(make_rows(count), unit_vectors(count), encoder_fingerprint="f00d", **fields)
+
+
+@pytest.mark.parametrize("queries", [3, 400])  # below and above the size from which FAISS multiplies matrices
+def test_search_is_exact_and_by_inner_product(queries):
+    datastore, vectors = make_datastore(300), unit_vectors(queries, seed=1)
+    rows, similarities = datastore.search_rows(2 * vectors, k=3)  # for queries of another norm L2 would order otherwise
+    products = vectors @ datastore.embeddings.T
+    expected = np.argsort(-products, axis=1)[:, :3]
+    assert (rows == expected).all()
+    np.testing.assert_allclose(similarities, 2 * np.take_along_axis(products, expected, axis=1), atol=1e-5)
+
+
+def test_no_row_is_its_own_candidate_even_among_identical_embeddings():
+    vectors = np.repeat(unit_vectors(5), 4, axis=0)  # each song four times: any of them may rank first
+    datastore = CaptionDatastore(make_rows(20), vectors, "f00d")
+    rows, _ = datastore.search_rows(vectors, k=2, exclude_ids=datastore.rows["id"])
+    assert (rows != np.arange(20)[:, None]).all()
+    assert (rows // 4 == np.arange(20)[:, None] // 4).all()  # the copies under other ids are chosen
+
+
+def test_the_same_text_under_another_id_may_be_chosen():
+    rows = Dataset.from_dict({"id": ["a", "b", "c"], "caption": ["same", "same", "other"], "input_ids": [[1], [1], [2]]})
+    vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], np.float32)
+    datastore = CaptionDatastore(rows, vectors, "f00d")
+    assert datastore.search(vectors[:1], exclude_ids=["a"]).ids == [["b"]]
+    assert datastore.search(vectors[:1], exclude_ids=["a"]).captions == [["same"]]
+    assert datastore.search(vectors[:1]).ids == [["a"]]
+
+
+def test_fewer_rows_than_candidates_give_fewer_candidates():
+    datastore = make_datastore(2)
+    found = datastore.search(datastore.embeddings[:1], k=3, exclude_ids=["song-0"])
+    assert found.ids == [["song-1"]]
+    assert found.input_ids == [[[1, 2]]]
+    assert len(found.similarities[0]) == 1
+    alone = make_datastore(1)
+    assert alone.search(alone.embeddings, exclude_ids=["song-0"]).ids == [[]]
+
+
+def test_a_saved_datastore_finds_the_same(tmp_path):
+    datastore = make_datastore()
+    datastore.save_pretrained(tmp_path / "datastore")
+    assert sorted(path.name for path in (tmp_path / "datastore").iterdir()) == [
+        "captions.parquet",
+        "datastore.json",
+        "embeddings.safetensors",
+    ]
+    for folder in (tmp_path, tmp_path / "datastore"):
+        loaded = CaptionDatastore.from_pretrained(folder)
+        queries = unit_vectors(5, seed=2)
+        assert loaded.search(queries, k=3) == datastore.search(queries, k=3)
+        assert (loaded.encoder_fingerprint, len(loaded)) == ("f00d", 50)
+
+
+def test_saving_after_a_search_works(tmp_path):
+    datastore = make_datastore()
+    datastore.search(datastore.embeddings[:1])
+    datastore.save_pretrained(tmp_path)
+    assert len(CaptionDatastore.from_pretrained(tmp_path)) == 50
+
+
+def test_files_that_do_not_belong_together_are_an_error(tmp_path):
+    make_datastore(50).save_pretrained(tmp_path / "a")
+    make_datastore(49).save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "embeddings.safetensors").replace(tmp_path / "a" / "embeddings.safetensors")
+    with pytest.raises(ValueError, match="incomplete"):
+        CaptionDatastore.from_pretrained(tmp_path / "a")
+    description = json.loads((tmp_path / "b" / "datastore.json").read_text())
+    (tmp_path / "b" / "datastore.json").write_text(json.dumps({**description, "format_version": 99}))
+    with pytest.raises(ValueError, match="version 99"):
+        CaptionDatastore.from_pretrained(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=r"datastore\.json"):
+        CaptionDatastore.from_pretrained(tmp_path)
+
+
+def test_rows_that_cannot_be_searched_are_errors_that_name_them():
+    with pytest.raises(ValueError, match="input_ids"):
+        CaptionDatastore(make_rows(3).remove_columns("input_ids"), unit_vectors(3), "f00d")
+    with pytest.raises(ValueError, match="one embedding per caption"):
+        CaptionDatastore(make_rows(3), unit_vectors(4), "f00d")
+    vectors = unit_vectors(3)
+    vectors[1] *= 2
+    with pytest.raises(ValueError, match="song-1"):
+        CaptionDatastore(make_rows(3), vectors, "f00d")
+    vectors[1] = np.nan
+    with pytest.raises(ValueError, match="song-1"):
+        CaptionDatastore(make_rows(3), vectors, "f00d")
+    twice = make_rows(3).remove_columns("id").add_column("id", ["a", "b", "a"])
+    with pytest.raises(ValueError, match="'a'"):
+        CaptionDatastore(twice, unit_vectors(3), "f00d")
+    with pytest.raises(ValueError, match=r"\(B, 16\)"):
+        make_datastore().search_rows(unit_vectors(2, size=8))
+
+
+def test_prompts_end_each_candidate_with_a_separator():
+    assert join_candidates([], 0) == [0]
+    assert join_candidates([[5, 6]], 0) == [5, 6, 0]
+    assert join_candidates([[5, 6], [7]], 0) == [5, 6, 0, 7, 0]
+
+
+def test_prompts_are_padded_on_the_left_by_length():
+    input_ids, mask = left_pad([[5, 0], [0]], pad_token_id=0)
+    assert input_ids.tolist() == [[5, 0], [0, 0]]
+    assert mask.tolist() == [[1, 1], [0, 1]]
