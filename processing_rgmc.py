@@ -1,0 +1,145 @@
+"""Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
+
+import unicodedata
+
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
+
+try:
+    from .feature_extraction_rgmc import RGMCFeatureExtractor
+    from .retrieval_rgmc import join_candidates, left_pad
+except ImportError:
+    from feature_extraction_rgmc import RGMCFeatureExtractor
+    from retrieval_rgmc import join_candidates, left_pad
+
+logger = logging.get_logger(__name__)
+
+
+def normalize_caption(caption: str) -> str:
+    """
+    Lower case, punctuation and symbols removed, white space collapsed (section 5): the one form of a caption for training,
+    retrieval and scoring. Punctuation is every character of the Unicode categories P and S, and it is deleted, not replaced
+    by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`.
+    """
+    kept = "".join(character for character in caption.lower() if unicodedata.category(character)[0] not in "PS")
+    return " ".join(kept.split())
+
+
+class RGMCProcessor(ProcessorMixin):
+    """
+    Prepares audio and, where wanted, candidate captions for [`RGMCModel`].
+
+    Args:
+        feature_extractor ([`RGMCFeatureExtractor`]): From a file or waveform to the log-mel of its middle 10 s.
+        tokenizer (`PreTrainedTokenizerBase`): The decoder's tokenizer. Its pad token becomes its EOS where it has none.
+        max_candidate_length (`int`, defaults to 128): Longest candidate in tokens; a longer one is cut, announced once.
+        max_caption_length (`int`, defaults to 128): Longest caption in tokens, with its EOS, that is trained on.
+        text_model_id (`str`, *optional*): Hub id of the tokenizer, for a folder that holds no tokenizer of its own.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: RGMCFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        max_candidate_length: int = 128,
+        max_caption_length: int = 128,
+        text_model_id: str | None = None,
+        **kwargs,
+    ):
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"The tokenizer '{tokenizer.name_or_path}' has no EOS token, so captions could not end")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.max_candidate_length = max_candidate_length
+        self.max_caption_length = max_caption_length
+        self.text_model_id = text_model_id
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # Our own classes: the Auto classes would ask for trust in the checkpoint's copy of this very code.
+        feature_extractor = RGMCFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        text_model_id = (processor_dict or {}).get("text_model_id") or pretrained_model_name_or_path
+        return [feature_extractor, AutoTokenizer.from_pretrained(text_model_id, **kwargs)]
+
+    @property
+    def separator_token_id(self) -> int:
+        """Token that ends a candidate and starts the caption: BOS, or EOS where the tokenizer has no BOS."""
+        bos_token_id = self.tokenizer.bos_token_id
+        return self.tokenizer.eos_token_id if bos_token_id is None else bos_token_id
+
+    def __call__(
+        self,
+        audio=None,
+        candidates: list[str] | list[list[str]] | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: One clip or a list of clips: paths, bytes, file objects, or waveforms (`(samples,)` or `(channels, samples)`).
+            candidates (`list[str]` or `list[list[str]]`, *optional*):
+                One caption, or a list of captions, per clip, instead of those that the model would retrieve.
+            sampling_rate (`int`, *optional*): Of the waveforms, in Hz; files carry their own.
+            return_tensors (`str`, defaults to `"pt"`)
+            kwargs: Further arguments of [`RGMCFeatureExtractor`].
+
+        Returns:
+            `BatchFeature` with `input_features` `(B, 1, T, F)` and, with candidates, left-padded `input_ids` and
+            `attention_mask` `(B, L)`.
+
+        Raises:
+            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per clip.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"RGMCProcessor makes PyTorch tensors (return_tensors='pt'), got {return_tensors!r}")
+        if audio is None and candidates is None:
+            raise ValueError("Nothing to process: pass `audio=` (paths, bytes or waveforms), `candidates=`, or both")
+        inputs = {}
+        if audio is not None:
+            inputs.update(self.feature_extractor(audio, sampling_rate=sampling_rate, **kwargs))
+        if candidates is not None:
+            prompts = [
+                self.encode_prompt([entry] if isinstance(entry, str) else entry)
+                for entry in ([candidates] if isinstance(candidates, str) else candidates)
+            ]
+            if audio is not None and len(prompts) != len(inputs["input_features"]):
+                raise ValueError(
+                    f"Got {len(inputs['input_features'])} clips but candidates for {len(prompts)}: they must match 1:1"
+                )
+            inputs["input_ids"], inputs["attention_mask"] = left_pad(prompts, self.tokenizer.pad_token_id)
+        return BatchFeature(inputs)
+
+    def encode_candidate(self, caption: str) -> list[int]:
+        """Token ids of a candidate caption, normalised, without a separator."""
+        token_ids = self._encode(caption)
+        if len(token_ids) > self.max_candidate_length:
+            logger.warning_once(
+                f"Candidates longer than {self.max_candidate_length} tokens are cut (`max_candidate_length`)."
+            )
+        return token_ids[: self.max_candidate_length]
+
+    def encode_prompt(self, candidates: list[str]) -> list[int]:
+        """Token ids of the decoder's prompt: the candidates, each followed by a separator."""
+        return join_candidates([self.encode_candidate(caption) for caption in candidates], self.separator_token_id)
+
+    def encode_caption(self, caption: str) -> list[int]:
+        """Token ids of a caption to be learned, normalised, with its EOS; a caption that is cut gets none."""
+        token_ids = [*self._encode(caption), self.tokenizer.eos_token_id]
+        if len(token_ids) > self.max_caption_length:
+            logger.warning_once(
+                f"Captions longer than {self.max_caption_length} tokens are cut (`max_caption_length`)."
+            )
+        return token_ids[: self.max_caption_length]
+
+    def _encode(self, caption: str) -> list[int]:
+        return self.tokenizer(normalize_caption(caption), add_special_tokens=False)["input_ids"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_features", "input_ids", "attention_mask"]
+
+
+RGMCProcessor.register_for_auto_class()
