@@ -1,0 +1,381 @@
+"""
+RGMC, Retrieval Guided Music Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
+
+Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10 prefix
+vectors, `D` width of the language model, `L` tokens.
+"""
+
+import hashlib
+import os
+import warnings
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    ClapAudioModelWithProjection,
+    ClapModel,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
+
+try:
+    from .configuration_rgmc import RGMCConfig
+    from .retrieval_rgmc import CaptionDatastore, Retrieved, join_candidates, left_pad
+except ImportError:
+    from configuration_rgmc import RGMCConfig
+    from retrieval_rgmc import CaptionDatastore, Retrieved, join_candidates, left_pad
+
+logger = logging.get_logger(__name__)
+
+
+class RGMCMapper(nn.Module):
+    """The mapping network `g` (section 3.1): a two-layer MLP from one audio embedding to `P` prefix vectors."""
+
+    def __init__(self, config: RGMCConfig):
+        super().__init__()
+        embedding_size = config.audio_config.projection_dim
+        text_size = config.text_config.hidden_size
+        hidden_size = config.mapper_hidden_size or config.prefix_length * text_size // 2
+        self.prefix_shape = (config.prefix_length, text_size)
+        # Numbers of a unit vector are about 1 / sqrt(E); a linear layer's default initialisation expects them about 1.
+        self.input_scale = embedding_size**0.5
+        self.linear1 = nn.Linear(embedding_size, hidden_size)
+        self.activation = nn.Tanh()
+        self.linear2 = nn.Linear(hidden_size, config.prefix_length * text_size)
+
+    def forward(self, audio_embeds: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation(self.linear1(audio_embeds * self.input_scale))
+        return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
+
+
+class RGMCModel(PreTrainedModel, GenerationMixin):
+    """
+    Captions music from its sound and from the caption of the most similar song of a datastore.
+
+    `audio_tower` is CLAP's HTS-AT with its projection (`f`), `mapper` the two-layer MLP `g`, `text_model` the decoder.
+    `datastore` is the [`CaptionDatastore`] that [`~RGMCModel.generate`] retrieves from, or `None`.
+    """
+
+    config: RGMCConfig
+    config_class = RGMCConfig
+    base_model_prefix = ""
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The datastore holds float32 embeddings of this very encoder, whatever precision the decoder is loaded in.
+    _keep_in_fp32_modules_strict = ["audio_tower"]
+
+    def __init__(self, config: RGMCConfig):
+        super().__init__(config)
+        self.audio_tower = ClapAudioModelWithProjection(config.audio_config)
+        self.mapper = RGMCMapper(config) if config.uses_audio else None
+        self.text_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.text_model.loss_type = "ForCausalLM"  # transformers cannot tell it from the name GPT2LMHeadModel, and warns
+        self.datastore: CaptionDatastore | None = None
+        if not config.uses_audio:
+            self.freeze_audio_tower()
+        self.post_init()
+        self.generation_config = default_generation_config(config)
+
+    def _init_weights(self, module: nn.Module):
+        # Called for the mapper alone: both parts initialise themselves. PyTorch's default, as in the paper's code base,
+        # and not the decoder's `initializer_range`, which transformers would take.
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+
+    # -- the parts -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_audio_text_pretrained(cls, audio_model: str, text_model: str, **config_kwargs) -> "RGMCModel":
+        """
+        Joins a pretrained CLAP and a pretrained causal language model; the mapper is new (section 4).
+
+        Args:
+            audio_model (`str`): Hub id or folder of an unfused `ClapModel`, such as `"laion/larger_clap_music"`.
+            text_model (`str`): Hub id or folder of a causal language model, such as `"openai-community/gpt2"`.
+            config_kwargs: Further fields of [`RGMCConfig`].
+
+        Raises:
+            `StrictDataclassError`: when the CLAP is a fused one; `OSError`: when a part cannot be found.
+        """
+        clap = ClapModel.from_pretrained(audio_model, dtype=torch.float32)
+        text = AutoModelForCausalLM.from_pretrained(text_model, dtype=torch.float32)
+        # Copies of the configurations: objects that another model owns lose their attention setting here and fall back
+        # to eager attention.
+        config = RGMCConfig(
+            audio_config=clap.config.audio_config.to_dict(), text_config=text.config.to_dict(), **config_kwargs
+        )
+        model = cls(config)
+        model.audio_tower.audio_model.load_state_dict(clap.audio_model.state_dict())
+        model.audio_tower.audio_projection.load_state_dict(clap.audio_projection.state_dict())
+        model.text_model.load_state_dict(text.state_dict())
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.text_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.text_model.set_output_embeddings(value)
+
+    def freeze_audio_tower(self):
+        """Stops the training of the audio encoder; its dropout stays off from then on, also after `model.train()`."""
+        self.audio_tower.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "RGMCModel":
+        """
+        As `nn.Module.train`, but a frozen audio encoder stays in evaluation mode, and so does the batch norm of its mel
+        bins always: batch statistics would make the loss depend on how a batch is cut into processes and steps.
+        """
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
+            self.audio_tower.eval()
+        self.audio_tower.audio_model.audio_encoder.batch_norm.eval()
+        return self
+
+    def set_log_mel_statistics(self, mean: torch.Tensor, variance: torch.Tensor):
+        """
+        Sets the mean and the variance (dB, dB², each `(F,)`) that the encoder's batch norm standardises its log-mel with.
+        Needed once before an encoder is trained from scratch; a pretrained one brings its own.
+        """
+        batch_norm = self.audio_tower.audio_model.audio_encoder.batch_norm
+        batch_norm.running_mean.copy_(mean)
+        batch_norm.running_var.copy_(variance)
+
+    # -- the method ------------------------------------------------------------------------------------------------------
+
+    def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
+        """
+        The audio encoder `f` (section 3.1): log-mel `(B, 1, T, F)` in dB to L2-normalised float32 embeddings `(B, E)`,
+        whose dot product is their similarity.
+        """
+        dtype = self.audio_tower.audio_projection.linear1.weight.dtype
+        embeds = self.audio_tower(input_features=input_features.to(self.device, dtype)).audio_embeds
+        return nn.functional.normalize(embeds.float(), dim=-1)
+
+    def join_inputs(
+        self, audio_embeds: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`e(x) ⊕ ỹ` (section 3.2): decoder inputs `(B, P + L, D)` and their attention mask `(B, P + L)`."""
+        inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if self.config.uses_audio:
+            prefix = self.mapper(audio_embeds.to(self.mapper.linear1.weight.dtype)).to(inputs_embeds.dtype)  # (B, P, D)
+            inputs_embeds = torch.cat([prefix, inputs_embeds], dim=1)  # (B, P + L, D)
+            attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
+        return inputs_embeds, attention_mask
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        `p(y | e(x) ⊕ ỹ)` (section 3.3).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`):
+                Candidate, separator and, for teacher forcing, the caption and its EOS, without the prefix.
+            attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                1 for tokens, 0 for padding, on either side. The positions are counted from it.
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
+                Log-mel spectrograms in dB. Not needed with `audio_embeds`.
+            audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
+                What [`~RGMCModel.embed_audio`] returns.
+            labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                `input_ids` where a token is to be learned (the caption and its EOS), -100 elsewhere.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                Divides the summed cross entropy; by default the number of labels that are not -100.
+
+        Returns:
+            `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)` and
+            `past_key_values`.
+        """
+        decoding_step = past_key_values is not None and input_features is None and audio_embeds is None
+        if inputs_embeds is None and decoding_step:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif inputs_embeds is None:
+            if self.config.uses_audio and audio_embeds is None:
+                if input_features is None:
+                    raise ValueError(
+                        f"A model with conditioning '{self.config.conditioning}' needs `input_features` or `audio_embeds`"
+                    )
+                audio_embeds = self.embed_audio(input_features)
+            inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
+            if labels is not None:
+                prefix_labels = labels.new_full((len(labels), inputs_embeds.shape[1] - labels.shape[1]), -100)
+                labels = torch.cat([prefix_labels, labels], dim=1)
+        if position_ids is None and attention_mask is not None:
+            # Decoders count positions from 0 at the left edge of the batch by default, padding included.
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        return self.text_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def retrieve(self, audio_embeds: torch.Tensor) -> Retrieved:
+        """The candidates of each clip (section 3.2): the captions whose songs have the largest dot product with it."""
+        return self.datastore.search(audio_embeds, k=self.config.num_candidates)
+
+    def prompt_ids(self, audio_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Retrieves candidates for embeddings `(B, E)`: left-padded `input_ids` and `attention_mask`, each `(B, L)`."""
+        candidates = [[]] * len(audio_embeds)
+        if self.config.uses_candidate and self.datastore is not None:
+            candidates = self.retrieve(audio_embeds).input_ids
+        elif self.config.conditioning == "candidate":
+            raise ValueError(
+                "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, or give "
+                "the model a datastore with `model.set_datastore(CaptionDatastore.from_pretrained(...))`"
+            )
+        elif self.config.uses_candidate:
+            logger.warning_once(
+                "This model has no datastore and was given no candidates: it captions from the audio alone."
+            )
+        prompts = [join_candidates(token_ids, self.config.separator_token_id) for token_ids in candidates]
+        input_ids, attention_mask = left_pad(prompts, self.config.separator_token_id)
+        return input_ids.to(self.device), attention_mask.to(self.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """
+        Captions clips (section 3.3): beam search with 5 beams in which no trigram appears twice, unless the saved
+        generation configuration or `kwargs` say otherwise.
+
+        The rule on trigrams sees the generated caption alone, so that the candidate may be copied.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`): Log-mel spectrograms in dB.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                Candidates as the processor encodes them, padded on the left. Without them they are retrieved from
+                `datastore`; without a datastore the caption comes from the audio alone.
+            audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*): Instead of `input_features`.
+            kwargs: Anything that `GenerationMixin.generate` takes.
+
+        Returns:
+            `torch.LongTensor` of shape `(B, L')` with the tokens of the captions, or what `return_dict_in_generate` asks for.
+        """
+        if audio_embeds is None and input_features is not None:
+            audio_embeds = self.embed_audio(input_features)
+        if audio_embeds is None and (self.config.uses_audio or input_ids is None):
+            raise ValueError(
+                "`generate` needs `input_features` or `audio_embeds`: call it as `generate(**processor(audio=...))`"
+            )
+        if input_ids is None:
+            input_ids, attention_mask = self.prompt_ids(audio_embeds)
+        elif attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError(
+                "`input_ids` are padded on the right, and a caption would continue the padding: pad them on the left, as "
+                "the processor does"
+            )
+        inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
+        self._check_length(inputs_embeds.shape[1], kwargs)
+        with warnings.catch_warnings():
+            # transformers warns that the trigram rule sees the new tokens alone; that is what we want.
+            warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
+            return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    def _check_length(self, prompt_length: int, kwargs: dict):
+        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        new = kwargs.get("max_new_tokens") or (kwargs.get("generation_config") or self.generation_config).max_new_tokens
+        if limit is not None and new is not None and prompt_length + new > limit:
+            raise ValueError(
+                f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, but the decoder has only "
+                f"{limit}: pass a smaller `max_new_tokens`, or shorten the candidates (`processor.max_candidate_length`)"
+            )
+
+    # -- datastore and files ---------------------------------------------------------------------------------------------
+
+    def encoder_fingerprint(self) -> str:
+        """SHA-256 of the audio encoder's weights: a datastore belongs to the encoder that made its embeddings."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.audio_tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def set_datastore(self, datastore: CaptionDatastore | None):
+        """
+        Gives the model the captions that it retrieves from; `None` takes them away.
+
+        Raises:
+            `ValueError`: when another encoder made the datastore's embeddings.
+        """
+        if datastore is not None and datastore.encoder_fingerprint != self.encoder_fingerprint():
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
+                f"{datastore.encoder_fingerprint[:12]}…, this model's is {self.encoder_fingerprint()[:12]}…), so its "
+                f"similarities would mean nothing. Rebuild it with this model: `CaptionDatastore.build(...)` on the "
+                f"embeddings of `model.embed_audio`. A model cast by hand (`model.half()`) differs too: load it with "
+                f"`dtype=` instead."
+            )
+        self.datastore = datastore
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; loads the checkpoint's `datastore/` too where it has one."""
+        hub_kwargs = {
+            name: kwargs[name]
+            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            if name in kwargs
+        }
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.set_datastore(CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs))
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, is_main_process: bool = True, **kwargs):
+        """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if self.datastore is not None and is_main_process:
+            self.datastore.save_pretrained(os.path.join(save_directory, "datastore"))
+
+
+def default_generation_config(config: RGMCConfig) -> GenerationConfig:
+    """Beam search with 5 beams, no trigram twice (section 3.3), captions of up to 128 tokens."""
+    eos_token_id = config.text_config.eos_token_id
+    return GenerationConfig(
+        num_beams=5,
+        no_repeat_ngram_size=3,
+        max_new_tokens=128,
+        bos_token_id=config.separator_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
+    )
+
+
+RGMCModel.register_for_auto_class("AutoModel")
