@@ -24,24 +24,25 @@ class RGMCConfig(PreTrainedConfig):
 
     Args:
         audio_config (`ClapAudioConfig` or `dict`, defaults to HTS-AT base):
-            The audio encoder `f`: CLAP's HTS-AT and its projection to `projection_dim` = 512 numbers (section 3.1). What a
-            `dict` leaves out takes the defaults of `ClapAudioConfig`, which are HTS-AT tiny's.
+            The audio encoder `f`: CLAP's HTS-AT and its projection to `projection_dim` = 512 numbers (section 3.1).
+            What a `dict` leaves out takes the defaults of `ClapAudioConfig`, which are HTS-AT tiny's.
         text_config (`PreTrainedConfig` or `dict`, defaults to GPT-2 small):
             The decoder: any causal language model of transformers. A `dict` names its `model_type`.
         prefix_length (`int`, defaults to 10):
             Number of vectors `P` that the mapper `g` makes of one audio embedding (section 3.1).
         mapper_hidden_size (`int`, *optional*):
-            Width of the hidden layer of the two-layer mapper. Half of its output, `prefix_length * text_config.hidden_size
-            // 2`, when not given: the choice of ClipCap, from which the paper inherits.
+            Width of the hidden layer of the two-layer mapper. Half of its output, `prefix_length *
+            text_config.hidden_size // 2`, when not given: the choice of ClipCap, from which the paper inherits.
         conditioning (`str`, defaults to `"audio+candidate"`):
             What the decoder sees: `"audio+candidate"` is RGMC, `"audio"` and `"candidate"` are the paper's "audio only"
-            and "text only" models (section 6.1). With `"candidate"` the encoder serves retrieval alone and is not trained.
+            and "text only" models (section 6.1). With `"candidate"` the encoder serves retrieval alone and is not
+            trained.
         num_candidates (`int`, defaults to 1):
             How many captions `K` of similar songs are retrieved (section 3.2: one).
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or the
-        field is set, and for values that cannot make a model, when the configuration is made.
+        `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or
+        the field is set, and for values that cannot make a model, when the configuration is made.
     """
 
     model_type = "rgmc"

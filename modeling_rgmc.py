@@ -1,8 +1,8 @@
 """
 RGMC, Retrieval Guided Music Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
 
-Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10 prefix
-vectors, `D` width of the language model, `L` tokens.
+Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10
+prefix vectors, `D` width of the language model, `L` tokens.
 """
 
 import hashlib
@@ -75,7 +75,9 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         self.audio_tower = ClapAudioModelWithProjection(config.audio_config)
         self.mapper = RGMCMapper(config) if config.uses_audio else None
         self.text_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.text_model.loss_type = "ForCausalLM"  # transformers cannot tell it from the name GPT2LMHeadModel, and warns
+        self.text_model.loss_type = (
+            "ForCausalLM"  # transformers cannot tell it from the name GPT2LMHeadModel, and warns
+        )
         self.datastore: CaptionDatastore | None = None
         if not config.uses_audio:
             self.freeze_audio_tower()
@@ -88,7 +90,7 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         if isinstance(module, nn.Linear):
             module.reset_parameters()
 
-    # -- the parts -------------------------------------------------------------------------------------------------------
+    # -- the parts ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_audio_text_pretrained(cls, audio_model: str, text_model: str, **config_kwargs) -> "RGMCModel":
@@ -146,14 +148,14 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
 
     def set_log_mel_statistics(self, mean: torch.Tensor, variance: torch.Tensor):
         """
-        Sets the mean and the variance (dB, dB², each `(F,)`) that the encoder's batch norm standardises its log-mel with.
-        Needed once before an encoder is trained from scratch; a pretrained one brings its own.
+        Sets the mean and the variance (dB, dB², each `(F,)`) that the encoder's batch norm standardises its log-mel
+        with. Needed once before an encoder is trained from scratch; a pretrained one brings its own.
         """
         batch_norm = self.audio_tower.audio_model.audio_encoder.batch_norm
         batch_norm.running_mean.copy_(mean)
         batch_norm.running_var.copy_(variance)
 
-    # -- the method ------------------------------------------------------------------------------------------------------
+    # -- the method ---------------------------------------------------------------------------------------------------
 
     def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
         """
@@ -209,8 +211,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
                 Divides the summed cross entropy; by default the number of labels that are not -100.
 
         Returns:
-            `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)` and
-            `past_key_values`.
+            `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`
+            and `past_key_values`.
         """
         decoding_step = past_key_values is not None and input_features is None and audio_embeds is None
         if inputs_embeds is None and decoding_step:
@@ -219,7 +221,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             if self.config.uses_audio and audio_embeds is None:
                 if input_features is None:
                     raise ValueError(
-                        f"A model with conditioning '{self.config.conditioning}' needs `input_features` or `audio_embeds`"
+                        f"A model with conditioning '{self.config.conditioning}' needs `input_features` or "
+                        "`audio_embeds`"
                     )
                 audio_embeds = self.embed_audio(input_features)
             inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
@@ -252,7 +255,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             candidates = self.retrieve(audio_embeds).input_ids
         elif self.config.conditioning == "candidate":
             raise ValueError(
-                "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, or give "
+                "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, "
+                "or give "
                 "the model a datastore with `model.set_datastore(CaptionDatastore.from_pretrained(...))`"
             )
         elif self.config.uses_candidate:
@@ -287,7 +291,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             kwargs: Anything that `GenerationMixin.generate` takes.
 
         Returns:
-            `torch.LongTensor` of shape `(B, L')` with the tokens of the captions, or what `return_dict_in_generate` asks for.
+            `torch.LongTensor` of shape `(B, L')` with the tokens of the captions, or what `return_dict_in_generate`
+            asks for.
         """
         if audio_embeds is None and input_features is not None:
             audio_embeds = self.embed_audio(input_features)
@@ -299,7 +304,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask = self.prompt_ids(audio_embeds)
         elif attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
-                "`input_ids` are padded on the right, and a caption would continue the padding: pad them on the left, as "
+                "`input_ids` are padded on the right, and a caption would continue the padding: pad them on the "
+                "left, as "
                 "the processor does"
             )
         inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
@@ -314,11 +320,13 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         new = kwargs.get("max_new_tokens") or (kwargs.get("generation_config") or self.generation_config).max_new_tokens
         if limit is not None and new is not None and prompt_length + new > limit:
             raise ValueError(
-                f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, but the decoder has only "
-                f"{limit}: pass a smaller `max_new_tokens`, or shorten the candidates (`processor.max_candidate_length`)"
+                f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, but the decoder "
+                "has only "
+                f"{limit}: pass a smaller `max_new_tokens`, or shorten the candidates "
+                "(`processor.max_candidate_length`)"
             )
 
-    # -- datastore and files ---------------------------------------------------------------------------------------------
+    # -- datastore and files ------------------------------------------------------------------------------------------
 
     def encoder_fingerprint(self) -> str:
         """SHA-256 of the audio encoder's weights: a datastore belongs to the encoder that made its embeddings."""

@@ -17,9 +17,9 @@ logger = logging.get_logger(__name__)
 
 def normalize_caption(caption: str) -> str:
     """
-    Lower case, punctuation and symbols removed, white space collapsed (section 5): the one form of a caption for training,
-    retrieval and scoring. Punctuation is every character of the Unicode categories P and S, and it is deleted, not replaced
-    by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`.
+    Lower case, punctuation and symbols removed, white space collapsed (section 5): the one form of a caption for
+    training, retrieval and scoring. Punctuation is every character of the Unicode categories P and S, and it is
+    deleted, not replaced by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`.
     """
     kept = "".join(character for character in caption.lower() if unicodedata.category(character)[0] not in "PS")
     return " ".join(kept.split())
@@ -79,7 +79,8 @@ class RGMCProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            audio: One clip or a list of clips: paths, bytes, file objects, or waveforms (`(samples,)` or `(channels, samples)`).
+            audio: One clip or a list of clips: paths, bytes, file objects, or waveforms (`(samples,)` or `(channels,
+            samples)`).
             candidates (`list[str]` or `list[list[str]]`, *optional*):
                 One caption, or a list of captions, per clip, instead of those that the model would retrieve.
             sampling_rate (`int`, *optional*): Of the waveforms, in Hz; files carry their own.
@@ -91,7 +92,8 @@ class RGMCProcessor(ProcessorMixin):
             `attention_mask` `(B, L)`.
 
         Raises:
-            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per clip.
+            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
+            clip.
         """
         if return_tensors != "pt":
             raise ValueError(f"RGMCProcessor makes PyTorch tensors (return_tensors='pt'), got {return_tensors!r}")

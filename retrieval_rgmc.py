@@ -30,13 +30,19 @@ SEARCH_BATCH_SIZE = 4096
 
 
 def join_candidates(candidates: list[list[int]], separator_token_id: int) -> list[int]:
-    """The decoder's prompt: each candidate's tokens and a separator, or the separator alone when there is no candidate."""
+    """
+    The decoder's prompt: each candidate's tokens and a separator, or the separator alone when there is no
+    candidate.
+    """
     prompt = [token_id for candidate in candidates for token_id in [*candidate, separator_token_id]]
     return prompt or [separator_token_id]
 
 
 def left_pad(prompts: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts of unequal lengths as `input_ids` and `attention_mask`, each `(B, L)`; generation continues on the right."""
+    """
+    Prompts of unequal lengths as `input_ids` and `attention_mask`, each `(B, L)`; generation continues on the
+    right.
+    """
     length = max(map(len, prompts))
     input_ids = [[pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
     attention_mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -73,7 +79,8 @@ class CaptionDatastore:
         string_factory (`str`, defaults to `"Flat"`): FAISS index; `"Flat"` is exact search.
 
     Raises:
-        `ValueError`: when a column is missing, lengths differ, an id stands twice, or an embedding is not a unit vector.
+        `ValueError`: when a column is missing, lengths differ, an id stands twice, or an embedding is not a unit
+        vector.
     """
 
     def __init__(
@@ -104,8 +111,8 @@ class CaptionDatastore:
             queries (`(B, E)`): L2-normalised embeddings.
             k (`int`, defaults to 1): Number of candidates `K`.
             exclude_ids (`list[str]`, *optional*):
-                For each query the id of the row that must not be its candidate; a row with another id may be chosen even
-                where it holds the same text (section 3: `D` without `(x, y)`).
+                For each query the id of the row that must not be its candidate; a row with another id may be chosen
+                even where it holds the same text (section 3: `D` without `(x, y)`).
 
         Returns:
             Row numbers (`(B, K)`, int64, -1 where there are fewer rows than that) and similarities (`(B, K)`, float32).
@@ -220,7 +227,8 @@ class CaptionDatastore:
         description = json.loads(files["datastore.json"].read_text())
         if description.get("format_version") != FORMAT_VERSION:
             raise ValueError(
-                f"{files['datastore.json']} has format version {description.get('format_version')}, but this code reads "
+                f"{files['datastore.json']} has format version {description.get('format_version')}, but this code "
+                "reads "
                 f"version {FORMAT_VERSION}: update the code or rebuild the datastore"
             )
         rows = datasets.Dataset(pyarrow.parquet.read_table(files["captions.parquet"]))
@@ -228,7 +236,8 @@ class CaptionDatastore:
         expected = (description["rows"], description["embedding_size"])
         if len(rows) != expected[0] or embeddings.shape != expected:
             raise ValueError(
-                f"{files['datastore.json'].parent} is incomplete: {files['datastore.json'].name} says {expected[0]} rows of "
+                f"{files['datastore.json'].parent} is incomplete: {files['datastore.json'].name} says {expected[0]} "
+                "rows of "
                 f"{expected[1]} numbers, but there are {len(rows)} captions and embeddings of shape {embeddings.shape}"
             )
         return cls(rows, embeddings, description["encoder_fingerprint"], description["string_factory"])
@@ -262,6 +271,7 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
     wrong = np.flatnonzero(~(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < 1e-3))
     if len(wrong):
         raise ValueError(
-            f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as that of "
+            f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as "
+            "that of "
             f"'{rows[int(wrong[0])]['id']}'. `RGMCModel.embed_audio` makes unit vectors."
         )

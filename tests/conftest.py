@@ -105,24 +105,19 @@ def log_mels():
     return make
 
 
-def write_tone(path: Path, hertz: float, seconds: float = 1.0, rate: int = 16_000) -> Path:
+def write_tone(path: Path, hertz: float, seconds: float = 10.0, rate: int = 8_000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(int(seconds * rate)) / rate
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * time) + 0.1 * np.sin(2 * np.pi * 3.01 * hertz * time), rate)
     return path
 
 
-@pytest.fixture
-def make_corpus(tmp_path):
-    """An audiofolder of tones: `make_corpus({"train": ["a caption", …], "validation": […]})`."""
-
-    def make(splits: dict[str, list[str]], name: str = "corpus") -> Path:
-        for split, captions in splits.items():
-            lines = ["file_name,id,caption"]
-            for row, caption in enumerate(captions):
-                write_tone(tmp_path / name / split / f"{row}.wav", 110 * 2 ** (row / 3) + len(split))
-                lines.append(f"{row}.wav,{split}-{row},{caption}")
-            (tmp_path / name / split / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return tmp_path / name
-
-    return make
+def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
+    """An audiofolder of tones: `write_corpus(folder, {"train": ["a caption", …], "validation": […]})`."""
+    for split, captions in splits.items():
+        lines = ["file_name,id,caption"]
+        for row, caption in enumerate(captions):
+            write_tone(folder / split / f"{row}.wav", 110 * 2 ** (row / 3) + len(split))
+            lines.append(f"{row}.wav,{split}-{row},{caption}")
+        (folder / split / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -1,4 +1,7 @@
-"""What RGMCModel promises: the paper's sizes and decoding, batches equal to single clips, guards against silent failures."""
+"""
+What RGMCModel promises: the paper's sizes and decoding, batches equal to single clips, guards against silent
+failures.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 from conftest import CAPTIONS
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
+from transformers import ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
 
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
@@ -193,7 +196,9 @@ def test_saved_generation_configuration_is_applied_after_a_reload(make_model, lo
     model.save_pretrained(tmp_path)
     loaded = RGMCModel.from_pretrained(tmp_path)
     rows = []
-    loaded.text_model.register_forward_hook(lambda module, args, kwargs, output: rows.append(len(output.logits)), with_kwargs=True)
+    loaded.text_model.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(len(output.logits)), with_kwargs=True
+    )
     tokens = loaded.generate(input_features=log_mels(2))
     assert tokens.shape == (2, 7)
     assert set(rows) == {6}  # 2 clips x 3 beams
@@ -202,7 +207,9 @@ def test_saved_generation_configuration_is_applied_after_a_reload(make_model, lo
 def test_the_encoder_runs_once_per_clip_and_not_per_beam(make_model, log_mels):
     model = make_model()
     rows = []
-    model.audio_tower.register_forward_hook(lambda module, args, kwargs, output: rows.append(len(output.audio_embeds)), with_kwargs=True)
+    model.audio_tower.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(len(output.audio_embeds)), with_kwargs=True
+    )
     model.generate(input_features=log_mels(3))
     assert rows == [3]
 
@@ -221,7 +228,9 @@ def test_generate_without_audio_says_what_it_needs(make_model):
 # -- retrieval inside the model --------------------------------------------------------------------------------------
 
 
-def test_the_model_retrieves_from_its_own_datastore_and_explicit_candidates_win(make_model, processor, log_mels, tmp_path):
+def test_the_model_retrieves_from_its_own_datastore_and_explicit_candidates_win(
+    make_model, processor, log_mels, tmp_path
+):
     model = make_model()
     features = log_mels(8)
     model.set_datastore(make_datastore(model, processor, features))
@@ -245,7 +254,7 @@ def test_several_candidates_are_joined_by_separators(make_model, processor, log_
     features = log_mels(8)
     model.set_datastore(make_datastore(model, processor, features))
     embeds = model.embed_audio(features[:1])
-    input_ids, mask = model.prompt_ids(embeds)
+    input_ids, _ = model.prompt_ids(embeds)
     first, second = model.retrieve(embeds).captions[0]
     assert first == CAPTIONS[0]
     assert input_ids[0].tolist() == [*processor.encode_candidate(first), 0, *processor.encode_candidate(second), 0]
@@ -320,10 +329,14 @@ def test_the_mapper_starts_from_pytorchs_initialisation(make_config):
 
 def test_parts_keep_their_weights_and_their_attention(make_config, tmp_path):
     config = make_config()
-    clap_text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
-    clap = ClapModel(
-        ClapConfig(audio_config=config.audio_config.to_dict(), text_config=clap_text, projection_dim=32)
-    )
+    clap_text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 50,
+    }
+    clap = ClapModel(ClapConfig(audio_config=config.audio_config.to_dict(), text_config=clap_text, projection_dim=32))
     clap.save_pretrained(tmp_path / "clap")
     gpt2 = GPT2LMHeadModel(GPT2Config.from_dict(config.text_config.to_dict()))
     gpt2.save_pretrained(tmp_path / "gpt2")
@@ -373,5 +386,3 @@ def test_eight_clips_are_learnt_until_beam_search_repeats_their_captions(make_mo
     assert processor.batch_decode(tokens, skip_special_tokens=True) == CAPTIONS
     assert all(0 in row for row in tokens.tolist() if len(row) == 24)  # stopped by EOS, not by the length
     assert tokens.shape[1] < 24
-
-

@@ -47,7 +47,9 @@ def test_no_row_is_its_own_candidate_even_among_identical_embeddings():
 
 
 def test_the_same_text_under_another_id_may_be_chosen():
-    rows = Dataset.from_dict({"id": ["a", "b", "c"], "caption": ["same", "same", "other"], "input_ids": [[1], [1], [2]]})
+    rows = Dataset.from_dict(
+        {"id": ["a", "b", "c"], "caption": ["same", "same", "other"], "input_ids": [[1], [1], [2]]}
+    )
     vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], np.float32)
     datastore = CaptionDatastore(rows, vectors, "f00d")
     assert datastore.search(vectors[:1], exclude_ids=["a"]).ids == [["b"]]
