@@ -1,0 +1,539 @@
+"""
+What train.py and eval.py promise: from a folder of audio to a checkpoint that captions, and to a table that can be
+trusted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from conftest import AUDIO, CAPTIONS, ROOT, SHARED, TEXT, write_corpus, write_tone
+from datasets import Audio, Dataset, DatasetDict
+
+import train
+from dataset_rgmc import TeacherForcingCollator, compute_features, load_captions
+from eval import EvaluationArguments, baseline_systems, evaluate_checkpoint, score
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
+
+SPLITS = {
+    "train": [*CAPTIONS, CAPTIONS[0], "solo flute", "warm organ", "Loud brass!", "a quiet harp"],
+    "validation": CAPTIONS[2:5],
+    "test": CAPTIONS[4:8],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Read by the tests, not changed."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
+
+
+@pytest.fixture
+def broken_corpus(tmp_path):
+    """A corpus of its own for a test that changes it."""
+    return write_corpus(tmp_path / "corpus", SPLITS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    """A trained checkpoint with its evaluation; read by the tests, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run(folder, corpus, "--test_split", "test", "--num_train_epochs", "2", "--text_config.n_layer", "1")
+
+
+def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
+    """Trains a tiny model in this process and returns the checkpoint's folder."""
+    train.main([str(config_file(folder, corpus, name)), *options])
+    return folder / name
+
+
+def config_file(folder: Path, corpus: Path, name: str) -> Path:
+    config = {
+        "dataset": str(corpus),
+        "output_dir": str(folder / name),
+        "cache_dir": str(folder / "cache"),
+        "audio_config": {**AUDIO, "hidden_dropout_prob": 0.0},
+        "text_config": {**TEXT["gpt2"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "tokenizer_vocab_size": 350,
+        "prefix_length": 3,
+        "max_candidate_length": 20,
+        "max_caption_length": 20,
+        "num_train_epochs": 1,
+        "learning_rate": "1e-3",
+        "batch_size": 4,
+        "dataloader_num_workers": 0,
+        "num_proc": 1,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# -- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "README.md",
+        "config.json",
+        "configuration_rgmc.py",
+        "datastore",
+        "eval",
+        "feature_extraction_rgmc.py",
+        "generation_config.json",
+        "log.jsonl",
+        "model.safetensors",
+        "modeling_rgmc.py",
+        "neighbors.jsonl",
+        "processing_rgmc.py",
+        "processor_config.json",
+        "retrieval_rgmc.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert len(RGMCModel.from_pretrained(checkpoint).text_model.transformer.h) == 1
+    log = read_lines(checkpoint / "log.jsonl")
+    assert [line["epoch"] for line in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+
+    predictions = read_lines(checkpoint / "eval" / "predictions.jsonl")
+    assert [line["id"] for line in predictions] == [f"test-{row}" for row in range(4)]
+    assert [line["references"] for line in predictions] == [[caption] for caption in SPLITS["test"]]
+    store = CaptionDatastore.from_pretrained(checkpoint)
+    captions = dict(zip(store.rows["id"], store.rows["caption"]))
+    for line in predictions:
+        assert captions[line["candidate_id"]] == line["candidate"]
+        assert -1 <= line["similarity"] <= 1.0001
+        assert isinstance(line["prediction"], str)
+    results = json.loads((checkpoint / "eval" / "results.json").read_text())
+    assert results["n"] == 4
+    assert list(results["systems"]) == ["gold", "random", "nearest_neighbor", "rgmc", "rgmc_shuffled_audio"]
+    for values in results["systems"].values():
+        assert {"bleu_4", "rouge_l", "cider_d", "copy", "distinct"} == set(values)
+    assert results["systems"]["gold"]["cider_d"]["value"] == pytest.approx(1000)
+    assert results["systems"]["gold"]["bleu_4"]["value"] == pytest.approx(100)
+    assert results["systems"]["nearest_neighbor"]["copy"]["value"] == 100
+
+
+def test_training_continues_from_a_checkpoint(corpus, checkpoint, tmp_path):
+    second = run(tmp_path, corpus, "--model", str(checkpoint), "--freeze_audio_tower", "true")
+    old, new = RGMCModel.from_pretrained(checkpoint), RGMCModel.from_pretrained(second)
+    assert old.encoder_fingerprint() == new.encoder_fingerprint()
+    assert not torch.equal(old.mapper.linear1.weight, new.mapper.linear1.weight)
+
+
+FRESH = """
+import json, sys
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoTokenizer
+checkpoint, files = sys.argv[1], sys.argv[2:]
+model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+inputs = processor(audio=files, return_tensors="pt")
+together = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+alone = [
+    processor.batch_decode(model.generate(**processor(audio=[file], return_tensors="pt")), skip_special_tokens=True)[0]
+    for file in files
+]
+retrieved = model.retrieve(model.embed_audio(inputs["input_features"]))
+print(json.dumps({
+    "processor": type(processor).__name__, "together": together, "alone": alone, "ids": retrieved.ids,
+    "classes": [type(auto.from_pretrained(checkpoint, trust_remote_code=True)).__name__
+                for auto in (AutoConfig, AutoFeatureExtractor)],
+}))
+"""
+
+
+def test_a_checkpoint_captions_files_in_a_fresh_process_offline(corpus, checkpoint, tmp_path):
+    files = [str(corpus / "test" / f"{row}.wav") for row in range(4)]
+    music = sorted((SHARED / "real_audio" / "music").glob("*.*"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment.update(HF_HOME=str(elsewhere / "hf"), HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(checkpoint), *files, *map(str, music)],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["processor"] == "RGMCProcessor"  # without auto_map AutoProcessor hands back a tokenizer
+    assert found["classes"] == ["RGMCConfig", "RGMCFeatureExtractor"]
+    assert found["together"] == found["alone"]
+    assert len(found["together"]) == len(files) + len(music)
+    assert all(len(ids) == 1 and ids[0].startswith("train-") for ids in found["ids"])
+
+
+def test_saving_a_loaded_checkpoint_writes_the_same_model(checkpoint, tmp_path):
+    RGMCModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    RGMCProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    for file in ("model.safetensors", "datastore/embeddings.safetensors", "generation_config.json", "modeling_rgmc.py"):
+        assert (tmp_path / "again" / file).read_bytes() == (checkpoint / file).read_bytes(), file
+
+
+class RecordingHub:
+    """Stands for the Hub's API and records the files of a commit."""
+
+    def __init__(self):
+        self.files = set()
+
+    def create_repo(self, repo_id, **kwargs):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        self.files |= {operation.path_in_repo for operation in operations}
+
+
+def test_pushing_to_the_hub_carries_the_datastore_and_the_code(checkpoint, monkeypatch):
+    hub = RecordingHub()
+    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
+    card = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: card)
+    RGMCModel.from_pretrained(checkpoint).push_to_hub("somebody/rgmc")
+    assert hub.files == {
+        "config.json",
+        "configuration_rgmc.py",
+        "datastore/captions.parquet",
+        "datastore/datastore.json",
+        "datastore/embeddings.safetensors",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_rgmc.py",
+        "retrieval_rgmc.py",
+    }
+
+
+# -- retrieval in training -------------------------------------------------------------------------------------------
+
+
+def test_no_clip_is_its_own_candidate_in_training(checkpoint):
+    table = read_lines(checkpoint / "neighbors.jsonl")
+    assert [line["id"] for line in table] == [f"train-{row}" for row in range(len(SPLITS["train"]))]
+    assert all(len(line["candidate_ids"]) == 1 and line["id"] not in line["candidate_ids"] for line in table)
+
+
+def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
+    # torchrun: `accelerate launch --cpu --num_processes 2` quietly runs a single process.
+    options = ["--learning_rate", "0", "--num_train_epochs", "2", "--test_split", "test"]
+    alone = run(tmp_path, corpus, *options)
+    config = config_file(tmp_path, corpus, "two")
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731", str(ROOT / "train.py")]
+    done = subprocess.run(
+        [sys.executable, *launch, str(config), *options],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (read_lines(folder / "neighbors.jsonl") for folder in (alone, tmp_path / "two"))
+    assert [line["candidate_ids"] for line in two] == [line["candidate_ids"] for line in one]
+    assert [line["id"] for line in two] == [f"train-{row}" for row in range(13)]  # not divisible by two
+    logs = [read_lines(folder / "log.jsonl") for folder in (alone, tmp_path / "two")]
+    assert [line["processes"] for log in logs for line in log] == [1, 1, 2, 2]
+    for first, second in zip(*logs):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+        assert second["validation_loss"] == pytest.approx(first["validation_loss"], rel=1e-5)
+    predictions = [read_lines(folder / "eval" / "predictions.jsonl") for folder in (alone, tmp_path / "two")]
+    keys = ("id", "prediction", "candidate_id")
+    assert [[line[key] for key in keys] for line in predictions[0]] == [
+        [line[key] for key in keys] for line in predictions[1]
+    ]
+
+
+@pytest.mark.parametrize("micro_batch_size", [3, 1])
+def test_the_weights_do_not_depend_on_how_a_batch_is_cut(corpus, tmp_path, micro_batch_size):
+    whole = RGMCModel.from_pretrained(run(tmp_path, corpus, "--batch_size", "7")).state_dict()
+    cut = run(tmp_path, corpus, "--batch_size", "7", "--micro_batch_size", str(micro_batch_size), name="cut")
+    for name, tensor in RGMCModel.from_pretrained(cut).state_dict().items():
+        torch.testing.assert_close(
+            tensor, whole[name], atol=2e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_loader_workers_see_the_candidates_of_their_epoch(processor):
+    features = Dataset.from_dict({"log_mel": np.zeros((2, 4, 64), np.float16)})
+    captions = [processor.encode_caption(caption) for caption in CAPTIONS[:2]]
+    args = train.TrainingArguments(output_dir="unused", dataloader_num_workers=2)
+    for candidate in ([5, 6], [7, 8, 9]):
+        collator = TeacherForcingCollator(features, captions, [[candidate]] * 2, processor)
+        (batch,) = train.load_batches([[[0, 1]]], collator, args)
+        prompt = [*candidate, processor.separator_token_id]
+        assert batch["input_ids"][:, : len(prompt)].tolist() == [prompt, prompt]
+
+
+def test_teacher_forcing_learns_the_caption_and_its_eos_alone(processor):
+    features = Dataset.from_dict({"log_mel": np.zeros((2, 4, 64), np.float16)})
+    captions = [processor.encode_caption(caption) for caption in ("piano", "a sad ballad of strings")]
+    collator = TeacherForcingCollator(features, captions, [[[5]], []], processor)
+    batch = collator([0, 1])
+    for row, prompt in enumerate(([5, 0], [0])):
+        length = len(prompt) + len(captions[row])
+        assert batch["input_ids"][row, :length].tolist() == prompt + captions[row]
+        assert batch["labels"][row, :length].tolist() == [-100] * len(prompt) + captions[row]
+        assert batch["labels"][row, length:].tolist() == [-100] * (batch["labels"].shape[1] - length)
+        assert batch["attention_mask"][row].sum() == length  # the pad token is EOS, and EOS is learned
+    empty = collator([])
+    assert (empty["labels"] == -100).all()
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unrelated_caption_scores_no_bleu_and_shuffled_audio_is_never_a_clips_own():
+    predictions = [
+        {"prediction": f"clip {row}", "candidate": f"candidate {row}", "references": [caption]}
+        for row, caption in enumerate(CAPTIONS)
+    ]
+    systems = baseline_systems(predictions, ["x"], seed=0)
+    assert sorted(systems["rgmc_shuffled_audio"]) == sorted(systems["rgmc"])
+    assert all(mine != other for mine, other in zip(systems["rgmc"], systems["rgmc_shuffled_audio"]))
+    values = score(["completely different words here"] * 8, predictions)
+    assert values["bleu_4"]["value"] < 1e-3
+    assert values["distinct"]["value"] == 12.5
+    assert score(systems["nearest_neighbor"], predictions)["copy"]["value"] == 100
+
+
+def test_scores_are_those_of_the_coco_caption_code():
+    golden = SHARED / "caption_metrics_golden"
+    if not golden.is_dir():
+        pytest.skip("the golden scores are not here")
+    lines = [json.loads(line) for line in (golden / "multiref.pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    expected = json.loads((golden / "multiref.scores.json").read_text())["variants"]["normuni_ptb"]["corpus"]
+    values = score([line["prediction"] for line in lines], [{"candidate": None, **line} for line in lines])
+    for name, golden_name in (("bleu_4", "bleu4"), ("rouge_l", "rougeL"), ("cider_d", "cider")):
+        assert values[name]["value"] == pytest.approx(100 * expected[golden_name], abs=1e-7)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def break_column(corpus):
+    file = corpus / "train" / "metadata.csv"
+    file.write_text(file.read_text().replace("caption", "text", 1))
+
+
+def break_empty(corpus):
+    (corpus / "train" / "metadata.csv").write_text("file_name,id,caption\n")
+
+
+def break_split(corpus):
+    (corpus / "validation" / "metadata.csv").unlink()
+
+
+def break_missing_audio(corpus):
+    (corpus / "train" / "3.wav").unlink()
+
+
+def break_audio(corpus):
+    (corpus / "train" / "3.wav").write_bytes(b"this is no sound" * 100)
+
+
+def break_caption(corpus):
+    file = corpus / "train" / "metadata.csv"
+    file.write_text(file.read_text().replace(CAPTIONS[3], "..."))
+
+
+def break_ids(corpus):
+    file = corpus / "train" / "metadata.csv"
+    file.write_text(file.read_text().replace("train-3,", "train-2,"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_column, ["no column caption", "file_name, id, text"]),
+        (break_empty, ["is empty"]),
+        (break_split, ["validation", "metadata.csv"]),
+        (break_missing_audio, ["row 3", "train-3", "3.wav"]),
+        (break_audio, ["row 3", "train-3", "3.wav", "--max_skipped"]),
+        (break_caption, ["row 3", "train-3", "empty caption"]),
+        (break_ids, ["'train-2'", "[2, 3]"]),
+    ],
+)
+def test_a_damaged_corpus_is_an_error_that_names_the_place_and_leaves_no_checkpoint(
+    broken_corpus, tmp_path, damage, words
+):
+    damage(broken_corpus)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        run(tmp_path, broken_corpus)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "checkpoint" / "config.json").exists()
+    assert not list(tmp_path.glob("checkpoint/*.safetensors"))
+
+
+def test_unusable_rows_are_skipped_announced_and_listed(broken_corpus, tmp_path, processor, monkeypatch):
+    break_audio(broken_corpus)
+    (broken_corpus / "train" / "5.wav").unlink()
+    messages = []
+    monkeypatch.setattr("dataset_rgmc.logger.warning", messages.append)
+    rows = load_captions(str(broken_corpus), "train")
+    features = compute_features(
+        rows, processor.feature_extractor, tmp_path / "skipped.jsonl", max_skipped=0.5, cache_dir=str(tmp_path)
+    )
+    assert features["id"] == [f"train-{row}" for row in range(13) if row not in (3, 5)]
+    skipped = read_lines(tmp_path / "skipped.jsonl")
+    assert [(line["row"], line["id"], Path(line["file"]).name) for line in skipped] == [
+        (3, "train-3", "3.wav"),
+        (5, "train-5", "5.wav"),
+    ]
+    assert len(messages) == 1 and "2 of 13 rows" in messages[0]
+
+
+def test_features_are_computed_once_and_again_for_a_changed_file(broken_corpus, tmp_path, processor, monkeypatch):
+    corpus = broken_corpus
+    decoded = []
+    extractor = type(processor.feature_extractor)
+    call = extractor.__call__
+    monkeypatch.setattr(
+        extractor, "__call__", lambda self, audio, **kwargs: decoded.append(audio) or call(self, audio, **kwargs)
+    )
+
+    def features():
+        decoded.clear()
+        rows = load_captions(str(corpus), "test")
+        return compute_features(
+            rows, processor.feature_extractor, tmp_path / "skipped.jsonl", cache_dir=str(tmp_path / "cache")
+        )
+
+    first = features()
+    assert len(decoded) == 4
+    direct = call(processor.feature_extractor, str(corpus / "test" / "1.wav"))["input_features"][0, 0]
+    np.testing.assert_allclose(np.array(first[1]["log_mel"]), direct, atol=0.04)  # dB, float16
+    features()
+    assert decoded == []
+    write_tone(corpus / "test" / "1.wav", 1234.5)
+    changed = features()
+    assert len(decoded) > 0
+    assert not np.allclose(np.array(changed[1]["log_mel"]), np.array(first[1]["log_mel"]), atol=1)
+
+
+def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
+    config = config_file(tmp_path, tmp_path, "x")
+    model_args, _, args = train.parse_arguments([str(config), "--batch_size", "9", "--text_config.n_layer", "5"])
+    assert (args.batch_size, args.learning_rate, model_args.text_config["n_layer"]) == (9, 1e-3, 5)
+    assert model_args.text_config["n_embd"] == 32
+    for wrong, word in (
+        ([str(config), "--bach_size", "9"], "bach_size"),
+        ([str(config), "--text_confg.n_layer", "9"], "text_confg"),
+        (["--output_dir", "x"], "--dataset"),
+    ):
+        with pytest.raises((SystemExit, ValueError)) as error:
+            train.parse_arguments(wrong)
+        assert word in str(error.value) + capsys.readouterr().err
+
+
+def test_a_checkpoint_is_not_overwritten_unless_asked(corpus, tmp_path):
+    checkpoint = run(tmp_path, corpus)
+    before = (checkpoint / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="overwrite_output_dir"):
+        run(tmp_path, corpus)
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+    run(tmp_path, corpus, "--overwrite_output_dir", "true", "--seed", "1")
+    assert (checkpoint / "model.safetensors").read_bytes() != before
+
+
+def test_an_interrupted_save_leaves_no_half_checkpoint(corpus, monkeypatch, tmp_path):
+    def interrupted(self, directory, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RGMCProcessor, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, corpus)
+    assert not (tmp_path / "checkpoint" / "config.json").exists()
+    assert not list((tmp_path / "checkpoint").glob("*.safetensors"))
+
+
+# -- corpora ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_layout_gives_the_same_rows(broken_corpus, tmp_path):
+    corpus = broken_corpus
+    expected = load_captions(str(corpus), "validation")
+    files = [str(corpus / "validation" / f"{row}.wav") for row in range(3)]
+    table = {"audio": files, "id": [f"validation-{row}" for row in range(3)], "caption": SPLITS["validation"]}
+    (tmp_path / "dev.jsonl").write_text(
+        "".join(json.dumps(dict(zip(table, row))) + "\n" for row in zip(*table.values()))
+    )
+    rows = Dataset.from_dict({**table, "split": ["val"] * 3})
+    rows.to_parquet(tmp_path / "all.parquet")
+    rows.to_csv(tmp_path / "all.csv", index=False)
+    DatasetDict({"dev": Dataset.from_dict(table).cast_column("audio", Audio(decode=False))}).save_to_disk(
+        tmp_path / "saved"
+    )
+    (corpus / "validation").rename(corpus / "val")
+    (corpus / "validation").symlink_to(corpus / "val")  # the paths above stay readable
+    for place in ("dev.jsonl", "all.parquet", "all.csv", "saved", "corpus"):
+        found = load_captions(str(tmp_path / place), "validation")
+        assert found["id"] == expected["id"], place
+        assert found["captions"] == expected["captions"], place
+        assert [Path(entry["path"]).name for entry in found["audio"]] == ["0.wav", "1.wav", "2.wav"], place
+        # save_to_disk takes the files' contents along
+        assert all(entry["bytes"] or Path(entry["path"]).is_file() for entry in found["audio"]), place
+
+
+def test_one_table_for_all_splits_is_divided_by_folder(broken_corpus):
+    corpus = broken_corpus
+    lines = ["file_name,caption"]
+    for split, captions in SPLITS.items():
+        (corpus / split / "metadata.csv").unlink()
+        lines += [f"{split}/{row}.wav,{caption}" for row, caption in enumerate(captions)]
+    (corpus / "metadata.csv").write_text("\n".join(lines))
+    assert len(load_captions(str(corpus), "train")) == 13
+    assert load_captions(str(corpus), "test")["captions"] == [[caption] for caption in SPLITS["test"]]
+    assert len(set(load_captions(str(corpus), "test")["id"])) == 4  # no id column: paths
+    assert len(load_captions(str(corpus), "all")) == 20
+    with pytest.raises(ValueError, match="'nowhere'"):
+        load_captions(str(corpus), "nowhere")
+
+
+def test_ids_and_captions_stay_text_and_may_be_lists(tmp_path):
+    (tmp_path / "train.csv").write_text("file_name,id,caption\na.wav,007,null\nb.wav,7,NA\n")
+    rows = load_captions(str(tmp_path / "train.csv"), "train")
+    assert rows["id"] == ["007", "7"] and rows["captions"] == [["null"], ["NA"]]
+    (tmp_path / "test.jsonl").write_text('{"file_name": "a.wav", "id": 3, "caption": ["one", "two"]}\n')
+    rows = load_captions(str(tmp_path / "test.jsonl"), "test")
+    assert rows["id"] == ["3"] and rows["captions"] == [["one", "two"]]
+
+
+def test_a_corpus_that_is_nowhere_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_captions(str(tmp_path / "nothing"), "train")
+    (tmp_path / "train.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"\.csv"):
+        load_captions(str(tmp_path / "train.txt"), "train")
+
+
+def test_evaluation_of_several_references_takes_all_of_them(corpus, checkpoint, tmp_path):
+    lines = [
+        {"file_name": str(corpus / "test" / f"{row}.wav"), "caption": [caption, "another caption of it"]}
+        for row, caption in enumerate(SPLITS["test"])
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = EvaluationArguments(
+        str(checkpoint), str(tmp_path / "test.jsonl"), str(tmp_path / "eval"), cache_dir=str(tmp_path)
+    )
+    results = evaluate_checkpoint(args, Accelerator())
+    assert read_lines(tmp_path / "eval" / "predictions.jsonl")[1]["references"] == [
+        SPLITS["test"][1],
+        "another caption of it",
+    ]
+    assert results["systems"]["gold"]["bleu_4"]["value"] == pytest.approx(100)

@@ -1,0 +1,606 @@
+"""
+Trains RGMC (sections 3 and 4 of the paper).
+
+    accelerate launch train.py configs/demo.yaml
+    accelerate launch train.py configs/small.yaml --dataset my_music --output_dir outputs/my_music
+    accelerate launch train.py --dataset my_music --audio_model laion/larger_clap_music --text_model
+    openai-community/gpt2
+
+Options are the fields of `ModelArguments`, `DataArguments` and `TrainingArguments`: from a yaml file, and from the
+command line, which wins; `--text_config.n_layer 4` sets one entry of a configuration. `--help` lists them.
+"""
+
+import os
+
+# Read when torch is loaded. Threads that spin while they wait for each other make a step many times slower on a busy
+# CPU.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import json
+import math
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from datasets import Dataset
+from tokenizers import ByteLevelBPETokenizer
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, get_scheduler
+
+from configuration_rgmc import RGMCConfig
+from dataset_rgmc import TeacherForcingCollator, compute_features, load_captions, log_mel_reader, read_log_mels
+from eval import EvaluationArguments, evaluate_checkpoint
+from feature_extraction_rgmc import RGMCFeatureExtractor
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(default=None, metadata={"help": "RGMC checkpoint to continue from, on this corpus."})
+    audio_model: str = field(default="laion/larger_clap_music", metadata={"help": "Pretrained CLAP, unfused."})
+    text_model: str = field(default="openai-community/gpt2", metadata={"help": "Pretrained causal language model."})
+    audio_config: dict = field(
+        default_factory=dict, metadata={"help": "Instead of --audio_model: ClapAudioConfig of an encoder from scratch."}
+    )
+    text_config: dict = field(
+        default_factory=dict, metadata={"help": "Instead of --text_model: configuration of a decoder from scratch."}
+    )
+    tokenizer_vocab_size: int = field(
+        default=1000,
+        metadata={"help": "Of the BPE tokenizer that is trained on the captions for a decoder from scratch."},
+    )
+    prefix_length: int = field(default=10, metadata={"help": "Vectors that the mapper makes of an audio embedding."})
+    conditioning: str = field(
+        default="audio+candidate", metadata={"help": "'audio+candidate', or the ablations 'audio' and 'candidate'."}
+    )
+    num_candidates: int = field(default=1, metadata={"help": "Captions of similar songs that the decoder is given."})
+    freeze_audio_tower: bool = field(default=False, metadata={"help": "Train the mapper and the decoder alone."})
+    max_candidate_length: int = field(default=128, metadata={"help": "Tokens; longer candidates are cut."})
+    max_caption_length: int = field(default=128, metadata={"help": "Tokens; longer captions are cut."})
+
+
+@dataclass
+class DataArguments:
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Required: audiofolder, csv, jsonl or parquet file of paths, save_to_disk folder, or Hub dataset "
+            "id."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split that is trained on and retrieved from."})
+    validation_split: str = field(default="validation", metadata={"help": "Split of the early stopping."})
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "Corpus of the validation split, where it is not --dataset."}
+    )
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of the caption, or of a list of captions."}
+    )
+    id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
+    max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
+    )
+    num_proc: int = field(default=os.cpu_count() or 1, metadata={"help": "Processes that decode audio."})
+    demo_clips: int = field(
+        default=0, metadata={"help": "First synthesise a demo corpus of this many clips in the folder --dataset."}
+    )
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Required: folder of the checkpoint: model, processor, datastore, code and model card."},
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a checkpoint in --output_dir."})
+    num_train_epochs: int = field(default=30, metadata={"help": "Most epochs; early stopping usually ends before."})
+    patience: int = field(
+        default=3, metadata={"help": "Epochs without a lower validation loss after which training ends."}
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "Of Adam (the paper: 1e-5)."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "A schedule of transformers.get_scheduler."})
+    warmup_steps: int = field(
+        default=0, metadata={"help": "Steps in which the learning rate rises, where the schedule has it."}
+    )
+    max_grad_norm: float | None = field(default=None, metadata={"help": "Clips the norm of the gradient."})
+    batch_size: int = field(default=32, metadata={"help": "Clips per step, over all processes (the paper: 32)."})
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Most clips per forward pass of a process; a step accumulates as many as it needs."},
+    )
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; accelerate's own setting if unset."}
+    )
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read the log-mel cache."})
+    seed: int = field(default=0, metadata={"help": "Of the weights, the order of the clips and dropout."})
+    test_split: str | None = field(
+        default=None,
+        metadata={"help": "Evaluate the checkpoint on this split of --dataset at the end, into output_dir/eval."},
+    )
+
+
+# -- 1. options -------------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """
+    A yaml file in the first place, then options, of which those of the form `--field.key value` set entries of a
+    dict.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    values = {}
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
+        argv = argv[1:]
+    options, rest = {}, []
+    for option in argv:
+        rest.append(option)
+        if len(rest) > 1 and rest[-2].startswith("--") and "." in rest[-2]:
+            name, key = rest[-2][2:].split(".", 1)
+            options.setdefault(name, {})[key] = yaml.safe_load(rest[-1])
+            del rest[-2:]
+    known = {option.name for arguments in parser.dataclass_types for option in fields(arguments)}
+    unknown = sorted({*values, *options} - known)
+    if unknown:
+        parser.error(f"unknown options: {', '.join(unknown)}; --help lists the known ones")
+    for name, entries in options.items():
+        values[name] = {**values.get(name, {}), **entries}
+    # A text goes through the option's own type, and yaml reads 1e-4 as a text.
+    parser.set_defaults(**values)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(args=rest)
+    for name, value in (("dataset", data_args.dataset), ("output_dir", args.output_dir)):
+        if value is None:
+            parser.error(f"--{name} is required, on the command line or in the yaml file")
+    return model_args, data_args, args
+
+
+# -- 2. data, processor and model -------------------------------------------------------------------------------------
+
+
+def prepare_data(
+    data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator, feature_extractor: RGMCFeatureExtractor
+) -> tuple[Dataset, Dataset]:
+    """Features of the training and the validation split. The main process computes them, the others read its cache."""
+    with accelerator.main_process_first():
+        if data_args.demo_clips and accelerator.is_main_process:
+            from corpora.demo import write_demo_corpus
+
+            write_demo_corpus(data_args.dataset, clips=data_args.demo_clips)
+        return tuple(
+            compute_features(
+                load_captions(dataset, split, data_args.caption_column, data_args.id_column),
+                feature_extractor,
+                skipped_file=Path(args.output_dir) / f"skipped-{split}.jsonl",
+                max_skipped=data_args.max_skipped,
+                cache_dir=data_args.cache_dir,
+                num_proc=data_args.num_proc,
+                description=f"Features of {split}",
+            )
+            for dataset, split in (
+                (data_args.dataset, data_args.train_split),
+                (data_args.validation_dataset or data_args.dataset, data_args.validation_split),
+            )
+        )
+
+
+def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
+    if model_args.model:
+        return RGMCProcessor.from_pretrained(model_args.model)
+    if model_args.text_config:
+        tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_args.text_model)
+    return RGMCProcessor(
+        RGMCFeatureExtractor(), tokenizer, model_args.max_candidate_length, model_args.max_caption_length
+    )
+
+
+def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, as GPT-2's, of these captions."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(captions, vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dataset) -> RGMCModel:
+    choices = {name: getattr(model_args, name) for name in ("prefix_length", "conditioning", "num_candidates")}
+    if model_args.model:
+        model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
+    elif model_args.audio_config and model_args.text_config:
+        tokens = {
+            "vocab_size": len(processor.tokenizer),
+            "bos_token_id": processor.separator_token_id,
+            "eos_token_id": processor.tokenizer.eos_token_id,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+        }
+        config = RGMCConfig(
+            audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
+            text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
+            **choices,
+        )
+        model = RGMCModel(config)
+        model.set_log_mel_statistics(*log_mel_statistics(train))
+    elif model_args.audio_config or model_args.text_config:
+        raise ValueError(
+            "Give both --audio_config and --text_config to train from scratch, or neither to start from pretrained"
+        )
+    else:
+        model = RGMCModel.from_audio_text_pretrained(model_args.audio_model, model_args.text_model, **choices)
+        # Where the decoder has no BOS of its own, the tokenizer's choice of a separator counts.
+        model.config.text_config.bos_token_id = processor.separator_token_id
+    model.generation_config.update(
+        bos_token_id=processor.separator_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        max_new_tokens=processor.max_caption_length,
+    )
+    if model_args.freeze_audio_tower:
+        model.freeze_audio_tower()
+    return model
+
+
+def log_mel_statistics(features: Dataset, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each mel bin over a corpus, each `(F,)`."""
+    reader, count, total, squares = log_mel_reader(features), 0, 0.0, 0.0
+    for start in range(0, len(features), batch_size):
+        log_mels = read_log_mels(reader, list(range(start, min(start + batch_size, len(features))))).double()
+        count += log_mels[..., 0].numel()
+        total = total + log_mels.sum(dim=(0, 1, 2))
+        squares = squares + log_mels.square().sum(dim=(0, 1, 2))
+    mean = total / count
+    return mean, squares / count - mean.square()
+
+
+# -- 3. retrieval -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embed_rows(
+    model: RGMCModel, features: Dataset, accelerator: Accelerator, batch_size: int, description: str
+) -> np.ndarray:
+    """Embeddings `(N, E)` of all rows in evaluation mode. Each process embeds every world-th row, each row once."""
+    reader, world = log_mel_reader(features), accelerator.num_processes
+    own = list(range(accelerator.process_index, len(features), world))
+    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    training = model.training
+    model.eval()
+    parts = []
+    for rows in tqdm(batches, desc=description, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        with accelerator.autocast():
+            parts.append(model.embed_audio(read_log_mels(reader, rows)))
+    model.train(training)
+    # Processes hold the same number of rows, or one less: that one is made up, and dropped again.
+    embeds = (
+        torch.cat(parts) if parts else torch.zeros(0, model.config.audio_config.projection_dim, device=model.device)
+    )
+    padding = math.ceil(len(features) / world) - len(embeds)
+    gathered = accelerator.gather(
+        torch.cat([embeds, embeds.new_zeros(padding, embeds.shape[1])])
+    )  # (world * ceil(N / world), E)
+    in_order = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+    return in_order[: len(features)].float().cpu().numpy()
+
+
+@dataclass
+class Neighbors:
+    """Candidates of both splits: row numbers of the training split `(N, K)`, -1 for none, and similarities `(N, K)`."""
+
+    train: np.ndarray
+    train_similarities: np.ndarray
+    validation: np.ndarray
+
+
+def refresh(
+    model: RGMCModel, train: Dataset, validation: Dataset, rows: Dataset, accelerator: Accelerator, batch_size: int
+) -> tuple[CaptionDatastore, Neighbors]:
+    """Embeds every song with the current encoder and looks up its neighbours (section 3.2), itself excluded by id."""
+    embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the training split")
+    queries = embed_rows(model, validation, accelerator, batch_size, "Embedding the validation split")
+    datastore = CaptionDatastore(rows, embeds, model.encoder_fingerprint())
+    k = model.config.num_candidates
+    neighbors, similarities = datastore.search_rows(embeds, k, exclude_ids=train["id"])
+    return datastore, Neighbors(neighbors, similarities, datastore.search_rows(queries, k)[0])
+
+
+def write_neighbors(path: Path, ids: list[str], neighbors: Neighbors, epoch: int):
+    """The table of the epoch: for each training clip the ids of its candidates and their similarities, a line each."""
+    with path.open("w", encoding="utf-8") as file:
+        for row_id, rows, similarities in zip(ids, neighbors.train, neighbors.train_similarities):
+            found = [(ids[row], round(float(score), 6)) for row, score in zip(rows, similarities) if row >= 0]
+            line = {
+                "epoch": epoch,
+                "id": row_id,
+                "candidate_ids": [name for name, _ in found],
+                "similarities": [score for _, score in found],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+# -- 4. training ------------------------------------------------------------------------------------------------------
+
+
+def plan_epoch(rows: np.ndarray, args: TrainingArguments, accelerator: Accelerator) -> list[list[list[int]]]:
+    """
+    Cuts the rows of an epoch into steps of `batch_size`, and this process's share of each into micro-batches.
+
+    Every process gets equally many micro-batches per step, the last ones possibly empty: all take part in each step.
+    """
+    world, rank = accelerator.num_processes, accelerator.process_index
+    steps = []
+    for start in range(0, len(rows), args.batch_size):
+        step = rows[start : start + args.batch_size]
+        share = math.ceil(len(step) / world)
+        micro = min(args.micro_batch_size or share, share)
+        own = step[rank::world].tolist()
+        steps.append([own[first : first + micro] for first in range(0, share, micro)])
+    return steps
+
+
+def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator, args: TrainingArguments) -> DataLoader:
+    """
+    The micro-batches of an epoch. A new loader for each epoch: workers that outlive it would keep its candidates.
+    """
+    return DataLoader(
+        range(len(collator.caption_ids)),
+        batch_sampler=[micro_batch for step in steps for micro_batch in step],
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def train_epoch(
+    model, optimizer, scheduler, collator, args: TrainingArguments, accelerator: Accelerator, epoch: int
+) -> float:
+    """One pass over the training split; returns the mean loss per token."""
+    order = np.random.default_rng([args.seed, epoch]).permutation(len(collator.caption_ids))
+    steps = plan_epoch(order, args, accelerator)
+    batches = iter(load_batches(steps, collator, args))
+    model.train()
+    epoch_loss, epoch_tokens = torch.zeros((), device=accelerator.device), 0
+    progress = tqdm(total=len(order), desc=f"Epoch {epoch}", unit="clip", disable=not accelerator.is_main_process)
+    for number, step in enumerate(steps):
+        clips = order[number * args.batch_size : (number + 1) * args.batch_size]
+        tokens = sum(len(collator.caption_ids[row]) for row in clips)
+        for index in range(len(step)):
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
+            last = index == len(step) - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                # Divided once by all tokens of the step, over micro-batches and processes, whose gradients are
+                # averaged.
+                loss = model(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
+                accelerator.backward(loss)
+            epoch_loss += loss.detach() * tokens / accelerator.num_processes
+        if args.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        epoch_tokens += tokens
+        progress.update(len(clips))
+        if number % 10 == 0:
+            progress.set_postfix(loss=f"{float(epoch_loss) * accelerator.num_processes / epoch_tokens:.3f}")
+    progress.close()
+    return float(accelerator.reduce(epoch_loss, "sum")) / epoch_tokens
+
+
+@torch.no_grad()
+def validation_loss(
+    model: RGMCModel, collator: TeacherForcingCollator, args: TrainingArguments, accelerator: Accelerator
+) -> float:
+    """
+    Mean cross entropy per token over the validation split: sums over tokens, divided once, the same on every
+    process.
+    """
+    own = list(range(accelerator.process_index, len(collator.caption_ids), accelerator.num_processes))
+    batch_size = args.micro_batch_size or args.batch_size
+    steps = [[own[start : start + batch_size]] for start in range(0, len(own), batch_size)]
+    total = torch.zeros((), device=accelerator.device)
+    model.eval()
+    for batch in load_batches(steps, collator, args):
+        with accelerator.autocast():
+            total += model(
+                **{name: tensor.to(accelerator.device) for name, tensor in batch.items()}, num_items_in_batch=1
+            ).loss
+    return float(accelerator.reduce(total, "sum")) / sum(map(len, collator.caption_ids))
+
+
+# -- 5. checkpoint ----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, card: str):
+    """
+    Writes the complete checkpoint beside its place and moves it there, `config.json` last: without that file a folder
+    is no checkpoint, so that an interruption leaves the former one, this one, or none.
+    """
+    staging = output_dir / ".incomplete"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    processor.save_pretrained(staging)
+    (staging / "README.md").write_text(card, encoding="utf-8")
+    (output_dir / "config.json").unlink(missing_ok=True)
+    for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == "config.json"):
+        target = output_dir / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    staging.rmdir()
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+tags:
+- music
+- music-captioning
+- retrieval-augmented-generation
+---
+
+# RGMC: {name}
+
+Captions music from its sound and from the caption of the most similar song of a datastore: Retrieval Guided Music
+Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+inputs = processor(audio=["song.mp3"], return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
+```
+
+The datastore holds {rows} captions of the training split. Validation loss {loss:.4f} per token after epoch {epoch}.
+
+## Training
+
+```yaml
+{settings}```
+
+## Limits
+
+The model describes the middle 10 seconds of a song. It is as biased as its training captions: towards the genres that
+they cover, in their wording, and in what they presume of singers and of cultures (the paper's ethical statement).
+"""
+
+
+def model_card(arguments: tuple, datastore: CaptionDatastore, loss: float, epoch: int) -> str:
+    settings = {name: value for part in arguments for name, value in asdict(part).items() if value not in (None, {})}
+    name = Path(settings["output_dir"]).name
+    for path in ("dataset", "validation_dataset", "output_dir", "cache_dir", "model"):
+        if path in settings and Path(settings[path]).is_absolute():
+            settings[path] = Path(settings[path]).name
+    return CARD.format(
+        name=name, rows=len(datastore), loss=loss, epoch=epoch, settings=yaml.safe_dump(settings, sort_keys=False)
+    )
+
+
+# -- 6. main ----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]):
+    # 1. Options
+    arguments = model_args, data_args, args = parse_arguments(argv)
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if (output_dir / "config.json").exists() and not args.overwrite_output_dir:
+        raise FileExistsError(
+            f"{output_dir} holds a checkpoint: choose another --output_dir, or --overwrite_output_dir true"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.device.type == "cpu":
+        # accelerate launch leaves a CPU process one thread
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    set_seed(args.seed)
+
+    # 2. Data, processor, model
+    started = time.perf_counter()
+    train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor())
+    captions = [captions[0] for captions in train["captions"]]
+    processor = build_processor(model_args, captions)
+    model = build_model(model_args, processor, train).to(accelerator.device)
+    set_seed(args.seed, device_specific=True)
+
+    # 3. What does not change between epochs: tokens, optimizer, schedule
+    caption_ids = [processor.encode_caption(caption) for caption in captions]
+    validation_ids = [processor.encode_caption(captions[0]) for captions in validation["captions"]]
+    candidate_ids = [processor.encode_candidate(caption) for caption in captions]
+    rows = Dataset.from_dict({"id": train["id"], "caption": captions, "input_ids": candidate_ids})
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=args.learning_rate)
+    steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+
+    def collator(features: Dataset, caption_ids: list[list[int]], neighbors: np.ndarray) -> TeacherForcingCollator:
+        candidates = [
+            [candidate_ids[row] for row in found if row >= 0 and model.config.uses_candidate] for found in neighbors
+        ]
+        return TeacherForcingCollator(features, caption_ids, candidates, processor)
+
+    # 4. Epochs. The neighbours that are looked up after an epoch are those at the start of the next one (section 3.2),
+    # and they belong to the very encoder that a checkpoint of this moment holds.
+    batch_size = args.micro_batch_size or args.batch_size
+    best_loss, best_epoch = math.inf, 0
+    datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
+    for epoch in range(1, args.num_train_epochs + 1):
+        if accelerator.is_main_process:
+            write_neighbors(output_dir / "neighbors.jsonl", train["id"], neighbors, epoch)
+        epoch_started = time.perf_counter()
+        batches = collator(train, caption_ids, neighbors.train)
+        loss = train_epoch(wrapped, optimizer, scheduler, batches, args, accelerator, epoch)
+        former = neighbors
+        datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
+        held_out_loss = validation_loss(
+            model, collator(validation, validation_ids, neighbors.validation), args, accelerator
+        )
+        log = {
+            "epoch": epoch,
+            "loss": loss,
+            "validation_loss": held_out_loss,
+            "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
+            "neighbors_changed": float((former.train != neighbors.train).mean()),
+            "processes": accelerator.num_processes,
+            "seconds": time.perf_counter() - epoch_started,
+        }
+        if accelerator.is_main_process:
+            tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in log.items()))
+            with (output_dir / "log.jsonl").open("w" if epoch == 1 else "a", encoding="utf-8") as file:
+                file.write(json.dumps(log) + "\n")
+
+        # 5. The best model so far is the checkpoint
+        if held_out_loss < best_loss:
+            best_loss, best_epoch = held_out_loss, epoch
+            model.set_datastore(datastore)
+            if accelerator.is_main_process:
+                save_checkpoint(output_dir, model, processor, model_card(arguments, datastore, best_loss, best_epoch))
+        if epoch - best_epoch >= args.patience:
+            break
+    accelerator.wait_for_everyone()
+    if not math.isfinite(best_loss):
+        raise RuntimeError(
+            "The validation loss was never finite, so there is no checkpoint: try a smaller --learning_rate"
+        )
+    minutes = (time.perf_counter() - started) / 60
+    accelerator.print(
+        f"Trained in {minutes:.1f} minutes; {output_dir} holds epoch {best_epoch}, validation loss {best_loss:.4f}"
+    )
+
+    # 6. The table of the test split
+    if args.test_split:
+        evaluate_checkpoint(
+            EvaluationArguments(
+                model=args.output_dir,
+                dataset=data_args.dataset,
+                output_dir=str(output_dir / "eval"),
+                split=args.test_split,
+                caption_column=data_args.caption_column,
+                id_column=data_args.id_column,
+                max_skipped=data_args.max_skipped,
+                cache_dir=data_args.cache_dir,
+                num_proc=data_args.num_proc,
+            ),
+            accelerator,
+        )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
