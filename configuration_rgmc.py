@@ -39,6 +39,9 @@ class RGMCConfig(PreTrainedConfig):
             trained.
         num_candidates (`int`, defaults to 1):
             How many captions `K` of similar songs are retrieved (section 3.2: one).
+        spec_augment (`bool`, defaults to `True`):
+            Mask two stripes of up to 64 frames and two of up to 8 mel bins of each clip while the encoder is trained, as
+            LAION's HTS-AT, which the paper trains, does in training mode and transformers' does not.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or
@@ -54,6 +57,7 @@ class RGMCConfig(PreTrainedConfig):
     mapper_hidden_size: int | None = None
     conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
     num_candidates: int = 1
+    spec_augment: bool = True
 
     def __post_init__(self, **kwargs):
         self.audio_config = _build_config(self.audio_config, HTSAT_BASE)

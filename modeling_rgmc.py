@@ -163,7 +163,11 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         whose dot product is their similarity.
         """
         dtype = self.audio_tower.audio_projection.linear1.weight.dtype
-        embeds = self.audio_tower(input_features=input_features.to(self.device, dtype)).audio_embeds
+        input_features = input_features.to(self.device, dtype)
+        if self.audio_tower.training and self.config.spec_augment:
+            mean = self.audio_tower.audio_model.audio_encoder.batch_norm.running_mean
+            input_features = mask_stripes(input_features, mean)
+        embeds = self.audio_tower(input_features=input_features).audio_embeds
         return nn.functional.normalize(embeds.float(), dim=-1)
 
     def join_inputs(
@@ -371,6 +375,20 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         if self.datastore is not None and is_main_process:
             self.datastore.save_pretrained(os.path.join(save_directory, "datastore"))
+
+
+def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """SpecAugment with the stripes of LAION's HTS-AT: sets 2 x < 64 frames and 2 x < 8 mel bins of each clip to the mean."""
+    masked = torch.zeros_like(log_mels, dtype=torch.bool)  # (B, 1, T, F)
+    for dim, width in ((2, 64), (3, 8)):
+        size = log_mels.shape[dim]
+        shape = [len(log_mels), 1, 1, 1]
+        position = torch.arange(size, device=log_mels.device).view([-1 if axis == dim else 1 for axis in range(4)])
+        for _ in range(2):
+            length = torch.randint(0, min(width, size), shape, device=log_mels.device)
+            start = (torch.rand(shape, device=log_mels.device) * (size - length)).long()
+            masked |= (position >= start) & (position < start + length)
+    return torch.where(masked, mean.to(log_mels.dtype), log_mels)
 
 
 def default_generation_config(config: RGMCConfig) -> GenerationConfig:

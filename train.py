@@ -68,6 +68,9 @@ class ModelArguments:
         default="audio+candidate", metadata={"help": "'audio+candidate', or the ablations 'audio' and 'candidate'."}
     )
     num_candidates: int = field(default=1, metadata={"help": "Captions of similar songs that the decoder is given."})
+    spec_augment: bool = field(
+        default=True, metadata={"help": "Mask stripes of the log-mels that the encoder is trained on."}
+    )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Train the mapper and the decoder alone."})
     max_candidate_length: int = field(default=128, metadata={"help": "Tokens; longer candidates are cut."})
     max_caption_length: int = field(default=128, metadata={"help": "Tokens; longer captions are cut."})
@@ -113,6 +116,9 @@ class TrainingArguments:
         default=3, metadata={"help": "Epochs without a lower validation loss after which training ends."}
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Of Adam (the paper: 1e-5)."})
+    audio_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the audio encoder, where it is not --learning_rate."}
+    )
     lr_scheduler_type: str = field(default="constant", metadata={"help": "A schedule of transformers.get_scheduler."})
     warmup_steps: int = field(
         default=0, metadata={"help": "Steps in which the learning rate rises, where the schedule has it."}
@@ -220,7 +226,9 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dataset) -> RGMCModel:
-    choices = {name: getattr(model_args, name) for name in ("prefix_length", "conditioning", "num_candidates")}
+    choices = {
+        name: getattr(model_args, name) for name in ("prefix_length", "conditioning", "num_candidates", "spec_augment")
+    }
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
     elif model_args.audio_config and model_args.text_config:
@@ -334,6 +342,17 @@ def write_neighbors(path: Path, ids: list[str], neighbors: Neighbors, epoch: int
 
 
 # -- 4. training ------------------------------------------------------------------------------------------------------
+
+
+def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
+    """Adam, as in the paper, over the parts that are trained; the encoder may have a learning rate of its own."""
+    audio = {id(weight) for weight in model.audio_tower.parameters()}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in trained if id(weight) in audio], "lr": args.audio_learning_rate or args.learning_rate},
+        {"params": [weight for weight in trained if id(weight) not in audio]},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], lr=args.learning_rate)
 
 
 def plan_epoch(rows: np.ndarray, args: TrainingArguments, accelerator: Accelerator) -> list[list[list[int]]]:
@@ -507,7 +526,8 @@ def main(argv: list[str]):
     output_dir.mkdir(parents=True, exist_ok=True)
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a CPU process one thread
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(args.seed)
 
     # 2. Data, processor, model
@@ -523,8 +543,7 @@ def main(argv: list[str]):
     validation_ids = [processor.encode_caption(captions[0]) for captions in validation["captions"]]
     candidate_ids = [processor.encode_candidate(caption) for caption in captions]
     rows = Dataset.from_dict({"id": train["id"], "caption": captions, "input_ids": candidate_ids})
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=args.learning_rate)
+    optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)

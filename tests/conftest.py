@@ -75,8 +75,7 @@ def make_config(tokenizer):
         return RGMCConfig(
             audio_config=AutoConfig.for_model("clap_audio_model", **{**AUDIO, **(audio or {})}).to_dict(),
             text_config=AutoConfig.for_model(text, vocab_size=len(tokenizer), **TEXT[text], **special).to_dict(),
-            prefix_length=fields.pop("prefix_length", 3),
-            **fields,
+            **{"prefix_length": 3, "spec_augment": False, **fields},
         )
 
     return make

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
 
 from configuration_rgmc import RGMCConfig
-from modeling_rgmc import RGMCModel
+from modeling_rgmc import RGMCModel, mask_stripes
 from retrieval_rgmc import CaptionDatastore
 
 
@@ -311,6 +311,24 @@ def test_a_trained_encoder_has_dropout_but_fixed_mel_statistics(make_model, log_
     features = log_mels(4)
     assert not torch.equal(model.embed_audio(features), model.embed_audio(features))
     assert model.audio_tower.audio_model.audio_encoder.batch_norm.num_batches_tracked == 0
+
+
+def test_stripes_are_masked_in_training_alone(make_model, log_mels):
+    features = log_mels(4) + 200  # dB that no mean has
+    mean = torch.arange(64.0)
+    masked = mask_stripes(features, mean)
+    changed = masked != features
+    assert torch.equal(masked[changed], mean.expand_as(features)[changed])
+    for clip in changed[:, 0]:
+        frames, bins = clip.all(dim=1).sum(), clip.all(dim=0).sum()
+        assert frames <= 2 * 63 and bins <= 2 * 7
+        assert clip.sum() == frames * 64 + bins * 1001 - frames * bins  # whole stripes, nothing else
+    assert changed.any() and len({clip.sum().item() for clip in changed}) > 1  # each clip its own
+    model = make_model(spec_augment=True, audio={"hidden_dropout_prob": 0.0})
+    features = log_mels(2)
+    assert torch.equal(model.embed_audio(features), model.embed_audio(features))
+    model.train()
+    assert not torch.equal(model.embed_audio(features), model.embed_audio(features))
 
 
 def test_embeddings_are_unit_vectors(make_model, log_mels):

@@ -66,6 +66,7 @@ def config_file(folder: Path, corpus: Path, name: str) -> Path:
         "text_config": {**TEXT["gpt2"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         "tokenizer_vocab_size": 350,
         "prefix_length": 3,
+        "spec_augment": False,
         "max_candidate_length": 20,
         "max_caption_length": 20,
         "num_train_epochs": 1,

@@ -1,0 +1,567 @@
+"""Audio front end of RGMC: a file or an array in, the log-mel spectrogram of its middle 10 seconds out.
+
+    features = RGMCFeatureExtractor()(["song.mp3", "video.mp4"]).input_features  # (2, 1, 1001, 64)
+
+The paper (section 3) encodes a "10 second waveform cropped from the middle" at 48 kHz. Nothing here is random: a sound
+gives the same numbers each time, alone or in a batch. The log-mel is that of CLAP's unfused checkpoints, i.e. of
+`ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc", padding="repeatpad")`.
+
+Shape letters: B clips, C channels, N samples, T mel frames, F mel bins, W samples in a frame.
+"""
+
+import contextlib
+import io
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+MIN_SECONDS = 0.02  # about one analysis window: less has no spectrum to speak of
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+MAX_CHANNELS = 64
+MAX_PEAK = 100.0  # full scale is 1: this is no recording, but integers stored as floats
+PREROLL = 0.5  # s, decoded before the wanted part and thrown away: after a seek, lossy decoders need a run-up
+TAIL_PACKETS = 16  # decoded to find the end: more than any decoder's delay
+FRAMES_PER_BLOCK = 64  # mel frames computed at once on a CPU: 1 MB stays in its cache, which is twice as fast
+CLIPS_PER_BLOCK = 32  # clips computed at once on a GPU: about 1 GB
+
+Source = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
+Array = np.ndarray | torch.Tensor
+
+
+class AudioError(ValueError):
+    """A sound cannot be used. The message says which, what was found, and what would be accepted."""
+
+
+def load_audio(
+    source: Source, start: float | None = None, duration: float = 10.0, sampling_rate: int = 48_000
+) -> np.ndarray:
+    """
+    Decode `duration` seconds of a local audio or video file (its first audio stream) to mono.
+
+    Only the wanted seconds are decoded. Channels are averaged, as in CLAP's training; FFmpeg's own downmix of stereo
+    would be 3 dB louder. Fewer seconds are repeated and zero-padded as CLAP does, which is announced.
+
+    Args:
+        source: path, content (`bytes`), opened binary file, or the `{"path": ..., "bytes": ...}` that
+            `datasets.Audio(decode=False)` gives.
+        start: where the wanted part begins, in seconds. Default: such that it lies in the middle.
+        duration: how much is wanted, in seconds.
+        sampling_rate: rate of the result in Hz.
+
+    Returns:
+        float32 samples of shape `(round(duration * sampling_rate),)`, finite, nominally in [-1, 1].
+
+    Raises:
+        AudioError: no local file, no sound in it, damaged beyond use, NaN or infinite samples, `start` beyond the end.
+    """
+    name = _name_of(source)
+    with _open_binary(source, name) as file:
+        channels, rate = _decode(file, name, start, duration)
+    return _finish(channels, rate, duration, sampling_rate, name)
+
+
+def prepare_waveform(
+    waveform: Array,
+    sampling_rate: float | None,
+    start: float | None = None,
+    duration: float = 10.0,
+    target_sampling_rate: int = 48_000,
+) -> np.ndarray:
+    """
+    Crop, average and resample a sound that is already decoded, exactly as `load_audio` treats a file.
+
+    Args:
+        waveform: `(N,)` or `(C, N)`, floats in [-1, 1], or integers, which are scaled by the range of their type.
+        sampling_rate: rate of `waveform` in Hz; required, because an array does not carry it.
+        start, duration, target_sampling_rate: as `start`, `duration` and `sampling_rate` of `load_audio`.
+
+    Returns:
+        float32 samples of shape `(round(duration * target_sampling_rate),)`, finite, nominally in [-1, 1].
+
+    Raises:
+        AudioError: no sampling rate, another shape, not real numbers, NaN or infinite samples, `start` beyond the end.
+    """
+    name = "<array>"
+    if sampling_rate is None:
+        raise AudioError(f"{name}: no sampling rate; expected sampling_rate=<Hz>, or a path, which carries its own.")
+    channels = _channels_first(waveform, name)
+    first, count = _window(channels.shape[1], sampling_rate, start, duration, name)
+    return _finish(channels[:, first : first + count], sampling_rate, duration, target_sampling_rate, name)
+
+
+@torch.no_grad()
+def log_mel_spectrogram(
+    waveform: Array,
+    device: str | torch.device | None = None,
+    *,
+    sampling_rate: int = 48_000,
+    feature_size: int = 64,
+    hop_length: int = 480,
+    fft_window_size: int = 1024,
+    frequency_min: float = 50.0,
+    frequency_max: float = 14_000.0,
+) -> torch.Tensor:
+    """
+    Log-mel spectrogram in dB of CLAP's unfused front end: periodic Hann window, centred frames with reflected ends, mel
+    filters of slaney scale and norm, `10 * log10(max(power, 1e-10))`.
+
+    Args:
+        waveform: mono samples, `(N,)` or `(B, N)`.
+        device: where to compute. Default: where `waveform` is.
+        sampling_rate, feature_size, hop_length, fft_window_size, frequency_min, frequency_max: Hz, mel bins, samples,
+            samples, Hz, Hz. The defaults are CLAP's.
+
+    Returns:
+        float32 `(T, F)` or `(B, T, F)` with `T = 1 + N // hop_length`: (1001, 64) for 10 s.
+
+    Raises:
+        ValueError: another shape, or too few samples for the reflection.
+    """
+    waveform = torch.as_tensor(waveform, dtype=torch.float32, device=device)
+    if waveform.ndim not in (1, 2) or waveform.shape[0] == 0 or waveform.shape[-1] <= fft_window_size // 2:
+        shape = tuple(waveform.shape)
+        raise ValueError(f"waveform of shape {shape}; expected (N,) or (B, N) with N > {fft_window_size // 2} samples.")
+    filters = _mel_filters(sampling_rate, feature_size, fft_window_size, frequency_min, frequency_max)
+    clips = torch.atleast_2d(waveform)
+    if clips.device.type == "cpu":  # clip by clip is faster there, and a clip then cannot depend on its batch
+        filters = filters.float()  # on a GPU, TF32 would be used for float32
+        with _one_thread(), torch.autocast("cpu", enabled=False):
+            blocks = [_log_mel(clip[None], filters, hop_length, fft_window_size, FRAMES_PER_BLOCK) for clip in clips]
+            log_mel = torch.cat(blocks)  # (B, T, F)
+    else:
+        blocks = [_log_mel(block, filters, hop_length, fft_window_size) for block in clips.split(CLIPS_PER_BLOCK)]
+        log_mel = torch.cat(blocks)
+    return log_mel if waveform.ndim == 2 else log_mel[0]
+
+
+class RGMCFeatureExtractor(SequenceFeatureExtractor):
+    """
+    Files and arrays to the log-mel spectrograms that RGMC's audio encoder takes.
+
+    Args:
+        feature_size: mel bins.
+        sampling_rate: Hz; every sound is resampled to it.
+        duration: seconds, taken from the middle of the sound (paper, section 3).
+        hop_length, fft_window_size: samples between two frames, samples in a frame.
+        frequency_min, frequency_max: Hz, the range of the mel bins.
+        padding_side, padding_value: kept for code that asks every feature extractor; all clips have one length here.
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = 64,
+        sampling_rate: int = 48_000,
+        duration: float = 10.0,
+        hop_length: int = 480,
+        fft_window_size: int = 1024,
+        frequency_min: float = 50.0,
+        frequency_max: float = 14_000.0,
+        padding_side: str = "left",
+        padding_value: float = 0.0,
+        **kwargs,
+    ):
+        kwargs = {"padding_side": padding_side, "return_attention_mask": False} | kwargs
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        self.duration = duration
+        self.hop_length = hop_length
+        self.fft_window_size = fft_window_size
+        self.frequency_min = frequency_min
+        self.frequency_max = frequency_max
+
+    def __call__(
+        self,
+        audio: Any,
+        sampling_rate: float | None = None,
+        return_tensors: str | None = "pt",
+        device: str | torch.device = "cpu",
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: a sound or a list of sounds, of mixed kinds if need be. A sound is what `load_audio` takes, an array
+                or tensor, `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`.
+            sampling_rate: rate of the arrays in Hz, required for them; files carry their own.
+            return_tensors: `"pt"` or `"np"`.
+            device: where the spectrograms are computed and returned. Decoding is done on the CPU.
+
+        Returns:
+            `input_features`: float32 `(B, 1, T, F)`; (B, 1, 1001, 64) with the defaults.
+
+        Raises:
+            AudioError: a sound that cannot be used (the message says its place in the list); an empty list.
+        """
+        sounds = [audio] if _is_one_sound(audio) else list(audio)
+        if not sounds:
+            raise AudioError("an empty list of audio; expected at least one path, bytes, file object, dict or array.")
+        waveforms = []
+        for i, sound in enumerate(sounds, start=1):
+            try:
+                waveforms.append(self._waveform(sound, sampling_rate))
+            except AudioError as error:
+                place = f"audio {i} of {len(sounds)}: " if len(sounds) > 1 else ""
+                raise AudioError(f"{place}{error}") from error
+        log_mel = log_mel_spectrogram(
+            np.stack(waveforms),
+            device,
+            sampling_rate=self.sampling_rate,
+            feature_size=self.feature_size,
+            hop_length=self.hop_length,
+            fft_window_size=self.fft_window_size,
+            frequency_min=self.frequency_min,
+            frequency_max=self.frequency_max,
+        )
+        features = log_mel[:, None]  # (B, 1, T, F)
+        features = features.cpu() if return_tensors == "np" else features
+        return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+
+    def _waveform(self, sound: Any, sampling_rate: float | None) -> np.ndarray:
+        if isinstance(sound, dict) and sound.get("array") is not None:
+            sound, sampling_rate = np.asarray(sound["array"]), sound.get("sampling_rate", sampling_rate)
+        if isinstance(sound, (np.ndarray, torch.Tensor)):
+            return prepare_waveform(sound, sampling_rate, None, self.duration, self.sampling_rate)
+        return load_audio(sound, None, self.duration, self.sampling_rate)
+
+
+def _is_one_sound(audio: Any) -> bool:
+    kinds = (str, os.PathLike, bytes, bytearray, dict, np.ndarray, torch.Tensor)
+    return isinstance(audio, kinds) or hasattr(audio, "read") or not isinstance(audio, Iterable)
+
+
+def _name_of(source: Any) -> str:
+    """What messages call the source."""
+    if isinstance(source, dict):
+        source = source.get("path") or source.get("bytes")
+    if isinstance(source, (str, os.PathLike)):
+        return repr(os.fspath(source))
+    return "<bytes>" if isinstance(source, (bytes, bytearray)) else "<file object>"
+
+
+@contextlib.contextmanager
+def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
+    """The source as a file that can seek. FFmpeg never sees a path: it would take "http:" and others for a protocol."""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (bytes, bytearray)):
+        yield io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):  # reading a pipe or a device might never end
+            found = "not a regular file" if os.path.exists(source) else "no such file"
+            raise AudioError(f"{name}: {found}; expected a local audio or video file (download a URL first).")
+        try:
+            file = open(source, "rb")
+        except OSError as error:
+            raise AudioError(f"{name}: cannot be opened ({error.strerror}); expected a readable file.") from error
+        with file:
+            yield file
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        if hasattr(source, "seekable") and source.seekable():
+            source.seek(0)
+            yield source
+        else:
+            yield io.BytesIO(source.read())
+    else:
+        raise AudioError(
+            f"{type(source).__name__} given as audio; expected a path, bytes, a file opened with 'rb', "
+            "the {'path': ..., 'bytes': ...} of datasets.Audio(decode=False), or an array with its sampling rate."
+        )
+
+
+def _decode(file: BinaryIO, name: str, start: float | None, duration: float) -> tuple[np.ndarray, int]:
+    """The wanted part of the first audio stream: `(C, N)` in the file's own sample type, and its rate in Hz."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Reading audio files needs PyAV: pip install av") from error
+    try:
+        with contextlib.closing(_AudioStream(av, _FileForFFmpeg(file), name)) as stream:
+            return stream.read(start, duration)
+    except (av.FFmpegError, OSError) as error:
+        raise AudioError(f"{name}: unreadable ({error.strerror}); expected audio, or video with sound.") from error
+
+
+class _FileForFFmpeg:
+    """A file that answers a seek to before its beginning, which FFmpeg tries, by -1 and not by an exception."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.read, self.tell = file, file.read, file.tell
+        self.name = str(getattr(file, "name", ""))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
+class _AudioStream:
+    """
+    The first audio stream of a file, with a clock that counts samples.
+
+    Sample 0 is the first one that the decoder gives; the end is behind the last one. Both are found by decoding a few
+    packets, because headers are often wrong: estimated for mp3 without a Xing tag, void in streamed WAV, promising too
+    much in a truncated file, and shifted by the encoder's delay where that is known (mp3, AAC, Opus).
+    """
+
+    def __init__(self, av: Any, file: _FileForFFmpeg, name: str):
+        self.av, self.file, self.name = av, file, name
+        self.container = None
+        first = next((frame for packet in self._packets_from(None) for frame in self._decoded(packet)), None)
+        if first is None or first.format.name in ("s64", "s64p"):  # PyAV has no arrays of 64-bit integers
+            raise AudioError(f"{name}: nothing in it can be decoded; expected an undamaged file of a known codec.")
+        self.kind = _kind_of(first)
+        self.rate = first.sample_rate
+        self.origin = first.pts or 0
+        self.samples_per_tick = float(first.time_base * first.sample_rate)
+
+    def read(self, start: float | None, duration: float) -> tuple[np.ndarray, int]:
+        """`duration` seconds from `start` (default: the middle), or what there is: `(C, N)`, and the rate in Hz."""
+        first, count = _window(self._length(), self.rate, start, duration, self.name)
+        for seek_to in (first - round(PREROLL * self.rate), None):
+            pieces = self._pieces(seek_to, first, count)
+            if pieces:
+                return np.concatenate(pieces, axis=1)[:, :count], self.rate
+        raise AudioError(f"{self.name}: damaged at {first / self.rate:.2f} s; expected sound that can be decoded.")
+
+    def close(self) -> None:
+        if self.container:
+            self.container.close()
+
+    def _length(self) -> int:
+        """Samples up to the end of the last frame that can be decoded."""
+        claimed = (self.stream.duration or 0) * float(self.stream.time_base) or (self.container.duration or 0) / 1e6
+        for seek_to in (round((claimed - PREROLL) * self.rate), None):
+            tail = deque(self._packets_from(seek_to), maxlen=TAIL_PACKETS)  # those before need no decoding
+            end = max((position + frame.samples for position, frame in self._frames(tail, None)), default=0)
+            if end:
+                return end
+        raise AudioError(f"{self.name}: no end can be found; expected an undamaged file with timestamps.")
+
+    def _pieces(self, seek_to: int | None, first: int, count: int) -> list[np.ndarray]:
+        """Decoded `(C, n)` arrays from sample `first` on, `count` samples or more. Empty if decoding began too late."""
+        pieces: list[np.ndarray] = []
+        for position, frame in self._frames(self._packets_from(seek_to), 0 if seek_to is None else None):
+            if not pieces and position > first and seek_to is not None:
+                break
+            if pieces or position + frame.samples > first:
+                piece = _samples_of(frame)
+                pieces.append(piece if pieces else piece[:, max(first - position, 0) :])
+                count -= pieces[-1].shape[1]
+            if count <= 0:
+                break
+        return pieces
+
+    def _frames(self, packets: Iterable[Any], position: int | None) -> Iterator[tuple[int, Any]]:
+        """Frames, each with the sample it begins at. `position` is that of the first packet, if known."""
+        for packet in packets:
+            for frame in self._decoded(packet):
+                if frame.pts is not None:
+                    position = round((frame.pts - self.origin) * self.samples_per_tick)
+                # A frame of another kind comes from a damaged header and does not fit the rest.
+                if position is not None and _kind_of(frame) == self.kind:
+                    yield position, frame
+                    position += frame.samples
+
+    def _packets_from(self, sample: int | None) -> Iterator[Any]:
+        """Packets from one at or before `sample` (None: the first one) to the end, or to where the file is broken."""
+        if sample is None:  # some files cannot be sought
+            self._open()
+        with contextlib.suppress(self.av.FFmpegError):
+            if sample is not None:
+                offset = round(sample / self.samples_per_tick) + self.origin
+                self.container.seek(max(offset, 0), stream=self.stream)
+            yield from self.container.demux(self.stream)
+
+    def _decoded(self, packet: Any) -> list[Any]:
+        """The frames of a packet; a damaged packet has none."""
+        try:
+            return packet.decode()
+        except self.av.FFmpegError:
+            return []
+
+    def _open(self) -> None:
+        self.close()
+        self.file.seek(0)
+        options = {
+            # Playlists (HLS, concat, SDP) must not make FFmpeg open other files, let alone the network.
+            "protocol_whitelist": "none",
+            # FFmpeg looks for DTS in the first 2,500 packets of a WAV, which takes longer than all the rest.
+            "max_probe_packets": "8",
+        }
+        self.container = self.av.open(self.file, metadata_errors="ignore", options=options)
+        if not self.container.streams.audio:
+            found = self.container.format.name
+            raise AudioError(f"{self.name}: no audio stream in this {found} file; expected audio, or video with sound.")
+        self.stream = self.container.streams.audio[0]
+        if self.stream.codec_context is None:
+            raise AudioError(f"{self.name}: its codec is unknown to FFmpeg; expected one that it can decode.")
+
+
+def _kind_of(frame: Any) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.format.name, frame.layout.name
+
+
+def _samples_of(frame: Any) -> np.ndarray:
+    """`(C, n)`; packed formats come as one interleaved row."""
+    samples = frame.to_ndarray()
+    return samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
+
+
+def _window(length: int, rate: float, start: float | None, duration: float, name: str) -> tuple[int, int]:
+    """First sample and number of samples of the wanted part, at the sound's own rate."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"{name}: a sampling rate of {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz.")
+    if not (math.isfinite(duration) and duration >= MIN_SECONDS):
+        raise AudioError(f"{name}: a duration of {duration} s was asked for; expected at least {MIN_SECONDS} s.")
+    count = round(duration * rate)
+    if start is None:
+        return max((length - count) // 2, 0), count
+    if not (math.isfinite(start) and 0 <= start * rate < length):
+        raise AudioError(
+            f"{name}: start={start} s lies outside; expected 0 <= start < {length / rate:.2f} s, its length."
+        )
+    return round(start * rate), count
+
+
+def _channels_first(waveform: Array, name: str) -> np.ndarray:
+    """An array of real numbers as `(C, N)`."""
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        waveform = (waveform.float() if waveform.dtype == torch.bfloat16 else waveform).numpy()
+    if waveform.dtype.kind not in "iuf":
+        raise AudioError(f"{name}: values of type {waveform.dtype}; expected floating-point or integer samples.")
+    channels = waveform[None] if waveform.ndim == 1 else waveform
+    if channels.ndim != 2 or not 0 < channels.shape[0] <= min(channels.shape[1], MAX_CHANNELS):
+        raise AudioError(
+            f"{name}: shape {waveform.shape}; expected (samples,) or (channels, samples), 1 to {MAX_CHANNELS} channels "
+            "(transpose an array of shape (samples, channels); pass a batch as a list)."
+        )
+    return channels
+
+
+def _finish(channels: np.ndarray, rate: float, duration: float, target_rate: int, name: str) -> np.ndarray:
+    """`(C, N)` samples of any type, already cropped, to exactly `duration` seconds of mono at `target_rate`."""
+    seconds = channels.shape[1] / rate
+    if seconds < MIN_SECONDS:
+        raise AudioError(
+            f"{name}: {channels.shape[1]} samples at {rate} Hz; expected at least {MIN_SECONDS} s of sound."
+        )
+    mono = _to_mono(channels, name)
+    if channels.shape[1] < round(duration * rate):
+        logger.warning_once(f"{name}: only {seconds:.2f} s of sound, repeated and zero-padded to {duration:g} s.")
+    return _repeat_pad(_resample(mono, rate, target_rate), round(duration * target_rate))
+
+
+def _to_mono(channels: np.ndarray, name: str) -> np.ndarray:
+    """Mean of the channels, float32 `(N,)`."""
+    samples = _to_float32(channels)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        # Channel by channel: numpy's mean over the short axis of interleaved samples is 20 times slower.
+        mono = sum(samples[1:], start=samples[0]) / np.float32(len(samples))
+    peak = np.abs(mono).max()
+    if not np.isfinite(peak):
+        raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1].")
+    if peak > MAX_PEAK:
+        raise AudioError(f"{name}: samples up to {peak:g}; expected floats in [-1, 1] (divide by the full scale).")
+    if peak < 1e-3:
+        loudest = np.abs(samples).max()
+        if loudest == 0:
+            logger.warning_once(f"{name}: digital silence.")
+        elif peak < 1e-3 * loudest:
+            logger.warning_once(f"{name}: channels in opposite phase, their mean is silent.")
+    return mono
+
+
+def _to_float32(samples: np.ndarray) -> np.ndarray:
+    """Floats as they are; integers divided by half the range of their type, unsigned ones centred first."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        floats = samples.astype(np.float32)
+    if samples.dtype.kind == "f":
+        return floats
+    half_range = np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
+    return floats / half_range - np.float32(samples.dtype.kind == "u")
+
+
+def _resample(mono: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
+    if rate == target_rate:
+        return mono
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError("Resampling needs soxr: pip install soxr") from error
+    return soxr.resample(mono, rate, target_rate, quality="HQ")
+
+
+def _repeat_pad(mono: np.ndarray, length: int) -> np.ndarray:
+    """CLAP's "repeatpad": as many whole copies as fit, then zeros. Evens out a resampler's odd sample, too."""
+    mono = np.tile(mono[:length], length // min(len(mono), length))
+    return np.pad(mono, (0, length - len(mono)))
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(
+    sampling_rate: int, feature_size: int, fft_window_size: int, frequency_min: float, frequency_max: float
+) -> torch.Tensor:
+    """`(FFT bins, F)`, float64, without the FFT bins above `frequency_max`, which have no weight."""
+    filters = mel_filter_bank(
+        num_frequency_bins=fft_window_size // 2 + 1,
+        num_mel_filters=feature_size,
+        min_frequency=frequency_min,
+        max_frequency=frequency_max,
+        sampling_rate=sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    bins = np.flatnonzero(filters.any(axis=1)).max() + 1
+    return torch.tensor(filters[:bins], dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The blocks are too small to share: a second thread gains little, and takes 100 times longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _log_mel(
+    clips: torch.Tensor,
+    filters: torch.Tensor,
+    hop_length: int,
+    fft_window_size: int,
+    frames_per_block: int | None = None,
+) -> torch.Tensor:
+    """
+    `(B, N)` to `(B, T, F)` in dB.
+
+    The spectrum is in double precision, as in `ClapFeatureExtractor`: in float32 the quiet bins of loud music are up to
+    0.07 dB off. The type of `filters` is that of their product with it.
+    """
+    half = fft_window_size // 2
+    window = torch.hann_window(fft_window_size, dtype=torch.float64, device=clips.device)
+    filters = filters.to(clips.device)
+    padded = torch.nn.functional.pad(clips, (half, half), mode="reflect")
+    frames = padded.unfold(-1, fft_window_size, hop_length)  # (B, T, W), a view
+    mel = []
+    for block in frames.split(frames_per_block or frames.shape[1], dim=1):
+        spectrum = torch.fft.rfft(block * window)[..., : len(filters)]  # (B, t, FFT bins), complex128
+        power = torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+        mel.append(power.to(filters.dtype) @ filters)
+    return 10 * torch.cat(mel, dim=1).float().clamp(min=1e-10).log10()  # (B, T, F)
+
+
+RGMCFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
