@@ -40,8 +40,8 @@ class RGMCConfig(PreTrainedConfig):
         num_candidates (`int`, defaults to 1):
             How many captions `K` of similar songs are retrieved (section 3.2: one).
         spec_augment (`bool`, defaults to `True`):
-            Mask two stripes of up to 64 frames and two of up to 8 mel bins of each clip while the encoder is trained, as
-            LAION's HTS-AT, which the paper trains, does in training mode and transformers' does not.
+            Mask two stripes of frames and two of mel bins of each clip while the encoder is trained: LAION's HTS-AT,
+            which the paper trains, does so in training mode, and transformers' does not.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or

@@ -68,6 +68,8 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     output_dir = Path(args.output_dir)
     processor = RGMCProcessor.from_pretrained(args.model)
     model = RGMCModel.from_pretrained(args.model).to(accelerator.device).eval()
+    if model.datastore is None:
+        raise ValueError(f"{args.model} holds no datastore, so there are no candidates and no baselines to score")
     with accelerator.main_process_first():
         features = compute_features(
             load_captions(args.dataset, args.split, args.caption_column, args.id_column),
@@ -81,7 +83,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     predictions = caption_split(model, processor, features, accelerator, args.batch_size)
     if not accelerator.is_main_process:
         return {}
-    systems = baseline_systems(predictions, model.datastore.rows["caption"] if model.datastore else None, args.seed)
+    systems = baseline_systems(predictions, model.datastore.rows["caption"], args.seed)
     results = {
         "n": len(predictions),
         "model": args.model,

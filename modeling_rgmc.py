@@ -378,7 +378,7 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """SpecAugment with the stripes of LAION's HTS-AT: sets 2 x < 64 frames and 2 x < 8 mel bins of each clip to the mean."""
+    """SpecAugment as in LAION's HTS-AT: sets 2 stripes of < 64 frames and 2 of < 8 mel bins of a clip to the mean."""
     masked = torch.zeros_like(log_mels, dtype=torch.bool)  # (B, 1, T, F)
     for dim, width in ((2, 64), (3, 8)):
         size = log_mels.shape[dim]

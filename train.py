@@ -3,8 +3,7 @@ Trains RGMC (sections 3 and 4 of the paper).
 
     accelerate launch train.py configs/demo.yaml
     accelerate launch train.py configs/small.yaml --dataset my_music --output_dir outputs/my_music
-    accelerate launch train.py --dataset my_music --audio_model laion/larger_clap_music --text_model
-    openai-community/gpt2
+    accelerate launch train.py --dataset my_music --output_dir outputs/my_music --text_model openai-community/gpt2
 
 Options are the fields of `ModelArguments`, `DataArguments` and `TrainingArguments`: from a yaml file, and from the
 command line, which wins; `--text_config.n_layer 4` sets one entry of a configuration. `--help` lists them.
@@ -12,8 +11,7 @@ command line, which wins; `--text_config.n_layer 4` sets one entry of a configur
 
 import os
 
-# Read when torch is loaded. Threads that spin while they wait for each other make a step many times slower on a busy
-# CPU.
+# Read when torch is loaded: on a busy CPU, threads that spin while they wait make a step many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
@@ -35,7 +33,7 @@ from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, get_scheduler
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, get_scheduler
 
 from configuration_rgmc import RGMCConfig
 from dataset_rgmc import TeacherForcingCollator, compute_features, load_captions, log_mel_reader, read_log_mels
@@ -46,6 +44,8 @@ from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 
 logger = get_logger(__name__)
+
+MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment")
 
 
 @dataclass
@@ -63,13 +63,17 @@ class ModelArguments:
         default=1000,
         metadata={"help": "Of the BPE tokenizer that is trained on the captions for a decoder from scratch."},
     )
-    prefix_length: int = field(default=10, metadata={"help": "Vectors that the mapper makes of an audio embedding."})
-    conditioning: str = field(
-        default="audio+candidate", metadata={"help": "'audio+candidate', or the ablations 'audio' and 'candidate'."}
+    prefix_length: int | None = field(
+        default=None, metadata={"help": "Vectors that the mapper makes of an audio embedding (10)."}
     )
-    num_candidates: int = field(default=1, metadata={"help": "Captions of similar songs that the decoder is given."})
-    spec_augment: bool = field(
-        default=True, metadata={"help": "Mask stripes of the log-mels that the encoder is trained on."}
+    conditioning: str | None = field(
+        default=None, metadata={"help": "'audio+candidate' (default), or the ablations 'audio' and 'candidate'."}
+    )
+    num_candidates: int | None = field(
+        default=None, metadata={"help": "Captions of similar songs that the decoder is given (1)."}
+    )
+    spec_augment: bool | None = field(
+        default=None, metadata={"help": "Mask stripes of the log-mels that the encoder is trained on (true)."}
     )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Train the mapper and the decoder alone."})
     max_candidate_length: int = field(default=128, metadata={"help": "Tokens; longer candidates are cut."})
@@ -144,10 +148,7 @@ class TrainingArguments:
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """
-    A yaml file in the first place, then options, of which those of the form `--field.key value` set entries of a
-    dict.
-    """
+    """A yaml file in the first place, then options; those of the form `--field.key value` set an entry of a dict."""
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
     values = {}
     if argv and argv[0].endswith((".yaml", ".yml")):
@@ -226,11 +227,12 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dataset) -> RGMCModel:
-    choices = {
-        name: getattr(model_args, name) for name in ("prefix_length", "conditioning", "num_candidates", "spec_augment")
-    }
+    choices = {name: getattr(model_args, name) for name in MODEL_CHOICES if getattr(model_args, name) is not None}
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
+        changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
+        if changed:
+            raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
     elif model_args.audio_config and model_args.text_config:
         tokens = {
             "vocab_size": len(processor.tokenizer),
@@ -238,12 +240,14 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dat
             "eos_token_id": processor.tokenizer.eos_token_id,
             "pad_token_id": processor.tokenizer.pad_token_id,
         }
-        config = RGMCConfig(
-            audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
-            text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
-            **choices,
-        )
-        model = RGMCModel(config)
+        audio_config = {"model_type": "clap_audio_model", **model_args.audio_config}
+        text_config = {"model_type": "gpt2", **model_args.text_config}
+        for name, entries in (("audio_config", audio_config), ("text_config", text_config)):
+            known = AutoConfig.for_model(entries["model_type"])
+            unknown = [key for key in entries if not hasattr(known, key)]
+            if unknown:
+                raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}")
+        model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config={**text_config, **tokens}, **choices))
         model.set_log_mel_statistics(*log_mel_statistics(train))
     elif model_args.audio_config or model_args.text_config:
         raise ValueError(
@@ -295,13 +299,10 @@ def embed_rows(
             parts.append(model.embed_audio(read_log_mels(reader, rows)))
     model.train(training)
     # Processes hold the same number of rows, or one less: that one is made up, and dropped again.
-    embeds = (
-        torch.cat(parts) if parts else torch.zeros(0, model.config.audio_config.projection_dim, device=model.device)
-    )
-    padding = math.ceil(len(features) / world) - len(embeds)
-    gathered = accelerator.gather(
-        torch.cat([embeds, embeds.new_zeros(padding, embeds.shape[1])])
-    )  # (world * ceil(N / world), E)
+    size = model.config.audio_config.projection_dim
+    padding = math.ceil(len(features) / world) - len(own)
+    parts.append(torch.zeros(padding, size, device=model.device))
+    gathered = accelerator.gather(torch.cat(parts))  # (world * ceil(N / world), E), process by process
     in_order = gathered.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
     return in_order[: len(features)].float().cpu().numpy()
 
@@ -349,7 +350,10 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
     audio = {id(weight) for weight in model.audio_tower.parameters()}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in trained if id(weight) in audio], "lr": args.audio_learning_rate or args.learning_rate},
+        {
+            "params": [weight for weight in trained if id(weight) in audio],
+            "lr": args.audio_learning_rate or args.learning_rate,
+        },
         {"params": [weight for weight in trained if id(weight) not in audio]},
     ]
     return torch.optim.Adam([group for group in groups if group["params"]], lr=args.learning_rate)
@@ -402,8 +406,7 @@ def train_epoch(
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
             last = index == len(step) - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                # Divided once by all tokens of the step, over micro-batches and processes, whose gradients are
-                # averaged.
+                # Divided once, by all tokens of the step; the gradients of the processes are averaged.
                 loss = model(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
                 accelerator.backward(loss)
             epoch_loss += loss.detach() * tokens / accelerator.num_processes
@@ -424,10 +427,7 @@ def train_epoch(
 def validation_loss(
     model: RGMCModel, collator: TeacherForcingCollator, args: TrainingArguments, accelerator: Accelerator
 ) -> float:
-    """
-    Mean cross entropy per token over the validation split: sums over tokens, divided once, the same on every
-    process.
-    """
+    """Mean cross entropy per token: sums over tokens, divided once, the same on every process."""
     own = list(range(accelerator.process_index, len(collator.caption_ids), accelerator.num_processes))
     batch_size = args.micro_batch_size or args.batch_size
     steps = [[own[start : start + batch_size]] for start in range(0, len(own), batch_size)]

@@ -442,6 +442,16 @@ def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
         assert word in str(error.value) + capsys.readouterr().err
 
 
+def test_a_misspelt_entry_of_a_configuration_is_an_error(corpus, tmp_path):
+    with pytest.raises(ValueError, match="text_config has no n_layers"):
+        run(tmp_path, corpus, "--text_config.n_layers", "1")
+
+
+def test_what_a_checkpoint_was_trained_with_cannot_be_changed_quietly(corpus, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="another conditioning"):
+        run(tmp_path, corpus, "--model", str(checkpoint), "--conditioning", "audio")
+
+
 def test_a_checkpoint_is_not_overwritten_unless_asked(corpus, tmp_path):
     checkpoint = run(tmp_path, corpus)
     before = (checkpoint / "model.safetensors").read_bytes()
