@@ -42,6 +42,9 @@ class RGMCConfig(PreTrainedConfig):
         spec_augment (`bool`, defaults to `True`):
             Mask two stripes of frames and two of mel bins of each clip while the encoder is trained: LAION's HTS-AT,
             which the paper trains, does so in training mode, and transformers' does not.
+        datastore_rows (`int`, defaults to 0):
+            Captions of the datastore that a checkpoint carries. Kept by the model: a datastore that cannot be found is
+            an error and not a model that captions without candidates.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or
@@ -58,6 +61,7 @@ class RGMCConfig(PreTrainedConfig):
     conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
     num_candidates: int = 1
     spec_augment: bool = True
+    datastore_rows: int = 0
 
     def __post_init__(self, **kwargs):
         self.audio_config = _build_config(self.audio_config, HTSAT_BASE)

@@ -23,13 +23,15 @@ from retrieval_rgmc import join_candidates
 
 logger = logging.get_logger(__name__)
 
-SPLIT_NAMES = {
-    "train": ["train", "training"],
-    "validation": ["validation", "val", "valid", "dev"],
-    "test": ["test", "eval", "evaluation"],
-}
+SPLIT_NAMES = [
+    ["train", "training"],
+    ["validation", "val", "valid", "dev"],
+    ["test", "eval", "evaluation"],
+]
 AUDIO_COLUMNS = ["audio", "file_name", "audio_file_name", "path", "file"]
 METADATA_FILES = ["metadata.csv", "metadata.jsonl", "metadata.parquet"]
+AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
+FILE_COLUMN = "__file__"  # a table's own name of a file, before its folder is put in front
 LOG_MEL_SHAPE = (1001, 64)
 
 
@@ -67,11 +69,12 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     for wanted, found in ((" or ".join(AUDIO_COLUMNS), audio_column), (caption_column, caption_column)):
         if found not in rows.column_names:
             raise ValueError(f"{where} has no column {wanted}: found {', '.join(rows.column_names)}")
-    audio = [_audio_entry(entry) for entry in rows[audio_column]]
     if id_column in rows.column_names:
         ids = [str(row_id) for row_id in rows[id_column]]
+    elif FILE_COLUMN in rows.column_names:
+        ids = [str(name) for name in rows[FILE_COLUMN]]
     else:
-        ids = [entry["path"] or f"{split}-{row}" for row, entry in enumerate(audio)]
+        ids = [f"{split}-{row}" for row in range(len(rows))]
     repeated = {row_id: count for row_id, count in Counter(ids).items() if count > 1}
     if repeated:
         row_id = next(iter(repeated))
@@ -79,20 +82,23 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
         raise ValueError(
             f"{where}: {len(repeated)} ids stand more than once, such as '{row_id}' in the rows {where_rows[:5]}"
         )
-    captions = [[entry] if isinstance(entry, str) else list(entry or []) for entry in rows[caption_column]]
-    columns = {"id": ids, "audio": audio, "captions": captions}
-    features = Features(
-        {
-            "id": Value("string"),
-            "audio": {"path": Value("string"), "bytes": Value("binary")},
-            "captions": datasets.List(Value("string")),
-        }
-    )
-    return Dataset.from_dict(columns, features=features)
+    captions = [_as_list(entry) for entry in rows[caption_column]]
+    audio = rows.select_columns([audio_column]).rename_column(audio_column, "audio")
+    if not isinstance(audio.features["audio"], (dict, Audio)):
+        paths = [{"path": path if isinstance(path, str) else None, "bytes": None} for path in audio["audio"]]
+        audio = Dataset.from_dict({"audio": paths}, features=Features({"audio": AUDIO_FEATURE}))
+    return audio.add_column("id", ids).add_column("captions", captions, feature=datasets.List(Value("string")))
+
+
+def _as_list(entry) -> list[str]:
+    """A caption, a list of captions, or nothing, as a list of captions."""
+    if entry is None:
+        return []
+    return [str(caption) for caption in entry] if isinstance(entry, (list, tuple, np.ndarray)) else [str(entry)]
 
 
 def _load_rows(dataset: str, split: str) -> Dataset:
-    names = SPLIT_NAMES.get(split, [split])
+    names = next(([split, *names] for names in SPLIT_NAMES if split in names), [split])
     path = Path(dataset)
     if path.is_file():
         return _from_table(path, names)
@@ -155,6 +161,10 @@ def _from_table(path: Path, names: list[str]) -> Dataset:
     return _without_split(table[splits.isin(names)], path.parent)
 
 
+def _first_folder(entry) -> str:
+    return Path(entry).parts[0] if isinstance(entry, str) and entry else ""
+
+
 def _read_table(path: Path) -> pandas.DataFrame:
     try:
         if path.suffix == ".csv":
@@ -170,9 +180,17 @@ def _read_table(path: Path) -> pandas.DataFrame:
 
 
 def _without_split(table: pandas.DataFrame, folder: Path) -> Dataset:
+    table = table.reset_index(drop=True)
     for column in AUDIO_COLUMNS:
-        if column in table.columns:
-            table[column] = table[column].map(lambda entry: str(folder / entry) if isinstance(entry, str) else entry)
+        if column in table.columns and table[column].map(lambda entry: isinstance(entry, str)).any():
+            table[FILE_COLUMN] = table[column].fillna("")
+            table[column] = table[column].map(
+                lambda entry: str(folder / entry) if isinstance(entry, str) and entry else ""
+            )
+            break
+    for column in table.columns:
+        if table[column].map(lambda entry: isinstance(entry, list)).any():
+            table[column] = table[column].map(_as_list)
     return Dataset.from_pandas(table, preserve_index=False)
 
 
@@ -189,12 +207,6 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
         if name in splits:
             return name
     raise ValueError(f"{dataset} has no split '{names[0]}': found {', '.join(splits)}")
-
-
-def _audio_entry(entry) -> dict:
-    return (
-        {"path": entry, "bytes": None} if isinstance(entry, str) else {"path": entry["path"], "bytes": entry["bytes"]}
-    )
 
 
 # -- features ---------------------------------------------------------------------------------------------------------
@@ -268,6 +280,8 @@ def _extract(row: dict, rank: int | None, feature_extractor: RGMCFeatureExtracto
     captions = [normalize_caption(caption) for caption in row["captions"] if caption]
     if not any(captions):
         problem = f"empty caption: {row['captions']}"
+    elif not row["audio"]["path"] and row["audio"]["bytes"] is None:
+        problem = "no audio: the row names no file"
     else:
         try:
             log_mel = feature_extractor(row["audio"])["input_features"][0, 0].numpy().astype(np.float16)

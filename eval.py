@@ -13,12 +13,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import json
 import sys
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import evaluate
 import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
@@ -83,7 +85,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     predictions = caption_split(model, processor, features, accelerator, args.batch_size)
     if not accelerator.is_main_process:
         return {}
-    systems = baseline_systems(predictions, model.datastore.rows["caption"], args.seed)
+    systems = build_systems(predictions, model.datastore.rows["caption"], args.seed)
     results = {
         "n": len(predictions),
         "model": args.model,
@@ -100,6 +102,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     return results
 
 
+@torch.no_grad()
 def caption_split(
     model: RGMCModel, processor: RGMCProcessor, features: Dataset, accelerator: Accelerator, batch_size: int
 ) -> list[dict]:
@@ -111,8 +114,9 @@ def caption_split(
     for start in range(0, len(own), batch_size):
         batch = own[start : start + batch_size]
         audio_embeds = model.embed_audio(read_log_mels(reader, batch))
-        retrieved = model.retrieve(audio_embeds)
-        tokens = model.generate(audio_embeds=audio_embeds)
+        retrieved = model.retrieve(audio_embeds, exclude_ids=[rows[row]["id"] for row in batch])
+        prompts = processor(candidates=retrieved.captions) if model.config.uses_candidate else {}
+        tokens = model.generate(audio_embeds=audio_embeds, **prompts)
         captions = processor.batch_decode(tokens, skip_special_tokens=True)
         for i, (row, caption) in enumerate(zip(batch, captions)):
             lines.append(
@@ -134,7 +138,7 @@ def caption_split(
     return lines
 
 
-def baseline_systems(predictions: list[dict], training_captions: list[str], seed: int) -> dict[str, list[str]]:
+def build_systems(predictions: list[dict], training_captions: list[str], seed: int) -> dict[str, list[str]]:
     """The captions of each system (section 6.1), and a floor: those that the model gives to another clip's audio."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(predictions))
@@ -172,4 +176,6 @@ def format_table(results: dict) -> str:
 
 if __name__ == "__main__":
     (evaluation_args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(sys.argv[1:])
-    evaluate_checkpoint(evaluation_args, Accelerator())
+    evaluate_checkpoint(
+        evaluation_args, Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    )

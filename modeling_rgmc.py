@@ -7,6 +7,7 @@ prefix vectors, `D` width of the language model, `L` tokens.
 
 import hashlib
 import os
+import shutil
 import warnings
 
 import torch
@@ -24,10 +25,10 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
-    from .retrieval_rgmc import CaptionDatastore, Retrieved, join_candidates, left_pad
+    from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
-    from retrieval_rgmc import CaptionDatastore, Retrieved, join_candidates, left_pad
+    from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
 
@@ -248,9 +249,16 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         )
 
     @torch.no_grad()
-    def retrieve(self, audio_embeds: torch.Tensor) -> Retrieved:
-        """The candidates of each clip (section 3.2): the captions whose songs have the largest dot product with it."""
-        return self.datastore.search(audio_embeds, k=self.config.num_candidates)
+    def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str] | None = None) -> Retrieved:
+        """
+        The candidates of each clip (section 3.2): the captions whose songs have the largest dot product with it,
+        without the row of the datastore that has the clip's own id in `exclude_ids`.
+        """
+        if self.datastore is None:
+            raise ValueError(
+                "This model has no datastore to retrieve from: give it one with `model.set_datastore(...)`"
+            )
+        return self.datastore.search(audio_embeds, k=self.config.num_candidates, exclude_ids=exclude_ids)
 
     def prompt_ids(self, audio_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Retrieves candidates for embeddings `(B, E)`: left-padded `input_ids` and `attention_mask`, each `(B, L)`."""
@@ -312,7 +320,11 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
                 "left, as "
                 "the processor does"
             )
-        inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.device)
+        if audio_embeds is not None:
+            audio_embeds = audio_embeds.to(self.device)
+        inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids.to(self.device), attention_mask)
         self._check_length(inputs_embeds.shape[1], kwargs)
         with warnings.catch_warnings():
             # transformers warns that the trigram rule sees the new tokens alone; that is what we want.
@@ -351,8 +363,9 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
                 f"{datastore.encoder_fingerprint[:12]}…, this model's is {self.encoder_fingerprint()[:12]}…), so its "
-                f"similarities would mean nothing. Rebuild it with this model: `CaptionDatastore.build(...)` on the "
-                f"embeddings of `model.embed_audio`. A model cast by hand (`model.half()`) differs too: load it with "
+                f"similarities would mean nothing. Rebuild it with this model: `CaptionDatastore(rows, embeddings, "
+                "model.encoder_fingerprint())` with the embeddings of `model.embed_audio`. A model cast by hand "
+                "(`model.half()`) differs too: load it with "
                 f"`dtype=` instead."
             )
         self.datastore = datastore
@@ -367,14 +380,27 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         }
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model.set_datastore(CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs))
+        datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        if datastore is None and model.config.datastore_rows > 0:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has a datastore of {model.config.datastore_rows} captions, but its "
+                "files "
+                f"{', '.join(DATASTORE_FILES)} in datastore/ cannot be found: complete the folder, or check the "
+                "connection"
+            )
+        model.set_datastore(datastore)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, is_main_process: bool = True, **kwargs):
         """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
+        self.set_datastore(self.datastore)  # refuses one that the encoder has been trained away from
+        self.config.datastore_rows = 0 if self.datastore is None else len(self.datastore)
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if self.datastore is not None and is_main_process:
-            self.datastore.save_pretrained(os.path.join(save_directory, "datastore"))
+        if is_main_process:
+            directory = os.path.join(save_directory, "datastore")
+            shutil.rmtree(directory, ignore_errors=True)
+            if self.datastore is not None:
+                self.datastore.save_pretrained(directory)
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

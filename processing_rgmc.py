@@ -54,14 +54,17 @@ class RGMCProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.max_candidate_length = max_candidate_length
         self.max_caption_length = max_caption_length
-        self.text_model_id = text_model_id
+        self.text_model_id = None  # loaded now, and saved beside the rest
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # Our own classes: the Auto classes would ask for trust in the checkpoint's copy of this very code.
         feature_extractor = RGMCFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        text_model_id = (processor_dict or {}).get("text_model_id") or pretrained_model_name_or_path
-        return [feature_extractor, AutoTokenizer.from_pretrained(text_model_id, **kwargs)]
+        text_model_id = (processor_dict or {}).get("text_model_id")
+        if text_model_id:
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+        tokenizer = AutoTokenizer.from_pretrained(text_model_id or pretrained_model_name_or_path, **kwargs)
+        return [feature_extractor, tokenizer]
 
     @property
     def separator_token_id(self) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 COLUMNS = ["id", "caption", "input_ids"]
-FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
+DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
 # Large enough for FAISS to multiply matrices (it does from 250 queries of 512 numbers on), small enough for its memory.
 SEARCH_BATCH_SIZE = 4096
 
@@ -165,6 +165,7 @@ class CaptionDatastore:
             external_arrays=self.embeddings,
             index_name="embedding",
             string_factory=self.string_factory,
+            train_size=len(self),
             metric_type=faiss.METRIC_INNER_PRODUCT,
         )
         if not silent:
@@ -197,11 +198,12 @@ class CaptionDatastore:
             `FileNotFoundError`: when there is none; `ValueError`: when its files do not belong together.
         """
         if (Path(path_or_id) / "datastore.json").is_file():
-            return cls._from_files({name: Path(path_or_id) / name for name in FILES})
+            return cls._from_files({name: Path(path_or_id) / name for name in DATASTORE_FILES})
         datastore = cls.from_checkpoint(path_or_id, **hub_kwargs)
         if datastore is None:
             raise FileNotFoundError(
-                f"{path_or_id} holds no datastore: expected the files {', '.join(FILES)} in it or in datastore/"
+                f"{path_or_id} holds no datastore: expected the files {', '.join(DATASTORE_FILES)} in it or in "
+                "datastore/"
             )
         return datastore
 
@@ -211,9 +213,12 @@ class CaptionDatastore:
     ) -> "CaptionDatastore | None":
         """The datastore in `datastore/` of a checkpoint's folder or Hub repository, or `None` where it has none."""
         hub_kwargs["subfolder"] = f"{subfolder}/datastore" if subfolder else "datastore"
-        if cached_file(path_or_id, FILES[0], _raise_exceptions_for_missing_entries=False, **hub_kwargs) is None:
+        if (
+            cached_file(path_or_id, DATASTORE_FILES[0], _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+            is None
+        ):
             return None
-        return cls._from_files({name: Path(cached_file(path_or_id, name, **hub_kwargs)) for name in FILES})
+        return cls._from_files({name: Path(cached_file(path_or_id, name, **hub_kwargs)) for name in DATASTORE_FILES})
 
     @classmethod
     def _from_files(cls, files: dict[str, Path]) -> "CaptionDatastore":

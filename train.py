@@ -16,11 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 import math
+import re
 import shutil
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import DataLoader
@@ -45,23 +47,24 @@ from retrieval_rgmc import CaptionDatastore
 
 logger = get_logger(__name__)
 
+AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment")
 
 
 @dataclass
 class ModelArguments:
-    model: str | None = field(default=None, metadata={"help": "RGMC checkpoint to continue from, on this corpus."})
-    audio_model: str = field(default="laion/larger_clap_music", metadata={"help": "Pretrained CLAP, unfused."})
-    text_model: str = field(default="openai-community/gpt2", metadata={"help": "Pretrained causal language model."})
+    model: str | None = field(default=None, metadata={"help": "RGMC checkpoint to continue from, on any corpus."})
+    audio_model: str | None = field(default=None, metadata={"help": f"Pretrained CLAP, unfused ({AUDIO_MODEL})."})
+    text_model: str | None = field(default=None, metadata={"help": f"Pretrained causal language model ({TEXT_MODEL})."})
     audio_config: dict = field(
         default_factory=dict, metadata={"help": "Instead of --audio_model: ClapAudioConfig of an encoder from scratch."}
     )
     text_config: dict = field(
         default_factory=dict, metadata={"help": "Instead of --text_model: configuration of a decoder from scratch."}
     )
-    tokenizer_vocab_size: int = field(
-        default=1000,
-        metadata={"help": "Of the BPE tokenizer that is trained on the captions for a decoder from scratch."},
+    tokenizer_vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "Of the BPE tokenizer trained on the captions for a decoder from scratch (1000)."},
     )
     prefix_length: int | None = field(
         default=None, metadata={"help": "Vectors that the mapper makes of an audio embedding (10)."}
@@ -76,8 +79,10 @@ class ModelArguments:
         default=None, metadata={"help": "Mask stripes of the log-mels that the encoder is trained on (true)."}
     )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Train the mapper and the decoder alone."})
-    max_candidate_length: int = field(default=128, metadata={"help": "Tokens; longer candidates are cut."})
-    max_caption_length: int = field(default=128, metadata={"help": "Tokens; longer captions are cut."})
+    max_candidate_length: int | None = field(
+        default=None, metadata={"help": "Tokens; longer candidates are cut (128)."}
+    )
+    max_caption_length: int | None = field(default=None, metadata={"help": "Tokens; longer captions are cut (128)."})
 
 
 @dataclass
@@ -95,7 +100,7 @@ class DataArguments:
         default=None, metadata={"help": "Corpus of the validation split, where it is not --dataset."}
     )
     caption_column: str = field(
-        default="caption", metadata={"help": "Column of the caption, or of a list of captions."}
+        default="caption", metadata={"help": "Column of the caption, or of captions, the first of which is learned."}
     )
     id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
     max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
@@ -156,9 +161,9 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
         argv = argv[1:]
     options, rest = {}, []
     for option in argv:
-        rest.append(option)
-        if len(rest) > 1 and rest[-2].startswith("--") and "." in rest[-2]:
-            name, key = rest[-2][2:].split(".", 1)
+        rest += option.split("=", 1) if option.startswith("--") else [option]
+        if len(rest) > 1 and re.fullmatch(r"--\w+\.\w+", rest[-2]):
+            name, key = rest[-2][2:].split(".")
             options.setdefault(name, {})[key] = yaml.safe_load(rest[-1])
             del rest[-2:]
     known = {option.name for arguments in parser.dataclass_types for option in fields(arguments)}
@@ -167,8 +172,11 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
         parser.error(f"unknown options: {', '.join(unknown)}; --help lists the known ones")
     for name, entries in options.items():
         values[name] = {**values.get(name, {}), **entries}
-    # A text goes through the option's own type, and yaml reads 1e-4 as a text.
-    parser.set_defaults(**values)
+    if values.get("mixed_precision") is False:
+        values["mixed_precision"] = "no"  # what yaml makes a boolean of
+    # As texts, numbers go through the option's own type, as those of the command line do.
+    numbers = {name: str(value) for name, value in values.items() if type(value) in (int, float)}
+    parser.set_defaults(**{**values, **numbers})
     model_args, data_args, args = parser.parse_args_into_dataclasses(args=rest)
     for name, value in (("dataset", data_args.dataset), ("output_dir", args.output_dir)):
         if value is None:
@@ -188,9 +196,18 @@ def prepare_data(
             from corpora.demo import write_demo_corpus
 
             write_demo_corpus(data_args.dataset, clips=data_args.demo_clips)
+        columns = (data_args.caption_column, data_args.id_column)
+        splits = {
+            data_args.train_split: load_captions(data_args.dataset, data_args.train_split, *columns),
+            data_args.validation_split: load_captions(
+                data_args.validation_dataset or data_args.dataset, data_args.validation_split, *columns
+            ),
+        }
+        if args.test_split:  # better missed now than after the training
+            load_captions(data_args.dataset, args.test_split, *columns)
         return tuple(
             compute_features(
-                load_captions(dataset, split, data_args.caption_column, data_args.id_column),
+                rows,
                 feature_extractor,
                 skipped_file=Path(args.output_dir) / f"skipped-{split}.jsonl",
                 max_skipped=data_args.max_skipped,
@@ -198,23 +215,45 @@ def prepare_data(
                 num_proc=data_args.num_proc,
                 description=f"Features of {split}",
             )
-            for dataset, split in (
-                (data_args.dataset, data_args.train_split),
-                (data_args.validation_dataset or data_args.dataset, data_args.validation_split),
-            )
+            for split, rows in splits.items()
         )
+
+
+def check_model_arguments(model_args: ModelArguments):
+    """What can be known to be wrong before hours of decoding."""
+    given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
+    fixed = given - {"model", "freeze_audio_tower", *MODEL_CHOICES}
+    if model_args.model and fixed:
+        raise ValueError(f"--model brings its own parts: leave out {', '.join(sorted(fixed))}")
+    if bool(model_args.audio_config) != bool(model_args.text_config):
+        raise ValueError(
+            "Give both audio_config and text_config to train from scratch, or neither to start from pretrained"
+        )
+    if model_args.audio_config and {"audio_model", "text_model"} & given:
+        raise ValueError("audio_config and text_config train from scratch: leave out audio_model and text_model")
+    RGMCConfig(**model_choices(model_args))
+    for name, model_type in (("audio_config", "clap_audio_model"), ("text_config", "gpt2")):
+        entries = getattr(model_args, name)
+        known = AutoConfig.for_model(entries.get("model_type", model_type))
+        unknown = [key for key in entries if not hasattr(known, key)]
+        if unknown:
+            raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}")
+
+
+def model_choices(model_args: ModelArguments) -> dict:
+    return {name: getattr(model_args, name) for name in MODEL_CHOICES if getattr(model_args, name) is not None}
 
 
 def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
     if model_args.model:
         return RGMCProcessor.from_pretrained(model_args.model)
     if model_args.text_config:
-        tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size)
+        tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.text_model)
-    return RGMCProcessor(
-        RGMCFeatureExtractor(), tokenizer, model_args.max_candidate_length, model_args.max_caption_length
-    )
+        tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
+    lengths = {name: getattr(model_args, name) for name in ("max_candidate_length", "max_caption_length")}
+    lengths = {name: value for name, value in lengths.items() if value is not None}
+    return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, **lengths)
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -227,36 +266,40 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dataset) -> RGMCModel:
-    choices = {name: getattr(model_args, name) for name in MODEL_CHOICES if getattr(model_args, name) is not None}
+    choices = model_choices(model_args)
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
+        model.set_datastore(None)  # this corpus makes its own
         changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
         if changed:
             raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
-    elif model_args.audio_config and model_args.text_config:
+    elif model_args.text_config:
         tokens = {
             "vocab_size": len(processor.tokenizer),
             "bos_token_id": processor.separator_token_id,
             "eos_token_id": processor.tokenizer.eos_token_id,
             "pad_token_id": processor.tokenizer.pad_token_id,
         }
-        audio_config = {"model_type": "clap_audio_model", **model_args.audio_config}
-        text_config = {"model_type": "gpt2", **model_args.text_config}
-        for name, entries in (("audio_config", audio_config), ("text_config", text_config)):
-            known = AutoConfig.for_model(entries["model_type"])
-            unknown = [key for key in entries if not hasattr(known, key)]
-            if unknown:
-                raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}")
-        model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config={**text_config, **tokens}, **choices))
-        model.set_log_mel_statistics(*log_mel_statistics(train))
-    elif model_args.audio_config or model_args.text_config:
-        raise ValueError(
-            "Give both --audio_config and --text_config to train from scratch, or neither to start from pretrained"
+        config = RGMCConfig(
+            audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
+            text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
+            **choices,
         )
+        model = RGMCModel(config)
+        model.set_log_mel_statistics(*log_mel_statistics(train))
     else:
-        model = RGMCModel.from_audio_text_pretrained(model_args.audio_model, model_args.text_model, **choices)
+        parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
+        model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
         # Where the decoder has no BOS of its own, the tokenizer's choice of a separator counts.
         model.config.text_config.bos_token_id = processor.separator_token_id
+    longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
+    longest += processor.max_caption_length
+    positions = getattr(model.config.text_config, "max_position_embeddings", longest)
+    if longest > positions:
+        raise ValueError(
+            f"Prefix, candidates and caption may take {longest} positions and the decoder has {positions}: lower "
+            "max_candidate_length or max_caption_length"
+        )
     model.generation_config.update(
         bos_token_id=processor.separator_token_id,
         eos_token_id=processor.tokenizer.eos_token_id,
@@ -295,8 +338,8 @@ def embed_rows(
     model.eval()
     parts = []
     for rows in tqdm(batches, desc=description, unit="batch", leave=False, disable=not accelerator.is_main_process):
-        with accelerator.autocast():
-            parts.append(model.embed_audio(read_log_mels(reader, rows)))
+        # In float32, whatever the training's precision, as captioning embeds its queries.
+        parts.append(model.embed_audio(read_log_mels(reader, rows)))
     model.train(training)
     # Processes hold the same number of rows, or one less: that one is made up, and dropped again.
     size = model.config.audio_config.projection_dim
@@ -347,13 +390,11 @@ def write_neighbors(path: Path, ids: list[str], neighbors: Neighbors, epoch: int
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
     """Adam, as in the paper, over the parts that are trained; the encoder may have a learning rate of its own."""
+    audio_rate = args.learning_rate if args.audio_learning_rate is None else args.audio_learning_rate
     audio = {id(weight) for weight in model.audio_tower.parameters()}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {
-            "params": [weight for weight in trained if id(weight) in audio],
-            "lr": args.audio_learning_rate or args.learning_rate,
-        },
+        {"params": [weight for weight in trained if id(weight) in audio], "lr": audio_rate},
         {"params": [weight for weight in trained if id(weight) not in audio]},
     ]
     return torch.optim.Adam([group for group in groups if group["params"]], lr=args.learning_rate)
@@ -518,7 +559,13 @@ def main(argv: list[str]):
     # 1. Options
     arguments = model_args, data_args, args = parse_arguments(argv)
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one process decodes a corpus
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[patient])
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(f"{accelerator.distributed_type} is not supported: choose multi-GPU (data parallel) processes")
+    if args.num_train_epochs < 1:
+        raise ValueError(f"--num_train_epochs must be at least 1, got {args.num_train_epochs}")
+    check_model_arguments(model_args)
     if (output_dir / "config.json").exists() and not args.overwrite_output_dir:
         raise FileExistsError(
             f"{output_dir} holds a checkpoint: choose another --output_dir, or --overwrite_output_dir true"
@@ -557,6 +604,7 @@ def main(argv: list[str]):
     # 4. Epochs. The neighbours that are looked up after an epoch are those at the start of the next one (section 3.2),
     # and they belong to the very encoder that a checkpoint of this moment holds.
     batch_size = args.micro_batch_size or args.batch_size
+    trains_encoder = any(weight.requires_grad for weight in model.audio_tower.parameters())
     best_loss, best_epoch = math.inf, 0
     datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
     for epoch in range(1, args.num_train_epochs + 1):
@@ -566,7 +614,8 @@ def main(argv: list[str]):
         batches = collator(train, caption_ids, neighbors.train)
         loss = train_epoch(wrapped, optimizer, scheduler, batches, args, accelerator, epoch)
         former = neighbors
-        datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
+        if trains_encoder:
+            datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
         held_out_loss = validation_loss(
             model, collator(validation, validation_ids, neighbors.validation), args, accelerator
         )
@@ -593,7 +642,7 @@ def main(argv: list[str]):
         if epoch - best_epoch >= args.patience:
             break
     accelerator.wait_for_everyone()
-    if not math.isfinite(best_loss):
+    if best_epoch == 0:
         raise RuntimeError(
             "The validation loss was never finite, so there is no checkpoint: try a smaller --learning_rate"
         )

@@ -270,6 +270,29 @@ def test_a_datastore_of_another_encoder_is_refused(make_model, processor, log_me
         model.set_datastore(datastore)
 
 
+def test_a_checkpoint_whose_datastore_is_gone_is_an_error(make_model, processor, log_mels, tmp_path):
+    model = make_model()
+    model.set_datastore(make_datastore(model, processor, log_mels(8)))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "datastore" / "datastore.json").unlink()
+    with pytest.raises(OSError, match="datastore of 8 captions"):
+        RGMCModel.from_pretrained(tmp_path)
+    model.set_datastore(None)
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "datastore").exists()
+    assert RGMCModel.from_pretrained(tmp_path).datastore is None
+
+
+def test_a_datastore_that_the_encoder_was_trained_away_from_is_not_saved(make_model, processor, log_mels, tmp_path):
+    model = make_model()
+    model.set_datastore(make_datastore(model, processor, log_mels(8)))
+    with torch.no_grad():
+        next(model.audio_tower.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="another audio encoder"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_without_datastore_captions_from_audio_alone_and_says_so(make_model, log_mels, monkeypatch):
     messages = []
     monkeypatch.setattr("modeling_rgmc.logger.warning_once", messages.append)
