@@ -72,7 +72,7 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     if id_column in rows.column_names:
         ids = [str(row_id) for row_id in rows[id_column]]
     elif FILE_COLUMN in rows.column_names:
-        ids = [str(name) for name in rows[FILE_COLUMN]]
+        ids = [name or f"{split}-{row}" for row, name in enumerate(rows[FILE_COLUMN])]
     else:
         ids = [f"{split}-{row}" for row in range(len(rows))]
     repeated = {row_id: count for row_id, count in Counter(ids).items() if count > 1}
@@ -83,7 +83,9 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
             f"{where}: {len(repeated)} ids stand more than once, such as '{row_id}' in the rows {where_rows[:5]}"
         )
     captions = [_as_list(entry) for entry in rows[caption_column]]
-    audio = rows.select_columns([audio_column]).rename_column(audio_column, "audio")
+    audio = rows.select_columns([audio_column])
+    if audio_column != "audio":
+        audio = audio.rename_column(audio_column, "audio")
     if not isinstance(audio.features["audio"], (dict, Audio)):
         paths = [{"path": path if isinstance(path, str) else None, "bytes": None} for path in audio["audio"]]
         audio = Dataset.from_dict({"audio": paths}, features=Features({"audio": AUDIO_FEATURE}))

@@ -380,6 +380,10 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         }
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        for module in model.audio_tower.modules():
+            for name in ("relative_position_index", "num_batches_tracked"):
+                if isinstance(buffer := getattr(module, name, None), torch.Tensor):
+                    setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
         datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
         if datastore is None and model.config.datastore_rows > 0:
             raise OSError(

@@ -406,7 +406,8 @@ def test_loading_in_bfloat16_keeps_the_encoder_and_its_datastore(make_model, pro
 
 
 def test_eight_clips_are_learnt_until_beam_search_repeats_their_captions(make_model, processor, log_mels):
-    model = make_model()
+    model = make_model(max_new_tokens=40)
+    processor.max_caption_length = processor.max_candidate_length = 40
     features = log_mels(8)
     model.set_log_mel_statistics(features.mean(dim=(0, 1, 2)), features.var(dim=(0, 1, 2)))
     candidates = CAPTIONS[1:] + CAPTIONS[:1]  # each the caption of another clip
@@ -425,5 +426,4 @@ def test_eight_clips_are_learnt_until_beam_search_repeats_their_captions(make_mo
         optimizer.zero_grad()
     tokens = model.eval().generate(input_features=features, **processor(candidates=candidates))
     assert processor.batch_decode(tokens, skip_special_tokens=True) == CAPTIONS
-    assert all(0 in row for row in tokens.tolist() if len(row) == 24)  # stopped by EOS, not by the length
-    assert tokens.shape[1] < 24
+    assert tokens.shape[1] < 40  # every caption stopped by its EOS, not by the length

@@ -53,11 +53,11 @@ def checkpoint(corpus, tmp_path_factory):
 
 def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
     """Trains a tiny model in this process and returns the checkpoint's folder."""
-    train.main([str(config_file(folder, corpus, name)), *options])
+    train.main([str(config_file(folder, corpus, name, continued="--model" in options)), *options])
     return folder / name
 
 
-def config_file(folder: Path, corpus: Path, name: str) -> Path:
+def config_file(folder: Path, corpus: Path, name: str, continued: bool = False) -> Path:
     config = {
         "dataset": str(corpus),
         "output_dir": str(folder / name),
@@ -75,6 +75,15 @@ def config_file(folder: Path, corpus: Path, name: str) -> Path:
         "dataloader_num_workers": 0,
         "num_proc": 1,
     }
+    if continued:  # the checkpoint brings its own
+        for part in (
+            "audio_config",
+            "text_config",
+            "tokenizer_vocab_size",
+            "max_candidate_length",
+            "max_caption_length",
+        ):
+            del config[part]
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -461,7 +470,10 @@ def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
 
 
 def test_embeddings_of_a_mixed_precision_run_are_those_of_captioning(corpus, tmp_path):
-    checkpoint = run(tmp_path, corpus, "--mixed_precision", "bf16")
+    command = [sys.executable, str(ROOT / "train.py"), str(config_file(tmp_path, corpus, "bf16"))]
+    done = subprocess.run([*command, "--mixed_precision", "bf16"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "bf16"
     model, processor = RGMCModel.from_pretrained(checkpoint), RGMCProcessor.from_pretrained(checkpoint)
     audio = [str(corpus / "train" / f"{row}.wav") for row in range(4)]
     with torch.no_grad():
@@ -478,7 +490,7 @@ def test_a_split_that_is_missing_is_missed_before_the_training(broken_corpus, tm
 
 def test_captions_too_long_for_the_decoder_are_missed_before_the_training(corpus, tmp_path):
     with pytest.raises(ValueError, match="positions"):
-        run(tmp_path, corpus, "--num_candidates", "5")
+        run(tmp_path, corpus, "--num_candidates", "6")
 
 
 def test_rows_without_a_file_are_skipped_too(corpus, tmp_path, processor):
