@@ -1,11 +1,17 @@
 """What RGMCProcessor promises: one form of captions, prompts padded for generation, and files that load again."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import CAPTIONS, ROOT
+from transformers import GenerationConfig
 
+from configuration_rgmc import RGMCConfig
+from modeling_rgmc import default_generation_config
 from processing_rgmc import RGMCProcessor, normalize_caption
 
 
@@ -69,6 +75,38 @@ def test_a_tokenizer_without_pad_token_pads_with_eos(processor):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="EOS"):
         RGMCProcessor(processor.feature_extractor, tokenizer)
+
+
+ROOT_MODEL = """
+import sys, torch
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.device("meta"):
+    model = AutoModel.from_config(config, trust_remote_code=True)
+print(config.prefix_length, sum(weight.numel() for weight in model.parameters()))
+"""
+
+
+def test_the_repository_itself_is_the_papers_model(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ROOT_MODEL, str(ROOT)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    prefix_length, weights = map(int, done.stdout.split())
+    assert prefix_length == 10
+    mapper = 512 * 3840 + 3840 + 3840 * 7680 + 7680
+    assert (weights - mapper) / 1e6 == pytest.approx(68.61 + 124.44, abs=0.01)
+    # The files say the same as the code's defaults.
+    default, root = RGMCConfig(), RGMCConfig.from_pretrained(ROOT)
+    ignored = {"architectures", "auto_map"}
+    assert {**root.to_dict(), **dict.fromkeys(ignored)} == {**default.to_dict(), **dict.fromkeys(ignored)}
+    generation = default_generation_config(default)
+    assert GenerationConfig.from_pretrained(ROOT).to_dict() == generation.to_dict()
 
 
 def test_the_repositorys_own_processor_takes_gpt2s_tokenizer(processor, monkeypatch):
