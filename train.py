@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
@@ -44,8 +43,6 @@ from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
-
-logger = get_logger(__name__)
 
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment")
