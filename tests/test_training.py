@@ -244,7 +244,7 @@ def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
     options = ["--learning_rate", "3e-4", "--num_train_epochs", "2", "--test_split", "test"]
     alone = run(tmp_path, corpus, *options)
     config = config_file(tmp_path, corpus, "two")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731", str(ROOT / "train.py")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
     done = subprocess.run(
         [sys.executable, *launch, str(config), *options],
         cwd=tmp_path,
