@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import compute_features, load_captions, log_mel_reader, read_log_mels
+from dataset_rgmc import ClipFeatures, compute_features, load_captions
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor, normalize_caption
 
@@ -62,6 +61,9 @@ class EvaluationArguments:
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
     )
+    cache_dtype: str = field(
+        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
+    )
     num_proc: int = field(default=1, metadata={"help": "Processes that decode audio."})
 
 
@@ -76,11 +78,12 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         features = compute_features(
             load_captions(args.dataset, args.split, args.caption_column, args.id_column),
             processor.feature_extractor,
-            skipped_file=output_dir / f"skipped-{args.split}.jsonl",
+            args.split,
+            skipped_file=output_dir / "skipped.jsonl",
             max_skipped=args.max_skipped,
             cache_dir=args.cache_dir,
+            dtype=args.cache_dtype,
             num_proc=args.num_proc,
-            description=f"Features of {args.split}",
         )
     predictions = caption_split(model, processor, features, accelerator, args.batch_size)
     if not accelerator.is_main_process:
@@ -104,17 +107,16 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
 @torch.no_grad()
 def caption_split(
-    model: RGMCModel, processor: RGMCProcessor, features: Dataset, accelerator: Accelerator, batch_size: int
+    model: RGMCModel, processor: RGMCProcessor, features: ClipFeatures, accelerator: Accelerator, batch_size: int
 ) -> list[dict]:
     """Captions every row once, shared by the processes; the lines of `predictions.jsonl` in the order of `features`."""
-    reader, rows = log_mel_reader(features), features.select_columns(["id", "captions"])
     own = list(range(accelerator.process_index, len(features), accelerator.num_processes))
     progress = tqdm(total=len(own), desc="Captioning", unit="clip", disable=not accelerator.is_main_process)
     lines = []
     for start in range(0, len(own), batch_size):
         batch = own[start : start + batch_size]
-        audio_embeds = model.embed_audio(read_log_mels(reader, batch))
-        retrieved = model.retrieve(audio_embeds, exclude_ids=[rows[row]["id"] for row in batch])
+        audio_embeds = model.embed_audio(features.read(batch))
+        retrieved = model.retrieve(audio_embeds, exclude_ids=[features.ids[row] for row in batch])
         prompts = processor(candidates=retrieved.captions) if model.config.uses_candidate else {}
         tokens = model.generate(audio_embeds=audio_embeds, **prompts)
         captions = processor.batch_decode(tokens, skip_special_tokens=True)
@@ -122,9 +124,9 @@ def caption_split(
             lines.append(
                 {
                     "row": row,
-                    "id": rows[row]["id"],
+                    "id": features.ids[row],
                     "prediction": normalize_caption(caption),
-                    "references": rows[row]["captions"],
+                    "references": features.captions[row],
                     "candidate": next(iter(retrieved.captions[i]), None),
                     "candidate_id": next(iter(retrieved.ids[i]), None),
                     "similarity": next(iter(retrieved.similarities[i]), None),
@@ -133,8 +135,8 @@ def caption_split(
         progress.update(len(batch))
     progress.close()
     lines = sorted(gather_object(lines), key=lambda line: line.pop("row"))
-    if [line["id"] for line in lines] != rows["id"]:
-        raise RuntimeError(f"{len(lines)} predictions were gathered for {len(rows)} clips, or not one for each")
+    if [line["id"] for line in lines] != features.ids:
+        raise RuntimeError(f"{len(lines)} predictions were gathered for {len(features)} clips, or not one for each")
     return lines
 
 

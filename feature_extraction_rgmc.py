@@ -13,6 +13,7 @@ import contextlib
 import io
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -22,9 +23,6 @@ import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
 
 MIN_SECONDS = 0.02  # about one analysis window: less has no spectrum to speak of
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
@@ -41,6 +39,14 @@ Array = np.ndarray | torch.Tensor
 
 class AudioError(ValueError):
     """A sound cannot be used. The message says which, what was found, and what would be accepted."""
+
+
+class AudioWarning(UserWarning):
+    """A sound is used, but may not be what was meant: it is short, silent, or silent in the mean of its channels."""
+
+    def __init__(self, name: str, kind: str, detail: str = ""):
+        super().__init__(f"{name}: {kind}{detail}")
+        self.kind = kind
 
 
 def load_audio(
@@ -64,6 +70,9 @@ def load_audio(
 
     Raises:
         AudioError: no local file, no sound in it, damaged beyond use, NaN or infinite samples, `start` beyond the end.
+
+    Warns:
+        AudioWarning: less sound than wanted, digital silence, channels in opposite phase.
     """
     name = _name_of(source)
     with _open_binary(source, name) as file:
@@ -459,8 +468,12 @@ def _finish(channels: np.ndarray, rate: float, duration: float, target_rate: int
         )
     mono = _to_mono(channels, name)
     if channels.shape[1] < round(duration * rate):
-        logger.warning_once(f"{name}: only {seconds:.2f} s of sound, repeated and zero-padded to {duration:g} s.")
+        _announce(name, f"shorter than {duration:g} s, repeated and zero-padded", f" ({seconds:.2f} s)")
     return _repeat_pad(_resample(mono, rate, target_rate), round(duration * target_rate))
+
+
+def _announce(name: str, kind: str, detail: str = "") -> None:
+    warnings.warn(AudioWarning(name, kind, detail), stacklevel=2)
 
 
 def _to_mono(channels: np.ndarray, name: str) -> np.ndarray:
@@ -477,9 +490,9 @@ def _to_mono(channels: np.ndarray, name: str) -> np.ndarray:
     if peak < 1e-3:
         loudest = np.abs(samples).max()
         if loudest == 0:
-            logger.warning_once(f"{name}: digital silence.")
+            _announce(name, "digital silence")
         elif peak < 1e-3 * loudest:
-            logger.warning_once(f"{name}: channels in opposite phase, their mean is silent.")
+            _announce(name, "channels in opposite phase, their mean is silent")
     return mono
 
 

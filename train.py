@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, get_scheduler
 
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import TeacherForcingCollator, compute_features, load_captions, log_mel_reader, read_log_mels
+from dataset_rgmc import ClipFeatures, TeacherForcingCollator, compute_features, load_captions
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
@@ -103,6 +103,9 @@ class DataArguments:
     max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
+    )
+    cache_dtype: str = field(
+        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
     )
     num_proc: int = field(default=os.cpu_count() or 1, metadata={"help": "Processes that decode audio."})
     demo_clips: int = field(
@@ -186,7 +189,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
 
 def prepare_data(
     data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator, feature_extractor: RGMCFeatureExtractor
-) -> tuple[Dataset, Dataset]:
+) -> tuple[ClipFeatures, ClipFeatures]:
     """Features of the training and the validation split. The main process computes them, the others read its cache."""
     with accelerator.main_process_first():
         if data_args.demo_clips and accelerator.is_main_process:
@@ -206,11 +209,12 @@ def prepare_data(
             compute_features(
                 rows,
                 feature_extractor,
-                skipped_file=Path(args.output_dir) / f"skipped-{split}.jsonl",
+                split,
+                skipped_file=Path(args.output_dir) / "skipped.jsonl",
                 max_skipped=data_args.max_skipped,
                 cache_dir=data_args.cache_dir,
+                dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
-                description=f"Features of {split}",
             )
             for split, rows in splits.items()
         )
@@ -262,7 +266,7 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dataset) -> RGMCModel:
+def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures) -> RGMCModel:
     choices = model_choices(model_args)
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
@@ -308,11 +312,11 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Dat
     return model
 
 
-def log_mel_statistics(features: Dataset, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each mel bin over a corpus, each `(F,)`."""
-    reader, count, total, squares = log_mel_reader(features), 0, 0.0, 0.0
+    count, total, squares = 0, 0.0, 0.0
     for start in range(0, len(features), batch_size):
-        log_mels = read_log_mels(reader, list(range(start, min(start + batch_size, len(features))))).double()
+        log_mels = features.read(list(range(start, min(start + batch_size, len(features))))).double()
         count += log_mels[..., 0].numel()
         total = total + log_mels.sum(dim=(0, 1, 2))
         squares = squares + log_mels.square().sum(dim=(0, 1, 2))
@@ -325,10 +329,10 @@ def log_mel_statistics(features: Dataset, batch_size: int = 256) -> tuple[torch.
 
 @torch.no_grad()
 def embed_rows(
-    model: RGMCModel, features: Dataset, accelerator: Accelerator, batch_size: int, description: str
+    model: RGMCModel, features: ClipFeatures, accelerator: Accelerator, batch_size: int, description: str
 ) -> np.ndarray:
     """Embeddings `(N, E)` of all rows in evaluation mode. Each process embeds every world-th row, each row once."""
-    reader, world = log_mel_reader(features), accelerator.num_processes
+    world = accelerator.num_processes
     own = list(range(accelerator.process_index, len(features), world))
     batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     training = model.training
@@ -336,7 +340,7 @@ def embed_rows(
     parts = []
     for rows in tqdm(batches, desc=description, unit="batch", leave=False, disable=not accelerator.is_main_process):
         # In float32, whatever the training's precision, as captioning embeds its queries.
-        parts.append(model.embed_audio(read_log_mels(reader, rows)))
+        parts.append(model.embed_audio(features.read(rows)))
     model.train(training)
     # Processes hold the same number of rows, or one less: that one is made up, and dropped again.
     size = model.config.audio_config.projection_dim
@@ -357,14 +361,19 @@ class Neighbors:
 
 
 def refresh(
-    model: RGMCModel, train: Dataset, validation: Dataset, rows: Dataset, accelerator: Accelerator, batch_size: int
+    model: RGMCModel,
+    train: ClipFeatures,
+    validation: ClipFeatures,
+    rows: Dataset,
+    accelerator: Accelerator,
+    batch_size: int,
 ) -> tuple[CaptionDatastore, Neighbors]:
     """Embeds every song with the current encoder and looks up its neighbours (section 3.2), itself excluded by id."""
     embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the training split")
     queries = embed_rows(model, validation, accelerator, batch_size, "Embedding the validation split")
     datastore = CaptionDatastore(rows, embeds, model.encoder_fingerprint())
     k = model.config.num_candidates
-    neighbors, similarities = datastore.search_rows(embeds, k, exclude_ids=train["id"])
+    neighbors, similarities = datastore.search_rows(embeds, k, exclude_ids=train.ids)
     return datastore, Neighbors(neighbors, similarities, datastore.search_rows(queries, k)[0])
 
 
@@ -577,22 +586,22 @@ def main(argv: list[str]):
     # 2. Data, processor, model
     started = time.perf_counter()
     train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor())
-    captions = [captions[0] for captions in train["captions"]]
+    captions = [captions[0] for captions in train.captions]
     processor = build_processor(model_args, captions)
     model = build_model(model_args, processor, train).to(accelerator.device)
     set_seed(args.seed, device_specific=True)
 
     # 3. What does not change between epochs: tokens, optimizer, schedule
     caption_ids = [processor.encode_caption(caption) for caption in captions]
-    validation_ids = [processor.encode_caption(captions[0]) for captions in validation["captions"]]
+    validation_ids = [processor.encode_caption(captions[0]) for captions in validation.captions]
     candidate_ids = [processor.encode_candidate(caption) for caption in captions]
-    rows = Dataset.from_dict({"id": train["id"], "caption": captions, "input_ids": candidate_ids})
+    rows = Dataset.from_dict({"id": train.ids, "caption": captions, "input_ids": candidate_ids})
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
-    def collator(features: Dataset, caption_ids: list[list[int]], neighbors: np.ndarray) -> TeacherForcingCollator:
+    def collator(features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray) -> TeacherForcingCollator:
         candidates = [
             [candidate_ids[row] for row in found if row >= 0 and model.config.uses_candidate] for found in neighbors
         ]
@@ -606,7 +615,7 @@ def main(argv: list[str]):
     datastore, neighbors = refresh(model, train, validation, rows, accelerator, batch_size)
     for epoch in range(1, args.num_train_epochs + 1):
         if accelerator.is_main_process:
-            write_neighbors(output_dir / "neighbors.jsonl", train["id"], neighbors, epoch)
+            write_neighbors(output_dir / "neighbors.jsonl", train.ids, neighbors, epoch)
         epoch_started = time.perf_counter()
         batches = collator(train, caption_ids, neighbors.train)
         loss = train_epoch(wrapped, optimizer, scheduler, batches, args, accelerator, epoch)
@@ -660,6 +669,7 @@ def main(argv: list[str]):
                 id_column=data_args.id_column,
                 max_skipped=data_args.max_skipped,
                 cache_dir=data_args.cache_dir,
+                cache_dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
             ),
             accelerator,

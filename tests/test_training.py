@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from conftest import AUDIO, CAPTIONS, ROOT, SHARED, TEXT, write_corpus, write_tone
-from datasets import Audio, Dataset, DatasetDict
+from conftest import AUDIO, CAPTIONS, ROOT, SHARED, TEXT, write_corpus
+from datasets import Array2D, Audio, Dataset, DatasetDict, Features
 
 import train
-from dataset_rgmc import TeacherForcingCollator, compute_features, load_captions
+from dataset_rgmc import ClipFeatures, TeacherForcingCollator, load_captions
 from eval import EvaluationArguments, build_systems, evaluate_checkpoint, score
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -272,6 +272,12 @@ def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
     ]
 
 
+def silent_clips(n: int) -> ClipFeatures:
+    log_mels = {"log_mel": np.zeros((n, 4, 64), np.float16)}
+    rows = Dataset.from_dict(log_mels, features=Features({"log_mel": Array2D((4, 64), "float16")}))
+    return ClipFeatures([str(row) for row in range(n)], [["a caption"]] * n, rows)
+
+
 @pytest.mark.parametrize("micro_batch_size", [3, 1])
 def test_the_weights_do_not_depend_on_how_a_batch_is_cut(corpus, tmp_path, micro_batch_size):
     whole = RGMCModel.from_pretrained(run(tmp_path, corpus, "--batch_size", "7")).state_dict()
@@ -283,7 +289,7 @@ def test_the_weights_do_not_depend_on_how_a_batch_is_cut(corpus, tmp_path, micro
 
 
 def test_loader_workers_see_the_candidates_of_their_epoch(processor):
-    features = Dataset.from_dict({"log_mel": np.zeros((2, 4, 64), np.float16)})
+    features = silent_clips(2)
     captions = [processor.encode_caption(caption) for caption in CAPTIONS[:2]]
     args = train.TrainingArguments(output_dir="unused", dataloader_num_workers=2)
     for candidate in ([5, 6], [7, 8, 9]):
@@ -294,7 +300,7 @@ def test_loader_workers_see_the_candidates_of_their_epoch(processor):
 
 
 def test_teacher_forcing_learns_the_caption_and_its_eos_alone(processor):
-    features = Dataset.from_dict({"log_mel": np.zeros((2, 4, 64), np.float16)})
+    features = silent_clips(2)
     captions = [processor.encode_caption(caption) for caption in ("piano", "a sad ballad of strings")]
     collator = TeacherForcingCollator(features, captions, [[[5]], []], processor)
     batch = collator([0, 1])
@@ -391,52 +397,6 @@ def test_a_damaged_corpus_is_an_error_that_names_the_place_and_leaves_no_checkpo
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "checkpoint" / "config.json").exists()
     assert not list(tmp_path.glob("checkpoint/*.safetensors"))
-
-
-def test_unusable_rows_are_skipped_announced_and_listed(broken_corpus, tmp_path, processor, monkeypatch):
-    break_audio(broken_corpus)
-    (broken_corpus / "train" / "5.wav").unlink()
-    messages = []
-    monkeypatch.setattr("dataset_rgmc.logger.warning", messages.append)
-    rows = load_captions(str(broken_corpus), "train")
-    features = compute_features(
-        rows, processor.feature_extractor, tmp_path / "skipped.jsonl", max_skipped=0.5, cache_dir=str(tmp_path)
-    )
-    assert features["id"] == [f"train-{row}" for row in range(13) if row not in (3, 5)]
-    skipped = read_lines(tmp_path / "skipped.jsonl")
-    assert [(line["row"], line["id"], Path(line["file"]).name) for line in skipped] == [
-        (3, "train-3", "3.wav"),
-        (5, "train-5", "5.wav"),
-    ]
-    assert len(messages) == 1 and "2 of 13 rows" in messages[0]
-
-
-def test_features_are_computed_once_and_again_for_a_changed_file(broken_corpus, tmp_path, processor, monkeypatch):
-    corpus = broken_corpus
-    decoded = []
-    extractor = type(processor.feature_extractor)
-    call = extractor.__call__
-    monkeypatch.setattr(
-        extractor, "__call__", lambda self, audio, **kwargs: decoded.append(audio) or call(self, audio, **kwargs)
-    )
-
-    def features():
-        decoded.clear()
-        rows = load_captions(str(corpus), "test")
-        return compute_features(
-            rows, processor.feature_extractor, tmp_path / "skipped.jsonl", cache_dir=str(tmp_path / "cache")
-        )
-
-    first = features()
-    assert len(decoded) == 4
-    direct = call(processor.feature_extractor, str(corpus / "test" / "1.wav"))["input_features"][0, 0]
-    np.testing.assert_allclose(np.array(first[1]["log_mel"]), direct, atol=0.04)  # dB, float16
-    features()
-    assert decoded == []
-    write_tone(corpus / "test" / "1.wav", 1234.5)
-    changed = features()
-    assert len(decoded) > 0
-    assert not np.allclose(np.array(changed[1]["log_mel"]), np.array(first[1]["log_mel"]), atol=1)
 
 
 def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
