@@ -373,9 +373,12 @@ class _AudioStream:
 
     def _frames(self, packets: Iterable[Any], position: int | None) -> Iterator[tuple[int, Any]]:
         """Frames, each with the sample it begins at. `position` is that of the first packet, if known."""
+        tick = max(self.samples_per_tick, 1)
         for packet in packets:
             for frame in self._decoded(packet):
-                if frame.pts is not None:
+                # Where a packet is not as long as its frame, its time is a guess: in Vorbis, where blocks get shorter.
+                guessed = packet.duration and abs(packet.duration * self.samples_per_tick - frame.samples) > tick
+                if frame.pts is not None and (position is None or not guessed):
                     position = round((frame.pts - self.origin) * self.samples_per_tick)
                 # A frame of another kind comes from a damaged header and does not fit the rest.
                 if position is not None and _kind_of(frame) == self.kind:

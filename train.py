@@ -35,6 +35,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, get_scheduler
+from transformers.utils import logging
 
 from configuration_rgmc import RGMCConfig
 from dataset_rgmc import ClipFeatures, TeacherForcingCollator, compute_features, load_captions
@@ -581,6 +582,8 @@ def main(argv: list[str]):
         # accelerate launch leaves a CPU process one thread
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
+    if not accelerator.is_main_process:
+        logging.set_verbosity_error()  # announcements come once
     set_seed(args.seed)
 
     # 2. Data, processor, model

@@ -165,6 +165,19 @@ def test_seeking_gives_the_samples_of_a_full_decode(encoded, name):
     np.testing.assert_allclose(load_audio(path), prepare_waveform(whole, rate), atol=1e-4)
 
 
+@pytest.mark.parametrize("rate", [22_050, 44_100])
+def test_seeking_in_vorbis_with_short_blocks_gives_the_samples_of_a_full_decode(tmp_path, rate):
+    random = np.random.default_rng(0)
+    clicks = 0.01 * random.standard_normal((2, 30 * rate)).astype(np.float32)
+    clicks[:, random.integers(clicks.shape[1], size=200)] = 0.9  # libvorbis takes short blocks around them
+    path = tmp_path / "clicks.ogg"
+    soundfile.write(path, clicks.T, rate)
+    with av.open(str(path)) as container:
+        whole = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    for start in [None, *random.uniform(0.5, 19.0, size=20)]:
+        np.testing.assert_allclose(load_audio(path, start), prepare_waveform(whole, rate, start), atol=1e-4)
+
+
 def test_middle_of_truncated_file_is_that_of_what_is_left(tmp_path, encoded):
     path, samples, rate = encoded("cbr.mp3")
     cut = tmp_path / "cut.mp3"
