@@ -87,6 +87,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         )
     predictions = caption_split(model, processor, features, accelerator, args.batch_size)
     if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
         return {}
     systems = build_systems(predictions, model.datastore.rows["caption"], args.seed)
     results = {
@@ -102,6 +103,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     write_lines(output_dir / "predictions.jsonl", predictions)
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(format_table(results))
+    # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
+    # that is destroyed before they got it hangs for ever.
+    accelerator.wait_for_everyone()
     return results
 
 
