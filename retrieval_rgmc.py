@@ -5,6 +5,7 @@ Shape letters: `N` datastore rows, `B` queries, `E` numbers of an audio embeddin
 """
 
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -102,7 +103,11 @@ class CaptionDatastore:
         )
 
     def search_rows(
-        self, queries: torch.Tensor | np.ndarray, k: int = 1, exclude_ids: list[str] | None = None
+        self,
+        queries: torch.Tensor | np.ndarray,
+        k: int = 1,
+        exclude_ids: list[str] | None = None,
+        device: str | torch.device = "cpu",
     ) -> tuple[np.ndarray, np.ndarray]:
         """
         The `k` most similar rows of each query.
@@ -113,6 +118,8 @@ class CaptionDatastore:
             exclude_ids (`list[str]`, *optional*):
                 For each query the id of the row that must not be its candidate; a row with another id may be chosen
                 even where it holds the same text (section 3: `D` without `(x, y)`).
+            device (`str` or `torch.device`, defaults to `"cpu"`):
+                Where an exact (`"Flat"`) search runs: FAISS on the CPU, elsewhere a float32 matrix product.
 
         Returns:
             Row numbers (`(B, K)`, int64, -1 where there are fewer rows than that) and similarities (`(B, K)`, float32).
@@ -120,14 +127,17 @@ class CaptionDatastore:
         queries = np.ascontiguousarray(torch.as_tensor(queries).detach().float().cpu().numpy())
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"Queries must have the shape (B, {self.embeddings.shape[1]}), got {queries.shape}")
-        self._build_index()
         wanted = k if exclude_ids is None else k + 1
-        found = [
-            self.rows.search_batch("embedding", queries[start : start + SEARCH_BATCH_SIZE], k=wanted)
-            for start in range(0, len(queries), SEARCH_BATCH_SIZE)
-        ]
-        similarities = np.concatenate([part.total_scores for part in found])
-        rows = np.concatenate([part.total_indices for part in found])
+        if self.string_factory == "Flat" and torch.device(device).type != "cpu":
+            rows, similarities = search_exactly(self.embeddings, queries, wanted, device)
+        else:
+            self._build_index()
+            found = [
+                self.rows.search_batch("embedding", queries[start : start + SEARCH_BATCH_SIZE], k=wanted)
+                for start in range(0, len(queries), SEARCH_BATCH_SIZE)
+            ]
+            similarities = np.concatenate([part.total_scores for part in found])
+            rows = np.concatenate([part.total_indices for part in found])
         if exclude_ids is not None:
             # Excluded by id and never by rank: of two equal songs either may come first.
             own_rows = np.array([self._row_of_id.get(row_id, -1) for row_id in exclude_ids])
@@ -246,6 +256,31 @@ class CaptionDatastore:
                 f"{expected[1]} numbers, but there are {len(rows)} captions and embeddings of shape {embeddings.shape}"
             )
         return cls(rows, embeddings, description["encoder_fingerprint"], description["string_factory"])
+
+
+@torch.no_grad()
+def search_exactly(
+    embeddings: np.ndarray, queries: np.ndarray, k: int, device: str | torch.device, batch_size: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The `k` rows of `embeddings` (`(N, E)`) with the largest dot product with each query (`(B, E)`): row numbers and
+    similarities, each `(B, K)`, as FAISS's flat index gives them. Memory on `device`: both, and `batch_size` x `N`.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 would shuffle near neighbours
+    try:
+        table = torch.from_numpy(embeddings).to(device)
+        found = [
+            torch.topk(batch.to(device) @ table.T, min(k, len(table)), dim=1)
+            for batch in torch.from_numpy(queries).split(batch_size)
+        ]
+        similarities = torch.cat([part.values for part in found]).cpu()
+        rows = torch.cat([part.indices for part in found]).cpu()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    missing = (0, k - rows.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(rows, missing, value=-1).numpy(), pad(similarities, missing, value=-math.inf).numpy()
 
 
 def _import_datasets():

@@ -1,0 +1,234 @@
+"""
+What a run writes: the model to use, in `output_dir` itself, and `checkpoint-<step>`, to resume from.
+
+Both appear whole or not at all: they are written beside their place and renamed.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from huggingface_hub import create_repo, upload_folder
+
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
+from training.refresh import Neighbors
+
+# Options that do not change what is computed, or only where it ends.
+FREE_OPTIONS = {
+    *("output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "patience", "micro_batch_size"),
+    *("dataloader_num_workers", "num_proc", "cache_dir", "max_skipped", "save_steps", "save_total_limit"),
+    *("resume_from_checkpoint", "logging_steps", "report_to", "num_sample_captions", "test_split", "demo_clips"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+}
+
+# What is pushed to the Hub, and nothing else.
+MODEL_FILES = [
+    *("README.md", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("*_rgmc.py", "datastore/*"),
+    *("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+]
+
+
+# -- the state of a run -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands. Weights, optimizer, schedule and random numbers are accelerate's to save."""
+
+    epoch: int = 1
+    step_in_epoch: int = 0
+    step: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    neighbors: Neighbors | None = None
+    # Summed loss of this process and tokens of all: [of the epoch, since the last line of the log].
+    losses: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+
+    def state_dict(self) -> dict:
+        tables = {name: torch.from_numpy(table) for name, table in vars(self.neighbors).items()}
+        return {**vars(self), "neighbors": tables, "tokens": list(self.tokens)}
+
+    def load_state_dict(self, state: dict):
+        tables = {name: table.numpy() for name, table in state["neighbors"].items()}
+        vars(self).update({**state, "neighbors": Neighbors(**tables)})
+
+
+def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState, settings: dict, limit: int):
+    """Writes `checkpoint-<step>` and deletes all but the `limit` newest ones."""
+    place = output_dir / f"checkpoint-{state.step}"
+    staging = output_dir / f".incomplete-{place.name}"
+    losses = state.losses
+    state.losses = accelerator.reduce(losses, "sum")  # one sum, which the main process takes on
+    if accelerator.is_main_process:
+        shutil.rmtree(staging, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(staging))
+        if accelerator.is_main_process:
+            (staging / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        accelerator.wait_for_everyone()
+    except Exception as error:  # safetensors and torch have their own for a full disk
+        shutil.rmtree(staging, ignore_errors=True)
+        last = last_checkpoint(output_dir)
+        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "there is none before"
+        raise OSError(f"{place} cannot be written ({error}); {left}") from error
+    finally:
+        state.losses = losses
+    if accelerator.is_main_process:
+        os.replace(staging, place)
+        for checkpoint in list_checkpoints(output_dir)[:-limit]:
+            shutil.rmtree(checkpoint)
+    accelerator.wait_for_everyone()
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The complete ones, the oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    return next(reversed(list_checkpoints(output_dir)), None)
+
+
+def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names."""
+    if name in (None, "last"):
+        return last_checkpoint(output_dir) if name else None
+    if not (Path(name) / "settings.json").is_file():
+        raise FileNotFoundError(f"{name} is no checkpoint-<step> of a run: expected the folder of one, or 'last'")
+    return Path(name)
+
+
+def load_state(
+    checkpoint: Path, output_dir: Path, accelerator: Accelerator, state: TrainingState, settings: dict
+) -> TrainingState:
+    """
+    Takes up a run where `checkpoint` left it, and forgets what was written after that.
+
+    Raises:
+        `ValueError`: when the run was started on other rows or with other options.
+    """
+    former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
+    changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
+    if changed:
+        changes = ", ".join(f"{name} was {former.get(name)!r}, is {settings.get(name)!r}" for name in changed)
+        raise ValueError(f"{checkpoint} belongs to another run: {changes}. Resume with the same, or start a new run")
+    accelerator.load_state(str(checkpoint))
+    if not accelerator.is_main_process:
+        state.losses.zero_()
+    state.losses = state.losses.to(accelerator.device)
+    if accelerator.is_main_process:
+        for later in list_checkpoints(output_dir):
+            if int(later.name.split("-")[1]) > state.step:
+                shutil.rmtree(later)
+        log = output_dir / "log.jsonl"
+        if log.exists():
+            lines = [line for line in log.read_text("utf-8").splitlines() if _is_former(json.loads(line), state)]
+            log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return state
+
+
+def _is_former(line: dict, state: TrainingState) -> bool:
+    """Whether a line of the log was written before `state`; the line of an epoch comes after its last step."""
+    return line["step"] <= state.step and line.get("epoch", 0) < state.epoch
+
+
+def run_settings(arguments: tuple, **others) -> dict:
+    """What must be the same when a run is resumed."""
+    options = {name: value for part in arguments for name, value in asdict(part).items()}
+    return {**{name: value for name, value in options.items() if name not in FREE_OPTIONS}, **others}
+
+
+# -- the model to use -------------------------------------------------------------------------------------------------
+
+
+def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, card: str):
+    """
+    Writes model, processor, datastore, code and card beside their place and moves them there, `config.json` last:
+    without that file a folder is no checkpoint, so that an interruption leaves the former one, this one, or none.
+    """
+    staging = output_dir / ".incomplete"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    (output_dir / "config.json").unlink(missing_ok=True)
+    for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == "config.json"):
+        target = output_dir / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    staging.rmdir()
+
+
+def push_model(output_dir: Path, repo_id: str | None, private: bool):
+    """Pushes the model in `output_dir`, and of the folder nothing else."""
+    repo = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True)
+    upload_folder(
+        repo_id=repo.repo_id, folder_path=output_dir, allow_patterns=MODEL_FILES, commit_message="Upload the model"
+    )
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+tags:
+- music
+- music-captioning
+- retrieval-augmented-generation
+---
+
+# RGMC: {name}
+
+Captions music from its sound and from the caption of the most similar song of a datastore: Retrieval Guided Music
+Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+inputs = processor(audio=["song.mp3"], return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
+```
+
+The datastore holds {rows} captions of the training split. Validation loss {loss:.4f} per token after epoch {epoch}.
+
+## Training
+
+```yaml
+{settings}```
+
+## Limits
+
+The model describes the middle 10 seconds of a song. It is as biased as its training captions: towards the genres that
+they cover, in their wording, and in what they presume of singers and of cultures (the paper's ethical statement).
+"""
+
+
+def model_card(arguments: tuple, datastore: CaptionDatastore, loss: float, epoch: int) -> str:
+    settings = {name: value for part in arguments for name, value in asdict(part).items() if value not in (None, {})}
+    name = Path(settings["output_dir"]).name
+    for path in ("dataset", "validation_dataset", "output_dir", "cache_dir", "model"):
+        if path in settings and Path(settings[path]).is_absolute():
+            settings[path] = Path(settings[path]).name
+    return CARD.format(
+        name=name, rows=len(datastore), loss=loss, epoch=epoch, settings=yaml.safe_dump(settings, sort_keys=False)
+    )
