@@ -66,7 +66,9 @@ class RGMCAudioSelfAttention(ClapAudioSelfAttention):
         projected = nn.functional.linear(hidden_states, weight, bias)  # (B * W, S, 3 * C)
         query, key, value = projected.unflatten(-1, (3, self.num_attention_heads, -1)).permute(2, 0, 3, 1, 4)
 
-        position_bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (H, S, S)
+        # `index_select`: on a GPU the gradient of plain indexing would sort the indices first.
+        position_bias = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
+        position_bias = position_bias.T.unflatten(1, self.relative_position_index.shape)  # (H, S, S)
         if attention_mask is None:
             position_bias = position_bias.unsqueeze(0)  # the same for all windows: (1, H, S, S)
         else:

@@ -334,14 +334,14 @@ def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="Clips per step (4 on the CPU, 32 on a GPU).")
-    parser.add_argument("--rounds", type=int, help="Timed steps of each variant (3 on the CPU, 10 on a GPU).")
+    parser.add_argument("--rounds", type=int, help="Timed steps of each variant (5 on the CPU, 10 on a GPU).")
     parser.add_argument("--compile", action=BooleanOptionalAction, default=False, help="Compile (b)'s parts.")
     parser.add_argument("--gradient_checkpointing", action=BooleanOptionalAction, default=False, help="In (b).")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     args.batch_sizes = args.batch_sizes or [32 if on_gpu else 4]
-    args.rounds = args.rounds or (10 if on_gpu else 3)
+    args.rounds = args.rounds or (10 if on_gpu else 5)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     peaks = {dtype: matrix_peak(args.device, dtype) for dtype in dtypes}
