@@ -2,16 +2,19 @@
 RGMC, Retrieval Guided Music Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
 
 Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10
-prefix vectors, `D` width of the language model, `L` tokens.
+prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a row; in the audio encoder `W` windows of a
+clip, `S` = 64 patches of a window, `C` channels, `H` heads.
 """
 
 import hashlib
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     ClapAudioModelWithProjection,
@@ -21,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioSelfAttention
 from transformers.utils import logging
 
 try:
@@ -31,6 +35,58 @@ except ImportError:
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
+
+
+class RGMCAudioSelfAttention(ClapAudioSelfAttention):
+    """
+    CLAP's window attention on `scaled_dot_product_attention`; the weights and their names are CLAP's.
+
+    [`RGMCModel`] puts it in place of the original unless it is made with `attn_implementation="eager"` or
+    `attn_implementation={"audio_config": "eager"}`. The original's `forward` still runs when attentions are asked for,
+    and where the bias table is trained on the CPU: no fused kernel returns a gradient of the bias there, and what
+    PyTorch falls back to works in float32 under bfloat16 autocast, slower than the original.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = False,
+    ) -> tuple[torch.Tensor, ...]:
+        trains_bias = torch.is_grad_enabled() and self.relative_position_bias_table.requires_grad
+        if output_attentions or (trains_bias and hidden_states.device.type == "cpu"):
+            return super().forward(hidden_states, attention_mask, output_attentions)
+        return (self.fused_forward(hidden_states, attention_mask),)
+
+    def fused_forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Windows `(B * W, S, C)` and the mask of a shifted layer `(W, S, S)`, or `None`, to `(B * W, S, C)`."""
+        layers = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in layers])  # (3 * C, C): one product instead of three
+        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
+        projected = nn.functional.linear(hidden_states, weight, bias)  # (B * W, S, 3 * C)
+        query, key, value = projected.unflatten(-1, (3, self.num_attention_heads, -1)).permute(2, 0, 3, 1, 4)
+
+        # `index_select`: on a GPU the gradient of plain indexing would sort the indices first.
+        position_bias = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
+        position_bias = position_bias.T.unflatten(1, self.relative_position_index.shape)  # (H, S, S)
+        if attention_mask is None:
+            position_bias = position_bias.unsqueeze(0)  # the same for all windows: (1, H, S, S)
+        else:
+            # Windows count as heads, so that the clips share one mask: kernels take four dimensions, and a mask that
+            # repeats in one of them.
+            windows = len(attention_mask)
+            position_bias = (position_bias + attention_mask.unsqueeze(1)).flatten(0, 1).unsqueeze(0)
+            query, key, value = (part.unflatten(0, (-1, windows)).flatten(1, 2) for part in (query, key, value))
+        position_bias = position_bias.to(query.dtype).contiguous()
+        # cuDNN's attention, which PyTorch may prefer on a GPU, takes a bias but silently returns no gradient for it.
+        kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(kernels) if position_bias.requires_grad else nullcontext():
+            context = nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=position_bias, dropout_p=self.dropout.p if self.training else 0.0
+            )
+        if attention_mask is not None:
+            context = context.unflatten(1, (windows, -1)).flatten(0, 1)  # (B * W, H, S, C / H)
+        return context.transpose(1, 2).flatten(2)
 
 
 class RGMCMapper(nn.Module):
@@ -73,7 +129,12 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RGMCConfig):
         super().__init__(config)
+        # CLAP itself knows no other attention, and refuses to be made with one.
+        eager = config.audio_config._attn_implementation == "eager"
+        config.audio_config._attn_implementation = "eager"
         self.audio_tower = ClapAudioModelWithProjection(config.audio_config)
+        if not eager:
+            self._use_fused_audio_attention()
         self.mapper = RGMCMapper(config) if config.uses_audio else None
         self.text_model = AutoModelForCausalLM.from_config(config.text_config)
         self.text_model.loss_type = (
@@ -90,6 +151,18 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         # and not the decoder's `initializer_range`, which transformers would take.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
+
+    def _use_fused_audio_attention(self):
+        for module in self.audio_tower.modules():
+            if isinstance(module, ClapAudioAttention):
+                original = module.self
+                module.self = RGMCAudioSelfAttention(
+                    self.config.audio_config,
+                    original.all_head_size,
+                    original.num_attention_heads,
+                    original.window_size,
+                )
+        self.config.audio_config._attn_implementation = "sdpa"
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
@@ -196,6 +269,7 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         past_key_values=None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        max_label_length: int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -214,10 +288,14 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
                 `input_ids` where a token is to be learned (the caption and its EOS), -100 elsewhere.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divides the summed cross entropy; by default the number of labels that are not -100.
+            max_label_length (`int`, *optional*):
+                With `labels`: the largest number `M` of labels in a row that are not -100, or more. Logits are then
+                computed at the positions that predict a label alone, with the same loss. To be counted where the
+                batch is made: to count it here would make a GPU wait. With too small a number, labels are lost.
 
         Returns:
-            `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`
-            and `past_key_values`.
+            `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
+            or `(B, M, vocabulary)` with `max_label_length`, and `past_key_values`.
         """
         decoding_step = past_key_values is not None and input_features is None and audio_embeds is None
         if inputs_embeds is None and decoding_step:
@@ -237,6 +315,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None:
             # Decoders count positions from 0 at the left edge of the batch by default, padding included.
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        if labels is not None and max_label_length is not None:
+            logits_to_keep, kwargs["shift_labels"] = label_positions(labels, max_label_length)
         return self.text_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -419,6 +499,17 @@ def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
             start = (torch.rand(shape, device=log_mels.device) * (size - length)).long()
             masked |= (position >= start) & (position < start + length)
     return torch.where(masked, mean.to(log_mels.dtype), log_mels)
+
+
+def label_positions(labels: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    For labels `(B, L)` the positions whose logits predict one, in order, and these labels, each `(B, M)` with
+    `M = length`. Rows with fewer labels are filled up with positions whose label is -100.
+    """
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # what the logits of each position predict
+    # Sorting has no result whose size depends on the values, which a GPU would have to report first.
+    positions = targets.eq(-100).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # (B, M)
+    return positions, targets.gather(1, positions)
 
 
 def default_generation_config(config: RGMCConfig) -> GenerationConfig:

@@ -45,6 +45,16 @@ TEXT = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
     },
+    "gemma2": {  # its head caps the logits
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "final_logit_softcapping": 0.2,
+        "max_position_embeddings": 128,
+    },
 }
 CAPTIONS = [
     "a sad ballad of piano and strings",

@@ -9,10 +9,11 @@ import torch
 from conftest import CAPTIONS
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
+from transformers import ClapAudioModelWithProjection, ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
+from transformers.models.clap.modeling_clap import ClapAudioLayer, ClapAudioSelfAttention
 
 from configuration_rgmc import RGMCConfig
-from modeling_rgmc import RGMCModel, mask_stripes
+from modeling_rgmc import RGMCAudioSelfAttention, RGMCModel, mask_stripes
 from retrieval_rgmc import CaptionDatastore
 
 
@@ -147,6 +148,154 @@ def test_the_loss_is_that_of_the_captions_tokens_alone(make_model, log_mels):
         logits = output.logits[0, 3 + 2 : -1]  # the positions before each label: the prefix takes 3
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([9, 10, 0]))
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("text", ["gpt2", "llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("items", [None, 20])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_logits_of_the_captions_alone_give_the_same_loss_and_gradients(make_model, log_mels, text, items, side):
+    model = make_model(text)
+    embeds = model.embed_audio(log_mels(4)).detach()
+    rows = [(3, 5), (8, 2), (1, 1), (6, 0)]  # tokens of the candidate and of the caption; the last is not learned
+    input_ids, mask, labels = (torch.full((4, 10), value) for value in (0, 0, -100))
+    for row, (candidate, caption) in enumerate(rows):
+        start = 10 - candidate - caption if side == "left" else 0
+        input_ids[row, start : start + candidate + caption] = torch.arange(candidate + caption) + 5 + row
+        mask[row, start : start + candidate + caption] = 1
+        labels[row, start + candidate : start + candidate + caption] = input_ids[row, mask[row] == 1][candidate:]
+    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "audio_embeds": embeds}
+    found = []
+    for options in ({}, {"max_label_length": 5}, {"max_label_length": 7}):
+        output = model(**batch, num_items_in_batch=items, **options)
+        output.loss.backward()
+        found.append((output.loss.detach(), [weight.grad for weight in model.parameters() if weight.grad is not None]))
+        assert output.logits.shape[:2] == (4, options.get("max_label_length", 13))
+        model.zero_grad()
+    for loss, gradients in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        torch.testing.assert_close(gradients, found[0][1])
+
+
+# -- window attention of the encoder ---------------------------------------------------------------------------------
+
+
+def attention_pair(make_config) -> tuple[ClapAudioSelfAttention, RGMCAudioSelfAttention]:
+    """The original and ours, with the same weights."""
+    torch.manual_seed(0)
+    pair = [make(make_config().audio_config, 16, 2, 8) for make in (ClapAudioSelfAttention, RGMCAudioSelfAttention)]
+    torch.nn.init.normal_(pair[0].relative_position_bias_table)
+    pair[1].load_state_dict(pair[0].state_dict())
+    return pair
+
+
+def shift_mask(config, shifted: bool) -> torch.Tensor | None:
+    layer = ClapAudioLayer(config, 16, (16, 16), 2, shift_size=4 if shifted else 0)
+    return layer.get_attn_mask(16, 16, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_fused_attention_has_the_output_and_the_gradients_of_claps(make_config, shifted):
+    original, ours = attention_pair(make_config)
+    mask = shift_mask(make_config().audio_config, shifted)
+    assert (mask is not None) == shifted
+    windows = torch.randn(3 * 4, 64, 16)
+    upstream = torch.randn_like(windows)
+    results = []
+    for module, forward in ((original, lambda x: original(x, mask)[0]), (ours, lambda x: ours.fused_forward(x, mask))):
+        hidden_states = windows.clone().requires_grad_()
+        output = forward(hidden_states)
+        output.backward(upstream)
+        gradients = {name: weight.grad for name, weight in module.named_parameters()}
+        results.append({"output": output.detach(), "input": hidden_states.grad, **gradients})
+    assert results[0]["relative_position_bias_table"].abs().max() > 0
+    torch.testing.assert_close(results[1], results[0], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(results[1]["output"], results[0]["output"], atol=1e-6, rtol=0)
+    with torch.no_grad():  # here the CPU has a fused kernel
+        torch.testing.assert_close(ours(windows, mask)[0], results[0]["output"], atol=1e-6, rtol=0)
+    attended = ours(windows, mask, output_attentions=True)
+    torch.testing.assert_close(attended, original(windows, mask, output_attentions=True), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_fused_attention_under_bfloat16_autocast(make_config, shifted):
+    original, ours = attention_pair(make_config)
+    mask = shift_mask(make_config().audio_config, shifted)
+    windows = torch.randn(3 * 4, 64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours.fused_forward(windows, mask)
+        expected = original(windows, mask)[0]
+        with torch.no_grad():
+            inferred = ours(windows, mask)[0]
+    assert output.dtype == inferred.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(inferred, expected, atol=0.02, rtol=0.02)
+    output.float().sum().backward()
+    assert ours.relative_position_bias_table.grad.abs().max() > 0
+
+
+@pytest.fixture
+def count_fused(monkeypatch):
+    calls = []
+    fused = RGMCAudioSelfAttention.fused_forward
+    monkeypatch.setattr(
+        RGMCAudioSelfAttention, "fused_forward", lambda self, *args: calls.append(self) or fused(self, *args)
+    )
+    return calls
+
+
+def test_the_encoder_runs_fused_attention_unless_eager_is_asked_for(make_config, log_mels, count_fused, tmp_path):
+    # Guards against a tower that falls back to CLAP's own attention, which is as right but slow.
+    config = make_config(audio={"depths": [2, 2]})  # the second layer is shifted
+    RGMCModel(config).save_pretrained(tmp_path)
+    features = log_mels(2)
+    embeds = {}
+    for attention in (None, "sdpa", {"text_config": "eager"}, {"audio_config": "eager"}, "eager"):
+        model = RGMCModel.from_pretrained(tmp_path, **({} if attention is None else {"attn_implementation": attention}))
+        eager = "eager" in (attention, attention.get("audio_config") if isinstance(attention, dict) else None)
+        count_fused.clear()
+        with torch.no_grad():
+            embeds[str(attention)] = model.embed_audio(features)
+        assert len(count_fused) == (0 if eager else 4), attention
+        assert model.audio_tower.config._attn_implementation == ("eager" if eager else "sdpa")
+        torch.testing.assert_close(embeds[str(attention)], embeds["None"], atol=1e-6, rtol=0)
+    again = RGMCModel(config)  # a configuration that a model was made with before
+    with torch.no_grad():
+        again.eval().embed_audio(features)
+    assert len(count_fused) == 4
+    assert list(again.audio_tower.state_dict()) == list(
+        ClapAudioModelWithProjection(make_config(audio={"depths": [2, 2]}).audio_config).state_dict()
+    )
+
+
+def test_fused_attention_starts_as_claps_does(make_config):
+    config = make_config()
+    expected = (config.audio_config.hidden_size * 2 * config.audio_config.num_hidden_layers) ** -0.5
+    for module in RGMCModel(config).audio_tower.modules():
+        if isinstance(module, ClapAudioSelfAttention):
+            assert type(module) is RGMCAudioSelfAttention
+            assert not module.relative_position_bias_table.any() and not module.query.bias.any()
+            assert module.relative_position_index.dtype == torch.long
+            assert torch.equal(module.relative_position_index, module.create_relative_position_index())
+            assert module.query.weight.std().item() == pytest.approx(expected, rel=0.3)
+
+
+def test_gradient_checkpointing_leaves_the_gradients_of_fused_attention_alone(make_model, log_mels, monkeypatch):
+    # On a GPU the fused path is trained; on the CPU that must be asked for.
+    monkeypatch.setattr(
+        RGMCAudioSelfAttention, "forward", lambda self, states, mask=None, _=False: (self.fused_forward(states, mask),)
+    )
+    model = make_model(audio={"depths": [2, 2], "hidden_dropout_prob": 0.0}).train()
+    features = log_mels(2)
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.embed_audio(features)[:, 0].sum().backward()
+        found.append({name: weight.grad for name, weight in model.audio_tower.named_parameters()})
+        model.zero_grad()
+    tables = [name for name in found[0] if name.endswith("bias_table")]
+    assert len(tables) == 4 and all(found[0][name].abs().max() > 0 for name in tables)
+    torch.testing.assert_close(found[1], found[0])
 
 
 # -- decoding --------------------------------------------------------------------------------------------------------
