@@ -485,7 +485,7 @@ class TeacherForcingCollator:
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
-    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor | int]:
         if not rows:
             # A process without rows in the last step: every process takes part in it, this one with nothing to learn.
             batch = self([0])
@@ -506,4 +506,5 @@ class TeacherForcingCollator:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
+            "max_label_length": max(map(len, captions)),
         }

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, send_to_device, set_seed
 from datasets import Dataset
 from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import DataLoader
@@ -327,7 +327,7 @@ def train_epoch(run: Run):
         clips = order[state.step_in_epoch * args.batch_size :][: args.batch_size]
         tokens = int(lengths[clips].sum())
         for index in range(len(step)):
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
+            batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
             last = index == len(step) - 1
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
                 # Divided once, by all tokens of the step; the gradients of the processes are averaged.
@@ -391,9 +391,8 @@ def validation_loss(run: Run) -> float:
     total = torch.zeros((), device=accelerator.device)
     run.model.eval()
     for batch in load_batches(steps, collator, run.args):
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.autocast():
-            total += run.model(**batch, num_items_in_batch=1).loss
+            total += run.model(**send_to_device(batch, accelerator.device), num_items_in_batch=1).loss
     return float(accelerator.reduce(total, "sum")) / sum(map(len, run.validation_ids))
 
 

@@ -410,7 +410,7 @@ def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
         "5",
         "--text_config.n_inner=7",
     ]
-    model_args, _, args = train.parse_arguments([str(config), *options], "help")
+    model_args, _, args = train.parse_arguments([str(config), *options])
     assert (args.batch_size, args.learning_rate, args.output_dir) == (9, 1e-3, "./some.where")
     assert (model_args.text_config["n_layer"], model_args.text_config["n_inner"]) == (5, 7)
     assert model_args.text_config["n_embd"] == 32

@@ -1,0 +1,212 @@
+"""What a run promises when it is killed, stopped, or out of disk: it goes on as if nothing had happened."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_training import SPLITS, config_file, read_lines, run, write_corpus
+
+import train
+from training.checkpoints import find_checkpoint, last_checkpoint
+
+EPOCHS = 3
+OPTIONS = ["--num_train_epochs", str(EPOCHS), "--max_grad_norm", "1", "--logging_steps", "2"]
+# What the tests' models leave out for the sake of other tests: here random numbers must go on where they were.
+OPTIONS += ["--spec_augment", "true", "--text_config.resid_pdrop", "0.1", "--lr_scheduler_type", "cosine"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory) -> Path:
+    """An uninterrupted run; its folder holds the cache of all others."""
+    return run(tmp_path_factory.mktemp("whole"), corpus, *OPTIONS)
+
+
+def timeless(folder: Path) -> list[dict]:
+    """The log without what a clock said."""
+    clocks = ("seconds", "clips_per_second", "tflops_per_second", "mfu")
+    return [{name: value for name, value in line.items() if name not in clocks} for line in read_lines(folder)]
+
+
+def assert_same_run(found: Path, wanted: Path):
+    assert timeless(found / "log.jsonl") == timeless(wanted / "log.jsonl")
+    assert read_lines(found / "neighbors.jsonl") == read_lines(wanted / "neighbors.jsonl")
+    step = max(line["step"] for line in read_lines(wanted / "log.jsonl"))
+    for file in ("model.safetensors", f"checkpoint-{step}/model.safetensors", "datastore/embeddings.safetensors"):
+        one, two = load_file(found / file), load_file(wanted / file)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one), file
+    optimizers = [torch.load(folder / f"checkpoint-{step}" / "optimizer.bin")["state"] for folder in (found, wanted)]
+    for one, two in zip(*(state.values() for state in optimizers)):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def train_quietly(argv: list[str]):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    train.main(argv)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have imported everything when they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    return context
+
+
+@pytest.fixture
+def arguments(corpus, whole, tmp_path):
+    """The command line of a run that saves each step and goes on where its folder stands."""
+
+    def get(name: str) -> list[str]:
+        argv = [str(config_file(tmp_path, corpus, name)), *OPTIONS, "--cache_dir", str(whole.parent / "cache")]
+        return [*argv, "--save_steps", "1", "--save_total_limit", "2", "--resume_from_checkpoint", "last"]
+
+    return get
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_bit(processes, arguments, whole, tmp_path):
+    def start(name: str):
+        process = processes.Process(target=train_quietly, args=(arguments(name),))
+        process.start()
+        return process
+
+    for name in ("first", "undisturbed"):  # the first one waits for the imports
+        started = time.perf_counter()
+        process = start(name)
+        process.join()
+        duration = time.perf_counter() - started
+        assert_same_run(tmp_path / name, whole)
+    random, resumed_at = np.random.default_rng(0), []
+    for number in range(20):
+        name = f"killed-{number}"
+        process = start(name)
+        process.join(random.uniform(0.2, 1.0) * duration)
+        process.kill()
+        process.join()
+        resumed_at.append(last_step(tmp_path / name))
+        process = start(name)
+        process.join()
+        assert process.exitcode == 0
+        assert_same_run(tmp_path / name, whole)
+    assert len(set(resumed_at)) > 4, resumed_at  # kills before, between and after many a checkpoint
+
+
+def last_step(folder: Path) -> int | None:
+    checkpoint = last_checkpoint(folder)
+    return checkpoint and int(checkpoint.name.split("-")[1])
+
+
+def test_two_processes_resume_where_they_were_killed(arguments, whole, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen:
+        log = (tmp_path / f"{name}.txt").open("w")
+        return subprocess.Popen(
+            [*launch, *arguments(name)], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+    assert start("undisturbed").wait(timeout=240) == 0, (tmp_path / "undisturbed.txt").read_text()
+    killed = start("killed")
+    deadline = time.monotonic() + 240
+    while (last_step(tmp_path / "killed") or 0) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert 5 <= last_step(tmp_path / "killed") < 12
+    assert start("killed").wait(timeout=240) == 0, (tmp_path / "killed.txt").read_text()
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_to_the_bit(arguments, whole, tmp_path, monkeypatch):
+    argv = arguments("stopped")
+    argv[argv.index("--save_steps") + 1] = "1000"
+    step = train.torch.optim.lr_scheduler.LambdaLR.step
+
+    def terminate(self, *args):
+        step(self, *args)
+        if self.last_epoch == 6:  # steps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.torch.optim.lr_scheduler.LambdaLR, "step", terminate)
+        with pytest.raises(SystemExit) as stopped:
+            train.main(argv)
+    assert stopped.value.code == 143
+    assert last_step(tmp_path / "stopped") == 6
+    assert signal.getsignal(signal.SIGTERM) == handler
+    train.main(arguments("stopped"))
+    assert_same_run(tmp_path / "stopped", whole)
+
+
+LIMITED = """
+import resource, signal, sys
+import train
+from training import checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+save = train.save_state
+
+def save_on_a_disk_that_fills_up(output_dir, accelerator, state, *args):
+    if state.step == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save(output_dir, accelerator, state, *args)
+
+train.save_state = save_on_a_disk_that_fills_up
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(arguments, whole, tmp_path):
+    command = [sys.executable, "-c", LIMITED, *arguments("full")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "checkpoint-3 cannot be written" in done.stderr
+    assert "checkpoint-2 is whole: free some space and --resume_from_checkpoint last" in done.stderr
+    assert last_step(tmp_path / "full") == 2
+    assert not list((tmp_path / "full").glob(".incomplete*"))
+    train.main(arguments("full"))
+    assert_same_run(tmp_path / "full", whole)
+
+
+def test_a_half_written_checkpoint_is_never_picked_up(whole, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / ".incomplete-checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-old").mkdir()
+    assert find_checkpoint("last", tmp_path) == tmp_path / "checkpoint-2"
+    assert find_checkpoint(None, tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="is no checkpoint-<step>"):
+        find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path)
+
+
+def test_resuming_with_other_options_or_rows_is_refused(arguments, whole, tmp_path):
+    train.main([*arguments("run"), "--max_steps", "2"])
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.01"):
+        train.main([*arguments("run"), "--learning_rate", "1e-2"])
+    with pytest.raises(ValueError, match="another run: clips was"):
+        train.main([*arguments("run"), "--max_train_samples", "9"])
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint last goes on with it"):
+        argv = arguments("run")
+        train.main(argv[: argv.index("--resume_from_checkpoint")])
+
+
+def test_only_the_newest_checkpoints_are_kept(arguments, tmp_path):
+    train.main([*arguments("run"), "--max_steps", "5"])
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    assert max(line["step"] for line in read_lines(tmp_path / "run" / "log.jsonl")) == 5
