@@ -33,30 +33,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, send_to_device, set_seed
 from datasets import Dataset
-from tokenizers import ByteLevelBPETokenizer
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, get_scheduler
+from transformers import get_scheduler
 from transformers.utils import logging
 
-from configuration_rgmc import RGMCConfig
-from dataset_rgmc import ClipFeatures, TeacherForcingCollator, compute_features, load_captions
+from dataset_rgmc import ClipFeatures, TeacherForcingCollator
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from training.arguments import (
-    AUDIO_MODEL,
-    TEXT_MODEL,
     DataArguments,
     ModelArguments,
     TrainingArguments,
     check_arguments,
-    model_choices,
     parse_arguments,
     refresh_interval,
 )
+from training.building import build_model, build_processor, prepare_data
 from training.checkpoints import (
     TrainingState,
     find_checkpoint,
@@ -68,131 +64,11 @@ from training.checkpoints import (
     save_model,
     save_state,
 )
+from training.lora import merged_state_dict
 from training.refresh import build_datastore, find_neighbors, write_neighbors
+from training.throughput import forward_flops, matrix_peak
 
-# -- 1. data, processor and model -------------------------------------------------------------------------------------
-
-
-def prepare_data(
-    data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator, feature_extractor: RGMCFeatureExtractor
-) -> tuple[ClipFeatures, ClipFeatures]:
-    """Features of the training and the validation split. The main process computes them, the others read its cache."""
-    with accelerator.main_process_first():
-        if data_args.demo_clips and accelerator.is_main_process:
-            from corpora.demo import write_demo_corpus
-
-            write_demo_corpus(data_args.dataset, clips=data_args.demo_clips)
-        columns = (data_args.caption_column, data_args.id_column)
-        splits = {
-            data_args.train_split: load_captions(data_args.dataset, data_args.train_split, *columns),
-            data_args.validation_split: load_captions(
-                data_args.validation_dataset or data_args.dataset, data_args.validation_split, *columns
-            ),
-        }
-        if data_args.max_train_samples is not None:
-            train = splits[data_args.train_split]
-            splits[data_args.train_split] = train.select(range(min(data_args.max_train_samples, len(train))))
-        if args.test_split:  # better missed now than after the training
-            load_captions(data_args.dataset, args.test_split, *columns)
-        return tuple(
-            compute_features(
-                rows,
-                feature_extractor,
-                split,
-                skipped_file=Path(args.output_dir) / "skipped.jsonl",
-                max_skipped=data_args.max_skipped,
-                cache_dir=data_args.cache_dir,
-                dtype=data_args.cache_dtype,
-                num_proc=data_args.num_proc,
-            )
-            for split, rows in splits.items()
-        )
-
-
-def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
-    if model_args.model:
-        return RGMCProcessor.from_pretrained(model_args.model)
-    if model_args.text_config:
-        tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
-    lengths = {name: getattr(model_args, name) for name in ("max_candidate_length", "max_caption_length")}
-    lengths = {name: value for name, value in lengths.items() if value is not None}
-    return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, **lengths)
-
-
-def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, as GPT-2's, of these captions."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(captions, vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
-
-
-def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures) -> RGMCModel:
-    choices = model_choices(model_args)
-    if model_args.model:
-        model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
-        model.set_datastore(None)  # this corpus makes its own
-        changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
-        if changed:
-            raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
-    elif model_args.text_config:
-        tokens = {
-            "vocab_size": len(processor.tokenizer),
-            "bos_token_id": processor.separator_token_id,
-            "eos_token_id": processor.tokenizer.eos_token_id,
-            "pad_token_id": processor.tokenizer.pad_token_id,
-        }
-        config = RGMCConfig(
-            audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
-            text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
-            **choices,
-        )
-        model = RGMCModel(config)
-        model.set_log_mel_statistics(*log_mel_statistics(train))
-    else:
-        parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
-        model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
-        # Where the decoder has no BOS of its own, the tokenizer's choice of a separator counts.
-        model.config.text_config.bos_token_id = processor.separator_token_id
-    longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
-    longest += processor.max_caption_length
-    positions = getattr(model.config.text_config, "max_position_embeddings", longest)
-    if longest > positions:
-        raise ValueError(
-            f"Prefix, candidates and caption may take {longest} positions and the decoder has {positions}: lower "
-            "max_candidate_length or max_caption_length"
-        )
-    model.generation_config.update(
-        bos_token_id=processor.separator_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        max_new_tokens=processor.max_caption_length,
-    )
-    if model_args.freeze_audio_tower:
-        model.freeze_audio_tower()
-    if model_args.freeze_mapper and model.mapper is not None:
-        model.mapper.requires_grad_(False)
-    if model_args.freeze_text_model or model_args.lora_r:
-        model.text_model.requires_grad_(False)
-    return model
-
-
-def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each mel bin over a corpus, each `(F,)`."""
-    count, total, squares = 0, 0.0, 0.0
-    for start in range(0, len(features), batch_size):
-        log_mels = features.read(list(range(start, min(start + batch_size, len(features))))).double()
-        count += log_mels[..., 0].numel()
-        total = total + log_mels.sum(dim=(0, 1, 2))
-        squares = squares + log_mels.square().sum(dim=(0, 1, 2))
-    mean = total / count
-    return mean, squares / count - mean.square()
-
-
-# -- 2. what a run is made of ------------------------------------------------------------------------------------------
+# -- 1. what a run is made of ------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -213,6 +89,8 @@ class Run:
     validation_ids: list[list[int]]
     state: TrainingState
     settings: dict  # what must be the same when the run is resumed
+    flops_per_clip: float  # forward and backward
+    peak_flops: float  # per second, of a matrix product on all devices
     datastore: CaptionDatastore | None = None  # of the current encoder, where it is known
     stop_requested: bool = False
 
@@ -257,6 +135,26 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
     return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))
 
 
+def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
+    """Of a clip with a caption and candidates of mean length: forward, and twice that backward in what is trained."""
+    length = round(np.mean([len(tokens) for tokens in caption_ids]))
+    labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
+    labels[:, :-length] = -100
+    batch = {"input_features": train.read([0]), "input_ids": labels, "labels": labels, "max_label_length": length}
+    counts = forward_flops(model.config, batch)
+    parts = (model.audio_tower, model.text_model)
+    trained = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
+    return sum(count * (3 if is_trained else 1) for count, is_trained in zip(counts, trained))
+
+
+def measure_peak(accelerator: Accelerator) -> float:
+    """Operations per second that the devices together reach in a matrix product of the training's precision."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    on_cpu = accelerator.device.type == "cpu"
+    dtype = dtypes.get(accelerator.mixed_precision, torch.float32)
+    return accelerator.num_processes * matrix_peak(accelerator.device, dtype, size=1024 if on_cpu else 8192)
+
+
 def plan_epoch(
     rows: np.ndarray, lengths: np.ndarray, args: TrainingArguments, accelerator: Accelerator
 ) -> list[list[list[int]]]:
@@ -297,7 +195,7 @@ def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator,
     )
 
 
-# -- 3. an epoch ------------------------------------------------------------------------------------------------------
+# -- 2. an epoch ------------------------------------------------------------------------------------------------------
 
 
 def train_epoch(run: Run):
@@ -350,12 +248,15 @@ def train_epoch(run: Run):
             loss = float(accelerator.reduce(state.losses, "sum")[1]) / state.tokens[1]
             state.losses[1], state.tokens[1] = 0, 0
             seconds = time.perf_counter() - logged_at
+            clips_per_second = (state.step - logged_step) * args.batch_size / seconds
             values = {
                 "step": state.step,
                 "loss": loss,
                 "learning_rate": learning_rates[-1],
                 "grad_norm": float(norm),
-                "clips_per_second": (state.step - logged_step) * args.batch_size / seconds,
+                "clips_per_second": clips_per_second,
+                "tflops_per_second": clips_per_second * run.flops_per_clip / 1e12,
+                "mfu": clips_per_second * run.flops_per_clip / run.peak_flops,
             }
             logged_at, logged_step = time.perf_counter(), state.step
             progress.set_postfix(loss=f"{loss:.3f}")
@@ -489,14 +390,15 @@ def save_best(run: Run):
     if run.accelerator.is_main_process:
         card = model_card(run.arguments, run.datastore, run.state.best_loss, run.state.best_epoch)
         run.model.set_datastore(run.datastore)
-        save_model(output_dir, run.model, run.processor, card)
+        merged = merged_state_dict(run.model) if run.arguments[0].lora_r else None
+        save_model(output_dir, run.model, run.processor, card, state_dict=merged)
         run.model.set_datastore(None)
         if args.push_to_hub and args.hub_strategy == "every_save":
             push_model(output_dir, args.hub_model_id, args.hub_private_repo)
     run.accelerator.wait_for_everyone()
 
 
-# -- 4. main ----------------------------------------------------------------------------------------------------------
+# -- 3. main ----------------------------------------------------------------------------------------------------------
 
 
 def start_accelerator(args: TrainingArguments) -> Accelerator:
@@ -559,6 +461,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         model.text_model.compile()
     set_seed(args.seed, device_specific=True)
     candidate_ids = [processor.encode_candidate(caption) for caption in captions]
+    caption_ids = [processor.encode_caption(caption) for caption in captions]
     rows = Dataset.from_dict({"id": train.ids, "caption": captions, "input_ids": candidate_ids})
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
@@ -578,9 +481,11 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         train=train,
         validation=validation,
         rows=rows,
-        caption_ids=[processor.encode_caption(caption) for caption in captions],
+        caption_ids=caption_ids,
         validation_ids=[processor.encode_caption(captions[0]) for captions in validation.captions],
         state=state,
+        flops_per_clip=count_flops(model, train, caption_ids),
+        peak_flops=measure_peak(accelerator),
         settings=run_settings(arguments, processes=accelerator.num_processes, clips=clips),
     )
     if checkpoint:

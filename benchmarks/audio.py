@@ -39,7 +39,7 @@ from dataset_rgmc import compute_features
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from train import train_tokenizer
+from training.building import train_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "audio.json"
 SECONDS, RATE = 160, 44_100  # of a track

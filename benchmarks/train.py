@@ -36,11 +36,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ClapAudioModelWithProjection, GPT2LMHeadModel
 
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCMapper, RGMCModel
+from training.throughput import forward_flops, matrix_peak
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("encoder", "decoder", "optimizer", "data")
@@ -194,41 +194,6 @@ def peak_of_step(variant: Variant, batch: dict) -> float | None:
 # -- measurements -----------------------------------------------------------------------------------------------------
 
 
-def matrix_peak(device: str, dtype: torch.dtype) -> float:
-    """TFLOP/s of a large square matrix product, the best of several loops."""
-    size, loops, rounds = (8192, 10, 5) if device == "cuda" else (2048, 3, 5)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(rounds + 1):
-        clock = Clock(device)
-        for _ in range(loops):
-            a @ b
-        clock.lap("loop")
-        times.append(clock.seconds["loop"] / loops)
-    return 2 * size**3 / min(times[1:]) / 1e12
-
-
-def needed_flops(batch: dict) -> tuple[float, float]:
-    """
-    Forward and backward of the encoder, and of mapper and decoder, counted on tensors without data. In eager attention,
-    because the counter does not know every device's fused kernel.
-    """
-    config = RGMCConfig()
-    config._attn_implementation = "eager"
-    with torch.device("meta"):
-        model = RGMCModel(config).eval()
-        embeds = torch.zeros(len(batch["labels"]), config.audio_config.projection_dim)
-    batch = {name: value.to("meta") if torch.is_tensor(value) else value for name, value in batch.items()}
-    input_features = batch.pop("input_features")
-    counts = []
-    with torch.no_grad():
-        for part in (lambda: model.embed_audio(input_features), lambda: model(audio_embeds=embeds, **batch)):
-            with FlopCounterMode(display=False) as counter:
-                part()
-            counts.append(3.0 * counter.get_total_flops())
-    return tuple(counts)
-
-
 def check_same_loss(plain: Variant, ours: Variant, batches: tuple[dict, dict]) -> tuple[float, float]:
     plain.model.load_state_dict(ours.model.state_dict())
     losses = []
@@ -273,7 +238,7 @@ def measure(variants: list[Variant], config: RGMCConfig, size: int, args, peaks:
     plain_batch, batch = make_batches(config, size, args.seed, pin=args.device == "cuda")
     plain, ours = variants[:2]
     losses = check_same_loss(plain, ours, (plain_batch, batch))
-    encoder_flops, decoder_flops = needed_flops(batch)
+    encoder_flops, decoder_flops = (3 * flops for flops in forward_flops(config, batch))
     flops = encoder_flops + decoder_flops
     times = take_turns(
         {variant.name: (variant, plain_batch if variant is plain else batch) for variant in variants}, args.rounds
@@ -347,7 +312,8 @@ def main():
     args.rounds = args.rounds or (10 if on_gpu else 5)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    peaks = {dtype: matrix_peak(args.device, dtype) for dtype in dtypes}
+    product = {"size": 8192, "loops": 10, "rounds": 5} if on_gpu else {"size": 2048, "loops": 3, "rounds": 5}
+    peaks = {dtype: matrix_peak(args.device, dtype, **product) / 1e12 for dtype in dtypes}
     print("Peak of a matrix product: " + ", ".join(f"{peaks[d]:.3f} TFLOP/s in {name}" for d, name in dtypes.items()))
     config = RGMCConfig()
     variants = build_variants(config, args)

@@ -12,7 +12,7 @@ from configuration_rgmc import RGMCConfig
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from train import train_tokenizer
+from training.building import train_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real recordings; tests that need them are skipped where there are none

@@ -160,7 +160,7 @@ class TrainingArguments:
     )
 
 
-def parse_arguments(argv: list[str], description: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse_arguments(argv: list[str], description: str | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """A yaml file in the first place, then options; those of the form `--field.key value` set an entry of a dict."""
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=description)
     values = {}

@@ -155,15 +155,16 @@ def run_settings(arguments: tuple, **others) -> dict:
 # -- the model to use -------------------------------------------------------------------------------------------------
 
 
-def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, card: str):
+def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, card: str, state_dict: dict | None = None):
     """
     Writes model, processor, datastore, code and card beside their place and moves them there, `config.json` last:
     without that file a folder is no checkpoint, so that an interruption leaves the former one, this one, or none.
+    `state_dict` stands for the model's own weights where it is given.
     """
     staging = output_dir / ".incomplete"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=state_dict)
         processor.save_pretrained(staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
     except BaseException:

@@ -1,0 +1,137 @@
+"""From options to what is trained: features of the corpus, processor and model."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from configuration_rgmc import RGMCConfig
+from dataset_rgmc import ClipFeatures, compute_features, load_captions
+from feature_extraction_rgmc import RGMCFeatureExtractor
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from training.arguments import AUDIO_MODEL, TEXT_MODEL, DataArguments, ModelArguments, TrainingArguments, model_choices
+from training.lora import add_lora
+
+
+def prepare_data(
+    data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator, feature_extractor: RGMCFeatureExtractor
+) -> tuple[ClipFeatures, ClipFeatures]:
+    """Features of the training and the validation split. The main process computes them, the others read its cache."""
+    with accelerator.main_process_first():
+        if data_args.demo_clips and accelerator.is_main_process:
+            from corpora.demo import write_demo_corpus
+
+            write_demo_corpus(data_args.dataset, clips=data_args.demo_clips)
+        columns = (data_args.caption_column, data_args.id_column)
+        splits = {
+            data_args.train_split: load_captions(data_args.dataset, data_args.train_split, *columns),
+            data_args.validation_split: load_captions(
+                data_args.validation_dataset or data_args.dataset, data_args.validation_split, *columns
+            ),
+        }
+        if data_args.max_train_samples is not None:
+            train = splits[data_args.train_split]
+            splits[data_args.train_split] = train.select(range(min(data_args.max_train_samples, len(train))))
+        if args.test_split:  # better missed now than after the training
+            load_captions(data_args.dataset, args.test_split, *columns)
+        return tuple(
+            compute_features(
+                rows,
+                feature_extractor,
+                split,
+                skipped_file=Path(args.output_dir) / "skipped.jsonl",
+                max_skipped=data_args.max_skipped,
+                cache_dir=data_args.cache_dir,
+                dtype=data_args.cache_dtype,
+                num_proc=data_args.num_proc,
+            )
+            for split, rows in splits.items()
+        )
+
+
+def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
+    if model_args.model:
+        return RGMCProcessor.from_pretrained(model_args.model)
+    if model_args.text_config:
+        tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
+    lengths = {name: getattr(model_args, name) for name in ("max_candidate_length", "max_caption_length")}
+    lengths = {name: value for name, value in lengths.items() if value is not None}
+    return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, **lengths)
+
+
+def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, as GPT-2's, of these captions."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(captions, vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures) -> RGMCModel:
+    choices = model_choices(model_args)
+    if model_args.model:
+        model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
+        model.set_datastore(None)  # this corpus makes its own
+        changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
+        if changed:
+            raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
+    elif model_args.text_config:
+        tokens = {
+            "vocab_size": len(processor.tokenizer),
+            "bos_token_id": processor.separator_token_id,
+            "eos_token_id": processor.tokenizer.eos_token_id,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+        }
+        config = RGMCConfig(
+            audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
+            text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
+            **choices,
+        )
+        model = RGMCModel(config)
+        model.set_log_mel_statistics(*log_mel_statistics(train))
+    else:
+        parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
+        model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
+        # Where the decoder has no BOS of its own, the tokenizer's choice of a separator counts.
+        model.config.text_config.bos_token_id = processor.separator_token_id
+    longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
+    longest += processor.max_caption_length
+    positions = getattr(model.config.text_config, "max_position_embeddings", longest)
+    if longest > positions:
+        raise ValueError(
+            f"Prefix, candidates and caption may take {longest} positions and the decoder has {positions}: lower "
+            "max_candidate_length or max_caption_length"
+        )
+    model.generation_config.update(
+        bos_token_id=processor.separator_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        max_new_tokens=processor.max_caption_length,
+    )
+    if model_args.freeze_audio_tower:
+        model.freeze_audio_tower()
+    if model_args.freeze_mapper and model.mapper is not None:
+        model.mapper.requires_grad_(False)
+    if model_args.freeze_text_model:
+        model.text_model.requires_grad_(False)
+    if model_args.lora_r:
+        add_lora(model, model_args.lora_r, model_args.lora_alpha)
+    return model
+
+
+def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each mel bin over a corpus, each `(F,)`."""
+    count, total, squares = 0, 0.0, 0.0
+    for start in range(0, len(features), batch_size):
+        log_mels = features.read(list(range(start, min(start + batch_size, len(features))))).double()
+        count += log_mels[..., 0].numel()
+        total = total + log_mels.sum(dim=(0, 1, 2))
+        squares = squares + log_mels.square().sum(dim=(0, 1, 2))
+    mean = total / count
+    return mean, squares / count - mean.square()
