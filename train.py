@@ -455,7 +455,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     processor = build_processor(model_args, captions)
     model = build_model(model_args, processor, train).to(accelerator.device)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if args.torch_compile:
         model.audio_tower.compile()
         model.text_model.compile()
@@ -507,7 +507,9 @@ def main(argv: list[str]):
     started = time.perf_counter()
     run = start_run(arguments, accelerator, checkpoint)
     state, output_dir = run.state, Path(args.output_dir)
-    accelerator.init_trackers("rgmc", run.settings)
+    plain = (int, float, str)
+    options = {name: value if isinstance(value, plain) else str(value) for name, value in run.settings.items()}
+    accelerator.init_trackers("rgmc", options)
     if checkpoint:
         accelerator.print(f"Resumed from {checkpoint}: step {state.step}, epoch {state.epoch}")
 

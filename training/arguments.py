@@ -12,6 +12,7 @@ from configuration_rgmc import RGMCConfig
 
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 FREEZING = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
+LENGTHS = ("max_candidate_length", "max_caption_length")
 MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment")
 
 
@@ -160,7 +161,9 @@ class TrainingArguments:
     )
 
 
-def parse_arguments(argv: list[str], description: str | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse_arguments(
+    argv: list[str], description: str | None = None
+) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """A yaml file in the first place, then options; those of the form `--field.key value` set an entry of a dict."""
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=description)
     values = {}
@@ -211,7 +214,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     if args.hub_strategy not in ("end", "every_save"):
         raise ValueError(f"--hub_strategy {args.hub_strategy}: expected end or every_save")
     given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
-    fixed = given - {"model", *FREEZING, *MODEL_CHOICES}
+    fixed = given - {"model", *FREEZING, *MODEL_CHOICES, *LENGTHS}
     if model_args.model and fixed:
         raise ValueError(f"--model brings its own parts: leave out {', '.join(sorted(fixed))}")
     if bool(model_args.audio_config) != bool(model_args.text_config):

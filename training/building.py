@@ -12,7 +12,15 @@ from dataset_rgmc import ClipFeatures, compute_features, load_captions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from training.arguments import AUDIO_MODEL, TEXT_MODEL, DataArguments, ModelArguments, TrainingArguments, model_choices
+from training.arguments import (
+    AUDIO_MODEL,
+    LENGTHS,
+    TEXT_MODEL,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    model_choices,
+)
 from training.lora import add_lora
 
 
@@ -53,14 +61,15 @@ def prepare_data(
 
 
 def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
+    lengths = {name: getattr(model_args, name) for name in LENGTHS if getattr(model_args, name) is not None}
     if model_args.model:
-        return RGMCProcessor.from_pretrained(model_args.model)
+        processor = RGMCProcessor.from_pretrained(model_args.model)
+        vars(processor).update(lengths)
+        return processor
     if model_args.text_config:
         tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
-    lengths = {name: getattr(model_args, name) for name in ("max_candidate_length", "max_caption_length")}
-    lengths = {name: value for name, value in lengths.items() if value is not None}
     return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, **lengths)
 
 

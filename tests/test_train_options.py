@@ -1,0 +1,161 @@
+"""What the options of train.py promise: refresh, parts, adapters, trackers, samples."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_training import RecordingHub, config_file, corpus, read_lines, run  # noqa: F401  (corpus is a fixture)
+
+import train
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from training.arguments import TrainingArguments
+from training.throughput import matrix_peak
+
+
+def epochs(folder: Path) -> list[dict]:
+    return [line for line in read_lines(folder / "log.jsonl") if "epoch" in line]
+
+
+def test_neighbours_are_looked_up_as_often_as_asked(corpus, tmp_path, monkeypatch):  # noqa: F811
+    refreshed = []
+    refresh = train.refresh
+    monkeypatch.setattr(train, "refresh", lambda run: refreshed.append(run.state.epoch) or refresh(run))
+    expected = {"epoch": [1, 1, 2, 3, 4], "2": [1, 2, 4], "never": [1]}  # the first one is before the training
+    for policy, after_epochs in expected.items():
+        refreshed.clear()
+        folder = run(tmp_path, corpus, "--refresh", policy, "--num_train_epochs", "4", name=policy)
+        assert refreshed == after_epochs
+        model = RGMCModel.from_pretrained(folder)  # whose datastore must be of its very encoder in any case
+        assert len(model.datastore) == 13
+    with pytest.raises(ValueError, match="expected epoch, never, or a number of epochs"):
+        run(tmp_path, corpus, "--refresh", "sometimes", name="x")
+
+
+def test_an_approximate_index_is_used_and_stays_with_the_checkpoint(corpus, tmp_path):  # noqa: F811
+    folder = run(tmp_path, corpus, "--string_factory", "HNSW8")
+    assert RGMCModel.from_pretrained(folder).datastore.string_factory == "HNSW8"
+
+
+PARTS = {"audio_tower": "audio", "mapper": "mapper", "text_model": "text"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_frozen_part_stays_and_the_others_learn(corpus, tmp_path, part):  # noqa: F811
+    first = run(tmp_path, corpus, name="first")
+    second = run(tmp_path, corpus, "--model", str(first), f"--freeze_{part}", "true", name="second")
+    old, new = RGMCModel.from_pretrained(first), RGMCModel.from_pretrained(second)
+    for name in PARTS:
+        same = [torch.equal(a, b) for a, b in zip(getattr(old, name).parameters(), getattr(new, name).parameters())]
+        assert all(same) if name == part else not all(same)
+
+
+def test_each_part_has_its_learning_rate(make_model):
+    args = TrainingArguments(
+        learning_rate=1.0, audio_learning_rate=2.0, mapper_learning_rate=3.0, text_learning_rate=4.0
+    )
+    model = make_model()
+    groups = train.build_optimizer(model, args).param_groups
+    for part, rate in zip(PARTS, (2.0, 3.0, 4.0)):
+        (found,) = [group["lr"] for group in groups if group["params"][0] is next(getattr(model, part).parameters())]
+        assert found == rate
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="every part is frozen"):
+        train.build_optimizer(model, args)
+
+
+def test_lora_trains_little_and_is_merged_into_a_plain_checkpoint(corpus, tmp_path):  # noqa: F811
+    pytest.importorskip("peft", reason="peft is optional")
+    first = run(tmp_path, corpus, name="first")
+    options = ["--model", str(first), "--lora_r", "2", "--num_train_epochs", "2", "--test_split", "test"]
+    second = run(tmp_path, corpus, *options, name="second")
+    old, new = RGMCModel.from_pretrained(first), RGMCModel.from_pretrained(second)
+    assert old.state_dict().keys() == new.state_dict().keys()
+    weight = "text_model.transformer.h.0.attn.c_attn.weight"
+    change = (new.state_dict()[weight] - old.state_dict()[weight]).double()
+    assert torch.linalg.matrix_rank(change, atol=1e-6) == 2
+    embedding = "text_model.transformer.wte.weight"
+    assert torch.equal(old.state_dict()[embedding], new.state_dict()[embedding])
+    # What was validated is what was saved.
+    features = torch.zeros(1, 1, 1001, 64)
+    with torch.no_grad():
+        assert not torch.allclose(*(model(torch.ones(1, 3).long(), None, features).logits for model in (old, new)))
+    resumed = [*options, "--resume_from_checkpoint", "last", "--num_train_epochs", "3"]
+    assert [line["epoch"] for line in epochs(run(tmp_path, corpus, *resumed, name="second"))] == [1, 2, 3]
+
+
+def test_gradient_checkpointing_learns_the_same(corpus, tmp_path):  # noqa: F811
+    plain = RGMCModel.from_pretrained(run(tmp_path, corpus)).state_dict()
+    saving = run(tmp_path, corpus, "--gradient_checkpointing", "true", name="checkpointing")
+    for name, weight in RGMCModel.from_pretrained(saving).state_dict().items():
+        torch.testing.assert_close(weight, plain[name], atol=1e-5, rtol=0)
+
+
+def test_the_log_holds_steps_epochs_and_sample_captions(corpus, tmp_path):  # noqa: F811
+    folder = run(tmp_path, corpus, "--logging_steps", "2", "--num_train_epochs", "2", "--num_sample_captions", "3")
+    lines = read_lines(folder / "log.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]
+    for line in lines:
+        if "epoch" not in line:
+            assert line["grad_norm"] > 0 and line["learning_rate"] == 1e-3
+            assert line["clips_per_second"] > 0 and line["tflops_per_second"] > 0 and 0 < line["mfu"] < 2
+    last = epochs(folder)[-1]
+    assert {"validation_loss", "neighbor_similarity", "neighbors_changed", "seconds"} <= last.keys()
+    assert [sample["id"] for sample in last["samples"]] == [f"validation-{row}" for row in range(3)]
+    model, processor = RGMCModel.from_pretrained(folder), RGMCProcessor.from_pretrained(folder)
+    files = [str(corpus / "validation" / f"{row}.wav") for row in range(3)]
+    captions = processor.batch_decode(model.generate(**processor(audio=files)), skip_special_tokens=True)
+    assert [sample["caption"] for sample in last["samples"]] == captions  # those of the saved model
+
+
+def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard", reason="tensorboard is optional")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path, corpus, "--report_to", "tensorboard", "--logging_steps", "2")
+    events = EventAccumulator(str(folder / "rgmc")).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/mfu", "epoch/validation_loss"} <= {*scalars}
+    (event,) = events.Scalars("epoch/validation_loss")
+    assert event.value == pytest.approx(epochs(folder)[0]["validation_loss"])
+    assert any(tag.startswith("sample/validation-0") for tag in events.Tags()["tensors"])
+
+
+def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
+    uploads = []
+    monkeypatch.setattr("training.checkpoints.create_repo", RecordingHub().create_repo)
+    monkeypatch.setattr("training.checkpoints.upload_folder", lambda **upload: uploads.append(upload))
+    options = ["--push_to_hub", "true", "--hub_model_id", "somebody/rgmc", "--test_split", "test"]
+    folder = run(tmp_path, corpus, *options)
+    (upload,) = uploads
+    assert upload["repo_id"] == "somebody/rgmc"
+    pushed = {
+        str(path.relative_to(folder))
+        for pattern in upload["allow_patterns"]
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
+    assert {"model.safetensors", "config.json", "README.md", "modeling_rgmc.py", "tokenizer.json"} <= pushed
+    assert {"datastore/captions.parquet", "datastore/embeddings.safetensors"} <= pushed
+    assert not any("checkpoint-" in name or name.startswith("eval") or name.endswith("jsonl") for name in pushed)
+    whole = json.loads((folder / "config.json").read_text())
+    assert whole["datastore_rows"] == 13
+
+
+def test_micro_batches_hold_captions_of_similar_length():
+    lengths = np.random.default_rng(0).integers(5, 60, size=70)
+    args = TrainingArguments(batch_size=32, micro_batch_size=8)
+    steps = train.plan_epoch(np.random.default_rng(1).permutation(70), lengths, args, Accelerator())
+    assert sorted(row for step in steps for rows in step for row in rows) == list(range(70))
+    for step in steps:
+        for rows, after in pairwise(step):
+            assert min(lengths[rows]) >= max(lengths[after])
+
+
+def test_the_peak_is_that_of_a_matrix_product():
+    assert 1e8 < matrix_peak("cpu", torch.float32, size=256) < 1e14
