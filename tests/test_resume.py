@@ -164,7 +164,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save = train.save_state
 
 def save_on_a_disk_that_fills_up(output_dir, accelerator, state, *args):
-    if state.step == 3:
+    if state.step == 4:  # of which the log has a line already
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     save(output_dir, accelerator, state, *args)
 
@@ -177,9 +177,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(arguments, whole, tmp_path)
     command = [sys.executable, "-c", LIMITED, *arguments("full")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0
-    assert "checkpoint-3 cannot be written" in done.stderr
-    assert "checkpoint-2 is whole: free some space and --resume_from_checkpoint last" in done.stderr
-    assert last_step(tmp_path / "full") == 2
+    assert "checkpoint-4 cannot be written" in done.stderr
+    assert "checkpoint-3 is whole: free some space and --resume_from_checkpoint last" in done.stderr
+    assert last_step(tmp_path / "full") == 3
     assert not list((tmp_path / "full").glob(".incomplete*"))
     train.main(arguments("full"))
     assert_same_run(tmp_path / "full", whole)
