@@ -89,10 +89,12 @@ class CaptionDatastore:
     ):
         _check_rows(rows, embeddings)
         self.rows = rows.select_columns(COLUMNS)
+        for name in self.rows.list_indexes():  # another datastore's, over its embeddings
+            self.rows.drop_index(name)
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.encoder_fingerprint = encoder_fingerprint
         self.string_factory = string_factory
-        self._row_of_id = {row_id: row for row, row_id in enumerate(rows["id"])}
+        self._row_of_id = {row_id: row for row, row_id in enumerate(rows["id"][:])}
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -175,6 +177,7 @@ class CaptionDatastore:
             external_arrays=self.embeddings,
             index_name="embedding",
             string_factory=self.string_factory,
+            batch_size=len(self),  # at once: an index that grows is copied again and again
             train_size=len(self),
             metric_type=faiss.METRIC_INNER_PRODUCT,
         )
@@ -302,13 +305,14 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
         raise ValueError(
             f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
         )
-    ids = Counter(rows["id"])
+    ids = Counter(rows["id"][:])
     if len(ids) != len(rows):
         repeated = [row_id for row_id, count in ids.items() if count > 1]
         raise ValueError(
             f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}"
         )
-    wrong = np.flatnonzero(~(np.abs(np.linalg.norm(embeddings, axis=1) - 1) < 1e-3))
+    norms = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))  # np.linalg.norm would square a copy of them all
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))
     if len(wrong):
         raise ValueError(
             f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as "

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
-from retrieval_rgmc import CaptionDatastore, join_candidates, left_pad
+import retrieval_rgmc
+from retrieval_rgmc import CaptionDatastore, join_candidates, left_pad, search_exactly
 
 
 def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -65,6 +67,55 @@ def test_fewer_rows_than_candidates_give_fewer_candidates():
     assert len(found.similarities[0]) == 1
     alone = make_datastore(1)
     assert alone.search(alone.embeddings, exclude_ids=["song-0"]).ids == [[]]
+
+
+def test_the_search_of_a_gpu_finds_what_faiss_finds():
+    datastore, queries = make_datastore(300), unit_vectors(70, seed=1)
+    expected_rows, expected_similarities = datastore.search_rows(queries, k=5)
+    torch.set_float32_matmul_precision("high")  # as the training sets it on a GPU
+    try:
+        rows, similarities = search_exactly(datastore.embeddings, queries, 5, "cpu", batch_size=32)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(similarities, expected_similarities, atol=1e-6)
+    assert (rows.dtype, similarities.dtype) == (expected_rows.dtype, expected_similarities.dtype)
+
+
+def test_the_search_of_a_gpu_fills_up_with_no_row():
+    vectors = unit_vectors(2)
+    rows, similarities = search_exactly(vectors, vectors, 4, "cpu")
+    assert rows.tolist() == [[0, 1, -1, -1], [1, 0, -1, -1]]
+    assert (similarities[:, 2:] == -np.inf).all()
+
+
+def test_the_search_of_a_gpu_excludes_by_id(monkeypatch):
+    devices = []
+
+    def search_on_the_cpu(embeddings, queries, k, device):
+        devices.append(device)
+        return search_exactly(embeddings, queries, k, "cpu")
+
+    monkeypatch.setattr(retrieval_rgmc, "search_exactly", search_on_the_cpu)
+    vectors = np.repeat(unit_vectors(5), 4, axis=0)  # each song four times: any of them may rank first
+    datastore = CaptionDatastore(make_rows(20), vectors, "f00d")
+    rows, _ = datastore.search_rows(vectors, k=2, exclude_ids=datastore.rows["id"], device="cuda")
+    assert devices == ["cuda"]
+    assert datastore.rows.list_indexes() == []  # without FAISS
+    assert (rows != np.arange(20)[:, None]).all()
+    assert (rows // 4 == np.arange(20)[:, None] // 4).all()
+    alone = make_datastore(1)
+    assert alone.search_rows(alone.embeddings, exclude_ids=["song-0"], device="cuda")[0].tolist() == [[-1]]
+
+
+def test_rows_of_a_searched_datastore_make_another():
+    former = make_datastore()
+    former.search(former.embeddings[:1])  # gives its rows an index over its embeddings
+    vectors = unit_vectors(50, seed=1)
+    rows, _ = CaptionDatastore(former.rows, vectors, "beef").search_rows(vectors)
+    assert (rows[:, 0] == np.arange(50)).all()
+    assert former.search(former.embeddings[3:4]).ids == [["song-3"]]
 
 
 def test_a_saved_datastore_finds_the_same(tmp_path):
