@@ -429,6 +429,8 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         digest = hashlib.sha256()
         for name, tensor in sorted(self.audio_tower.state_dict().items()):
             digest.update(name.encode())
+            if hasattr(tensor, "full_tensor"):  # sharded by FSDP: all processes take part
+                tensor = tensor.full_tensor()
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 

@@ -15,6 +15,7 @@ import os
 # Read when torch is loaded: on a busy CPU, threads that spin while they wait make a step many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import copy
 import hashlib
 import json
 import logging as python_logging
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, send_to_device, set_seed
+from accelerate.utils import InitProcessGroupKwargs, send_to_device, set_seed
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -66,6 +67,7 @@ from training.checkpoints import (
 )
 from training.lora import merged_state_dict
 from training.refresh import build_datastore, find_neighbors, write_neighbors
+from training.sharding import check_distributed_type, whole_encoder
 from training.throughput import forward_flops, matrix_peak
 
 # -- 1. what a run is made of ------------------------------------------------------------------------------------------
@@ -79,6 +81,7 @@ class Run:
     accelerator: Accelerator
     model: RGMCModel
     wrapped: torch.nn.Module  # the model as accelerate runs it: the same weights
+    saved: RGMCModel  # the model as it is saved: `model`, or a copy on the CPU that takes up what FSDP has sharded
     processor: RGMCProcessor
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -229,7 +232,8 @@ def train_epoch(run: Run):
             last = index == len(step) - 1
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
                 # Divided once, by all tokens of the step; the gradients of the processes are averaged.
-                loss = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
+                with accelerator.autocast():  # accelerate wraps `forward` in it by itself, but not under FSDP
+                    loss = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
                 accelerator.backward(loss)
             state.losses += loss.detach() * (tokens / accelerator.num_processes)
         state.step += 1
@@ -287,7 +291,8 @@ def validation_loss(run: Run) -> float:
     """Mean cross entropy per token: sums over tokens, divided once, the same on every process."""
     accelerator, batch_size = run.accelerator, run.embedding_batch_size
     own = list(range(accelerator.process_index, len(run.validation), accelerator.num_processes))
-    steps = [[own[start : start + batch_size]] for start in range(0, len(own), batch_size)]
+    share = math.ceil(len(run.validation) / accelerator.num_processes)  # the last batch may be empty: FSDP needs it
+    steps = [[own[start : start + batch_size]] for start in range(0, share, batch_size)]
     collator = run.collator(run.validation, run.validation_ids, run.state.neighbors.validation)
     total = torch.zeros((), device=accelerator.device)
     run.model.eval()
@@ -355,8 +360,8 @@ def sample_captions(run: Run) -> list[dict[str, str]]:
     found = [[run.rows[int(row)]["caption"] for row in rows if row >= 0] for rows in run.state.neighbors.validation]
     prompts = run.processor(candidates=found[:count]) if run.model.config.uses_candidate else {}
     log_mels = run.validation.read(list(range(count))).to(run.accelerator.device)
-    with run.accelerator.autocast():
-        tokens = run.model.generate(input_features=log_mels, **prompts)
+    with run.accelerator.autocast(), whole_encoder(run.model):
+        tokens = run.model.generate(input_features=log_mels, synced_gpus=run.accelerator.is_fsdp2, **prompts)
     captions = run.processor.batch_decode(tokens, skip_special_tokens=True)
     return [
         {
@@ -387,12 +392,15 @@ def save_best(run: Run):
     if run.datastore is None:
         embedding = (run.train, run.rows, run.accelerator, run.embedding_batch_size, args.string_factory)
         run.datastore = build_datastore(run.model, *embedding)
+    weights = run.accelerator.get_state_dict(run.wrapped) if run.accelerator.is_fsdp2 else None
     if run.accelerator.is_main_process:
+        if weights is not None:
+            run.saved.load_state_dict(weights)
         card = model_card(run.arguments, run.datastore, run.state.best_loss, run.state.best_epoch)
-        run.model.set_datastore(run.datastore)
-        merged = merged_state_dict(run.model) if run.arguments[0].lora_r else None
-        save_model(output_dir, run.model, run.processor, card, state_dict=merged)
-        run.model.set_datastore(None)
+        run.saved.set_datastore(run.datastore)
+        merged = merged_state_dict(run.saved) if run.arguments[0].lora_r else None
+        save_model(output_dir, run.saved, run.processor, card, state_dict=merged)
+        run.saved.set_datastore(None)
         if args.push_to_hub and args.hub_strategy == "every_save":
             push_model(output_dir, args.hub_model_id, args.hub_private_repo)
     run.accelerator.wait_for_everyone()
@@ -409,8 +417,7 @@ def start_accelerator(args: TrainingArguments) -> Accelerator:
         log_with=args.report_to.split(",") if args.report_to else None,
         project_dir=args.output_dir,
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(f"{accelerator.distributed_type} is not supported: choose multi-GPU (data parallel) processes")
+    check_distributed_type(accelerator)
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a CPU process one thread
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -453,7 +460,9 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor())
     captions = [captions[0] for captions in train.captions]
     processor = build_processor(model_args, captions)
-    model = build_model(model_args, processor, train).to(accelerator.device)
+    model = build_model(model_args, processor, train)
+    saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
+    model = model.to(accelerator.device)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if args.torch_compile:
@@ -475,6 +484,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         accelerator=accelerator,
         model=model,
         wrapped=wrapped,
+        saved=saved,
         processor=processor,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from dataset_rgmc import ClipFeatures
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
+from training.sharding import whole_encoder
 
 
 @dataclass
@@ -37,10 +38,11 @@ def embed_rows(
     training = model.training
     model.eval()
     progress = tqdm(total=len(own), desc=description, unit="clip", leave=False, disable=not accelerator.is_main_process)
-    for number, rows in enumerate(batches):
-        # In float32, whatever the training's precision, as captioning embeds its queries.
-        embeds[number * batch_size :][: len(rows)] = model.embed_audio(features.read(rows))
-        progress.update(len(rows))
+    with whole_encoder(model):
+        for number, rows in enumerate(batches):
+            # In float32, whatever the training's precision, as captioning embeds its queries.
+            embeds[number * batch_size :][: len(rows)] = model.embed_audio(features.read(rows))
+            progress.update(len(rows))
     progress.close()
     model.train(training)
     return gather_rows(embeds, len(features), accelerator)

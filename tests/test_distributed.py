@@ -1,0 +1,114 @@
+"""What training promises under FSDP: the numbers of one process, a checkpoint like its own, and to be resumable."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_training import SPLITS, config_file, read_lines, run, write_corpus
+
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from training.sharding import check_distributed_type
+
+OPTIONS = ["--num_train_epochs", "2", "--max_grad_norm", "1", "--logging_steps", "1", "--micro_batch_size", "1"]
+
+# accelerate shards on GPUs alone: these processes of a CPU, which talk over gloo, call themselves GPUs.
+SHARDED = """
+import sys
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+import train
+
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory) -> Path:
+    """The run of one process; its folder holds the cache of all others."""
+    return run(tmp_path_factory.mktemp("alone"), corpus, *OPTIONS)
+
+
+@pytest.fixture
+def train_sharded(corpus, alone, tmp_path):
+    """Trains in two processes under configs/accelerate/fsdp.yaml, which accelerate launch makes variables of."""
+    settings = yaml.safe_load((ROOT / "configs/accelerate/fsdp.yaml").read_text())["fsdp_config"]
+    driver = tmp_path / "sharded.py"
+    driver.write_text(SHARDED)
+
+    def start(name: str, *options: str) -> str:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
+        argv = [str(config_file(tmp_path, corpus, name)), *OPTIONS, "--cache_dir", str(alone.parent / "cache")]
+        variables = {key.upper(): str(value) for key, value in settings.items()}
+        environment = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **environment, **variables, "PYTHONPATH": str(ROOT)}
+        log = tmp_path / f"{name}.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*launch, *argv, *options], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        try:
+            process.wait(timeout=120)
+        except subprocess.TimeoutExpired:  # processes that wait for each other
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert process.returncode == 0, log.read_text()
+        return log.read_text()
+
+    return start
+
+
+def test_fsdp_trains_saves_and_resumes_as_one_process(train_sharded, corpus, alone, tmp_path):
+    train_sharded("sharded", "--num_train_epochs", "1")
+    assert "step 4, epoch 2" in train_sharded("sharded", "--resume_from_checkpoint", "last")
+    sharded = tmp_path / "sharded"
+    assert (sharded / "checkpoint-8" / "pytorch_model_fsdp_0" / ".metadata").exists()
+
+    log, wanted = (read_lines(folder / "log.jsonl") for folder in (sharded, alone))
+    assert [line["step"] for line in log] == [line["step"] for line in wanted]
+    assert any("validation_loss" in line for line in wanted)
+    for one, two in zip(log, wanted):
+        for name in {"loss", "validation_loss", "grad_norm", "neighbor_similarity"} & {*two}:
+            assert one[name] == pytest.approx(two[name], rel=1e-4), name
+        assert one.get("samples") == two.get("samples")
+
+    # Loading checks that the datastore is of this very encoder.
+    model, processor = RGMCModel.from_pretrained(sharded), RGMCProcessor.from_pretrained(sharded)
+    assert model.config.architectures == ["RGMCModel"]
+    assert len(model.datastore) == len(SPLITS["train"])
+    one, two = (load_file(folder / "model.safetensors") for folder in (sharded, alone))
+    assert one.keys() == two.keys()
+    inputs = processor(audio=[str(next(corpus.rglob("*.wav")))])
+    assert len(processor.batch_decode(model.generate(**inputs))) == 1
+
+
+@pytest.mark.parametrize(
+    "variable, message",
+    [
+        ({"FSDP_VERSION": "1"}, "fsdp_version 1 is not supported"),
+        ({"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "expected fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "set it to false"),
+    ],
+)
+def test_fsdp_that_would_not_work_is_refused(monkeypatch, variable, message):
+    names = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    for name, value in {**names, "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", **variable}.items():
+        monkeypatch.setenv(name, value)
+    state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin())
+    with pytest.raises(ValueError, match=message):
+        check_distributed_type(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state))
