@@ -112,7 +112,7 @@ class Run:
         return state.epoch > args.num_train_epochs or impatient or state.step >= (args.max_steps or math.inf)
 
     def collator(self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray):
-        candidate_ids = self.rows["input_ids"] if self.model.config.uses_candidate else None
+        candidate_ids = self.rows["input_ids"][:] if self.model.config.uses_candidate else None
         candidates = [[candidate_ids[row] for row in found if row >= 0 and candidate_ids] for found in neighbors]
         return TeacherForcingCollator(features, caption_ids, candidates, self.processor)
 
@@ -357,8 +357,9 @@ def sample_captions(run: Run) -> list[dict[str, str]]:
     if count == 0:
         return []
     run.model.eval()
-    found = [[run.rows[int(row)]["caption"] for row in rows if row >= 0] for rows in run.state.neighbors.validation]
-    prompts = run.processor(candidates=found[:count]) if run.model.config.uses_candidate else {}
+    neighbors = run.state.neighbors.validation[:count]
+    found = [[run.rows[int(row)]["caption"] for row in rows if row >= 0] for rows in neighbors]
+    prompts = run.processor(candidates=found) if run.model.config.uses_candidate else {}
     log_mels = run.validation.read(list(range(count))).to(run.accelerator.device)
     with run.accelerator.autocast(), whole_encoder(run.model):
         tokens = run.model.generate(input_features=log_mels, synced_gpus=run.accelerator.is_fsdp2, **prompts)
