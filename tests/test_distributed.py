@@ -1,7 +1,6 @@
 """What training promises under FSDP: the numbers of one process, a checkpoint like its own, and to be resumable."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,13 +58,11 @@ def train_sharded(corpus, alone, tmp_path):
         environment = {**os.environ, **environment, **variables, "PYTHONPATH": str(ROOT)}
         log = tmp_path / f"{name}.txt"
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*launch, *argv, *options], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
+            process = subprocess.Popen([*launch, *argv, *options], cwd=ROOT, env=environment, stdout=file, stderr=file)
         try:
             process.wait(timeout=120)
-        except subprocess.TimeoutExpired:  # processes that wait for each other
-            os.killpg(process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:  # processes that wait for each other: the launcher ends them, in 30 seconds
+            process.terminate()
             process.wait()
         assert process.returncode == 0, log.read_text()
         return log.read_text()
