@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT
@@ -126,7 +127,9 @@ def test_two_processes_resume_where_they_were_killed(arguments, whole, tmp_path)
     deadline = time.monotonic() + 240
     while (last_step(tmp_path / "killed") or 0) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
+    # torchrun's workers have sessions of their own, and would outlive it.
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()
     killed.wait()
     assert 5 <= last_step(tmp_path / "killed") < 12
     assert start("killed").wait(timeout=240) == 0, (tmp_path / "killed.txt").read_text()
