@@ -118,9 +118,7 @@ def test_two_processes_resume_where_they_were_killed(arguments, whole, tmp_path)
 
     def start(name: str) -> subprocess.Popen:
         log = (tmp_path / f"{name}.txt").open("w")
-        return subprocess.Popen(
-            [*launch, *arguments(name)], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen([*launch, *arguments(name)], cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     assert start("undisturbed").wait(timeout=240) == 0, (tmp_path / "undisturbed.txt").read_text()
     killed = start("killed")
