@@ -36,6 +36,8 @@ AUDIO_COLUMNS = ["audio", "file_name", "audio_file_name", "path", "file"]
 METADATA_FILES = ["metadata.csv", "metadata.jsonl", "metadata.parquet"]
 AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
 FILE_COLUMN = "__file__"  # a table's own name of a file, before its folder is put in front
+FRONT_END = ("sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size")
+FRONT_END += ("frequency_min", "frequency_max")  # what decides the numbers of a log-mel
 FRONT_END_VERSION = 1  # of what is cached: raise it when the front end computes other numbers
 CLIPS_PER_PROCESS = 1024  # computed between two finished files of the cache: seconds of work
 
@@ -156,9 +158,7 @@ def _from_table(path: Path, names: list[str]) -> Dataset:
         return _without_split(table, path.parent)
     else:
         audio_column = next((column for column in AUDIO_COLUMNS if column in table.columns), None)
-        splits = (
-            table[audio_column].map(lambda entry: Path(entry).parts[0]) if audio_column else pandas.Series(dtype=str)
-        )
+        splits = table[audio_column].map(_first_folder) if audio_column else pandas.Series(dtype=str)
     if not set(names) & set(splits):
         raise ValueError(
             f"{path} has no split '{names[0]}': expected a column 'split', paths that begin with '{names[0]}/', "
@@ -287,7 +287,7 @@ def compute_features(
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"cached log-mels of type {dtype}: expected float16 or float32")
-    settings = json.dumps([FRONT_END_VERSION, dtype, feature_extractor.to_json_string()])
+    settings = json.dumps([FRONT_END_VERSION, dtype, *(getattr(feature_extractor, name) for name in FRONT_END)])
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "rgmc_log_mel" / _digest(settings.encode())
     folder.mkdir(parents=True, exist_ok=True)
     captions = [[text for text in map(normalize_caption, texts) if text] for texts in rows["captions"]]

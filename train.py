@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, send_to_device, set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def embedding_batch_size(self) -> int:
-        return self.args.micro_batch_size or self.args.batch_size
+        return self.args.micro_batch_size or math.ceil(self.args.batch_size / self.accelerator.num_processes)
 
     @property
     def is_over(self) -> bool:
@@ -139,15 +139,18 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
 
 
 def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
-    """Of a clip with a caption and candidates of mean length: forward, and twice that backward in what is trained."""
+    """Of a clip with a caption and candidates of mean length, forward and backward."""
     length = round(np.mean([len(tokens) for tokens in caption_ids]))
     labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
     labels[:, :-length] = -100
     batch = {"input_features": train.read([0]), "input_ids": labels, "labels": labels, "max_label_length": length}
     counts = forward_flops(model.config, batch)
-    parts = (model.audio_tower, model.text_model)
-    trained = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
-    return sum(count * (3 if is_trained else 1) for count, is_trained in zip(counts, trained))
+    trained = [
+        all(weight.requires_grad for weight in part.parameters()) for part in (model.audio_tower, model.text_model)
+    ]
+    # Gradients of inputs and of weights cost as much as the forward pass each; a frozen decoder needs the first.
+    encoder = (3 if trained[0] else 1) * model.config.uses_audio
+    return counts[0] * encoder + counts[1] * (3 if trained[1] else 2)
 
 
 def measure_peak(accelerator: Accelerator) -> float:
@@ -179,8 +182,8 @@ def plan_epoch(
     return steps
 
 
-def take_sigterm_as_usual(worker: int):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and not as the training does, whose handler a worker inherits
+def ignore_sigterm(worker: int):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job: the training decides when it ends
 
 
 def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator, args: TrainingArguments) -> DataLoader:
@@ -192,7 +195,7 @@ def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator,
         batch_sampler=[micro_batch for step in steps for micro_batch in step],
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=take_sigterm_as_usual,
+        worker_init_fn=ignore_sigterm,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one would be drawn from here, and a resumed run would differ
     )
@@ -223,7 +226,7 @@ def train_epoch(run: Run):
         unit="clip",
         disable=not accelerator.is_main_process,
     )
-    logged_at, logged_step = time.perf_counter(), state.step
+    logged_at, clips_since = time.perf_counter(), 0
     for step in steps[state.step_in_epoch :]:
         clips = order[state.step_in_epoch * args.batch_size :][: args.batch_size]
         tokens = int(lengths[clips].sum())
@@ -248,11 +251,12 @@ def train_epoch(run: Run):
         run.scheduler.step()
         run.optimizer.zero_grad()
         progress.update(len(clips))
+        clips_since += len(clips)
         if log_now:
             loss = float(accelerator.reduce(state.losses, "sum")[1]) / state.tokens[1]
             state.losses[1], state.tokens[1] = 0, 0
             seconds = time.perf_counter() - logged_at
-            clips_per_second = (state.step - logged_step) * args.batch_size / seconds
+            clips_per_second = clips_since / seconds
             values = {
                 "step": state.step,
                 "loss": loss,
@@ -262,11 +266,12 @@ def train_epoch(run: Run):
                 "tflops_per_second": clips_per_second * run.flops_per_clip / 1e12,
                 "mfu": clips_per_second * run.flops_per_clip / run.peak_flops,
             }
-            logged_at, logged_step = time.perf_counter(), state.step
+            logged_at, clips_since = time.perf_counter(), 0
             progress.set_postfix(loss=f"{loss:.3f}")
             write_log(run, values)
         stops = stops_now(run, log_now)
-        if stops or (args.save_steps and state.step % args.save_steps == 0):
+        ends_within = state.step >= (args.max_steps or math.inf) and state.step_in_epoch < len(steps)
+        if stops or ends_within or (args.save_steps and state.step % args.save_steps == 0):
             save_state(Path(args.output_dir), accelerator, state, run.settings, args.save_total_limit)
         if stops:
             accelerator.print(f"Stopped as asked after step {state.step}; --resume_from_checkpoint last goes on")
@@ -332,12 +337,13 @@ def end_epoch(run: Run, seconds: float):
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         for sample in samples:
             tqdm.write(f"  {sample['id']}: {sample['caption']}")
+    complete = state.step_in_epoch * args.batch_size >= len(run.train)  # and not cut short by --max_steps
     if held_out_loss < state.best_loss:
         state.best_loss, state.best_epoch = held_out_loss, state.epoch
         save_best(run)
     state.epoch, state.step_in_epoch = state.epoch + 1, 0
     state.losses[0], state.tokens[0] = 0, 0
-    if not args.save_steps:
+    if complete and not args.save_steps:
         save_state(output_dir, accelerator, state, run.settings, args.save_total_limit)
 
 
@@ -437,7 +443,7 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
-    if former and not checkpoint and not args.overwrite_output_dir:
+    if former and not args.resume_from_checkpoint and not args.overwrite_output_dir:
         raise FileExistsError(
             f"{output_dir} holds a run ({former[0].name}): --resume_from_checkpoint last goes on with it; or choose "
             "another --output_dir, or --overwrite_output_dir true"
@@ -475,11 +481,24 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     rows = Dataset.from_dict({"id": train.ids, "caption": captions, "input_ids": candidate_ids})
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, min(steps, args.max_steps or steps))
+    steps = min(steps, args.max_steps or steps)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     state = TrainingState(losses=torch.zeros(2, device=accelerator.device))
     accelerator.register_for_checkpointing(state, scheduler)
     clips = hashlib.sha256(json.dumps([train.ids, captions, validation.ids]).encode()).hexdigest()
+    if len({*gather_object([clips])}) > 1:
+        raise RuntimeError(
+            "The processes read different clips: some could not read files that others read; start again"
+        )
+    settings = run_settings(
+        arguments,
+        clips=clips,
+        processes=accelerator.num_processes,
+        distributed_type=str(accelerator.distributed_type),
+        mixed_precision=accelerator.mixed_precision,  # also where accelerate's own setting chose it
+        schedule_steps=None if args.lr_scheduler_type.startswith("constant") else steps,
+    )
     run = Run(
         arguments=arguments,
         accelerator=accelerator,
@@ -497,7 +516,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         state=state,
         flops_per_clip=count_flops(model, train, caption_ids),
         peak_flops=measure_peak(accelerator),
-        settings=run_settings(arguments, processes=accelerator.num_processes, clips=clips),
+        settings=settings,
     )
     if checkpoint:
         load_state(checkpoint, Path(args.output_dir), accelerator, state, run.settings)
@@ -550,6 +569,7 @@ def main(argv: list[str]):
 
     # 4. The table of the test split, and the Hub
     if args.test_split:
+        torch.set_float32_matmul_precision("highest")  # as eval.py, which must print the same table
         evaluate_checkpoint(
             EvaluationArguments(
                 model=args.output_dir,

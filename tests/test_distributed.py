@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from conftest import ROOT
@@ -90,6 +91,8 @@ def test_fsdp_trains_saves_and_resumes_as_one_process(train_sharded, corpus, alo
     assert len(model.datastore) == len(SPLITS["train"])
     one, two = (load_file(folder / "model.safetensors") for folder in (sharded, alone))
     assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-4, rtol=0)
     inputs = processor(audio=[str(next(corpus.rglob("*.wav")))])
     assert len(processor.batch_decode(model.generate(**inputs))) == 1
 

@@ -142,6 +142,15 @@ def test_a_changed_file_alone_is_decoded_anew(compute, decoded, corpus):
     assert not torch.allclose(after[4], before[4], atol=1)
 
 
+def test_a_checkpoints_extractor_finds_what_the_training_cached(compute, decoded, corpus, tmp_path, processor):
+    compute()
+    processor.save_pretrained(tmp_path / "saved")
+    extractor = type(processor).from_pretrained(tmp_path / "saved").feature_extractor
+    rows = load_captions(str(corpus), "train")
+    compute_features(rows, extractor, "train", tmp_path / "skipped.jsonl", cache_dir=str(tmp_path / "cache"))
+    assert len(decoded) == CLIPS
+
+
 def test_other_settings_of_the_front_end_do_not_share_a_cache(compute, decoded, corpus, tmp_path):
     compute()
     rows = load_captions(str(corpus), "train")

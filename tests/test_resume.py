@@ -134,24 +134,30 @@ def test_two_processes_resume_where_they_were_killed(arguments, whole, tmp_path)
     assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_to_the_bit(arguments, whole, tmp_path, monkeypatch):
+TERMINATED = """
+import os, signal, sys
+import torch
+import train
+
+step = torch.optim.lr_scheduler.LambdaLR.step
+
+def terminate(self, *args):
+    step(self, *args)
+    if self.last_epoch == 6:  # steps
+        os.killpg(0, signal.SIGTERM)  # as a scheduler does: the loader's workers get it, too
+
+torch.optim.lr_scheduler.LambdaLR.step = terminate
+train.main(sys.argv[1:])
+"""
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_that_goes_on_to_the_bit(arguments, whole, tmp_path):
     argv = arguments("stopped")
     argv[argv.index("--save_steps") + 1] = "1000"
-    step = train.torch.optim.lr_scheduler.LambdaLR.step
-
-    def terminate(self, *args):
-        step(self, *args)
-        if self.last_epoch == 6:  # steps
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    handler = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(train.torch.optim.lr_scheduler.LambdaLR, "step", terminate)
-        with pytest.raises(SystemExit) as stopped:
-            train.main(argv)
-    assert stopped.value.code == 143
+    command = [sys.executable, "-c", TERMINATED, *argv, "--dataloader_num_workers", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, start_new_session=True)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert last_step(tmp_path / "stopped") == 6
-    assert signal.getsignal(signal.SIGTERM) == handler
     train.main(arguments("stopped"))
     assert_same_run(tmp_path / "stopped", whole)
 
@@ -194,6 +200,8 @@ def test_a_half_written_checkpoint_is_never_picked_up(whole, tmp_path):
     assert find_checkpoint(None, tmp_path) is None
     with pytest.raises(FileNotFoundError, match="is no checkpoint-<step>"):
         find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path / "elsewhere")
 
 
 def test_resuming_with_other_options_or_rows_is_refused(arguments, whole, tmp_path):
@@ -211,3 +219,31 @@ def test_only_the_newest_checkpoints_are_kept(arguments, tmp_path):
     train.main([*arguments("run"), "--max_steps", "5"])
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     assert max(line["step"] for line in read_lines(tmp_path / "run" / "log.jsonl")) == 5
+
+
+def test_max_steps_within_an_epoch_can_be_raised(arguments, whole, tmp_path):
+    argv = arguments("raised")
+    argv = argv[: argv.index("--save_steps")] + argv[argv.index("--resume_from_checkpoint") :]
+    argv += ["--lr_scheduler_type", "constant"]  # another schedule depends on the number of steps, and is refused
+    train.main([*argv, "--max_steps", "6"])
+    train.main([*argv, "--max_steps", "12"])
+    undisturbed = [argument.replace("raised.yaml", "undisturbed.yaml") for argument in argv]
+    arguments("undisturbed")
+    train.main([*undisturbed, "--max_steps", "12"])
+    assert_same_run(tmp_path / "raised", tmp_path / "undisturbed")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_when_resumed(arguments, whole, tmp_path):
+    argv = arguments("run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")  # a best model was saved, and no checkpoint-<step> yet
+    train.main(argv)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_line_of_the_log_that_was_cut_off_does_not_matter(arguments, whole, tmp_path):
+    train.main([*arguments("run"), "--max_steps", "12"])
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 12, "lo')
+    train.main([*arguments("run"), "--max_steps", "12"])
+    read_lines(tmp_path / "run" / "log.jsonl")

@@ -14,6 +14,7 @@ import train
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from training.arguments import TrainingArguments
+from training.lora import add_lora, merged_state_dict
 from training.throughput import matrix_peak
 
 
@@ -81,12 +82,31 @@ def test_lora_trains_little_and_is_merged_into_a_plain_checkpoint(corpus, tmp_pa
     assert torch.linalg.matrix_rank(change, atol=1e-6) == 2
     embedding = "text_model.transformer.wte.weight"
     assert torch.equal(old.state_dict()[embedding], new.state_dict()[embedding])
-    # What was validated is what was saved.
-    features = torch.zeros(1, 1, 1001, 64)
-    with torch.no_grad():
-        assert not torch.allclose(*(model(torch.ones(1, 3).long(), None, features).logits for model in (old, new)))
     resumed = [*options, "--resume_from_checkpoint", "last", "--num_train_epochs", "3"]
     assert [line["epoch"] for line in epochs(run(tmp_path, corpus, *resumed, name="second"))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["gpt2", "llama"])
+def test_merged_weights_compute_the_same_as_the_adapted_model(make_model, log_mels, text):
+    pytest.importorskip("peft", reason="peft is optional")
+    plain, adapted = make_model(text), make_model(text)
+    add_lora(adapted, rank=2, alpha=3)
+    for name, weight in adapted.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight)  # which begins at zero
+    tokens, features = torch.ones(1, 3, dtype=torch.long), log_mels(1)
+    with torch.no_grad():
+        before = plain(tokens, None, features).logits
+        expected = adapted(tokens, None, features).logits
+        plain.load_state_dict(merged_state_dict(adapted))
+        assert not torch.allclose(before, expected, atol=1e-2)
+        torch.testing.assert_close(plain(tokens, None, features).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_options_that_would_do_nothing_are_refused(corpus, tmp_path):  # noqa: F811
+    for options in (["--micro_batch_size", "-1"], ["--max_grad_norm", "0"], ["--lora_r", "0"], ["--lora_alpha", "4"]):
+        with pytest.raises(ValueError, match=options[0]):
+            run(tmp_path, corpus, *options)
 
 
 def test_gradient_checkpointing_learns_the_same(corpus, tmp_path):  # noqa: F811

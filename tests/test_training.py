@@ -463,6 +463,11 @@ def test_rows_without_a_file_are_skipped_too(corpus, tmp_path, processor):
     assert rows["captions"] == [["one", "two"], ["3"], ["x"]]
 
 
+def test_a_row_without_a_path_is_of_no_split(corpus, tmp_path):
+    (tmp_path / "all.csv").write_text(f"file_name,id,caption\n{corpus.name}/0.wav,a,one\n,b,two\n")
+    assert load_captions(str(tmp_path / "all.csv"), corpus.name, id_column="id")["id"][:] == ["a"]
+
+
 def test_a_misspelt_entry_of_a_configuration_is_an_error(corpus, tmp_path):
     with pytest.raises(ValueError, match="text_config has no n_layers"):
         run(tmp_path, corpus, "--text_config.n_layers", "1")

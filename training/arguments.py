@@ -206,10 +206,17 @@ def refresh_interval(refresh: str) -> int:
 
 def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     """What can be known to be wrong before hours of decoding."""
-    for name in ("num_train_epochs", "batch_size", "save_total_limit", "logging_steps", "max_steps", "save_steps"):
-        value = getattr(args, name)
+    at_least_one = ["num_train_epochs", "batch_size", "micro_batch_size", "patience", "max_steps", "save_steps"]
+    at_least_one += ["save_total_limit", "logging_steps", "lora_r"]
+    for name in at_least_one:
+        value = getattr(model_args if name == "lora_r" else args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    if args.max_grad_norm is not None and args.max_grad_norm <= 0:
+        raise ValueError(f"--max_grad_norm must be positive, got {args.max_grad_norm}; leave it out for no clipping")
+    for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
+        if getattr(model_args, name) is not None and not getattr(model_args, needed):
+            raise ValueError(f"--{name} does nothing without --{needed}")
     refresh_interval(args.refresh)
     if args.hub_strategy not in ("end", "every_save"):
         raise ValueError(f"--hub_strategy {args.hub_strategy}: expected end or every_save")

@@ -34,15 +34,13 @@ def prepare_data(
 
             write_demo_corpus(data_args.dataset, clips=data_args.demo_clips)
         columns = (data_args.caption_column, data_args.id_column)
-        splits = {
-            data_args.train_split: load_captions(data_args.dataset, data_args.train_split, *columns),
-            data_args.validation_split: load_captions(
-                data_args.validation_dataset or data_args.dataset, data_args.validation_split, *columns
-            ),
-        }
+        train = load_captions(data_args.dataset, data_args.train_split, *columns)
         if data_args.max_train_samples is not None:
-            train = splits[data_args.train_split]
-            splits[data_args.train_split] = train.select(range(min(data_args.max_train_samples, len(train))))
+            train = train.select(range(min(data_args.max_train_samples, len(train))))
+        validation_dataset = data_args.validation_dataset or data_args.dataset
+        validation = load_captions(validation_dataset, data_args.validation_split, *columns)
+        same_name = data_args.validation_split == data_args.train_split
+        validation_name = f"{data_args.validation_split} (validation)" if same_name else data_args.validation_split
         if args.test_split:  # better missed now than after the training
             load_captions(data_args.dataset, args.test_split, *columns)
         return tuple(
@@ -56,7 +54,7 @@ def prepare_data(
                 dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
             )
-            for split, rows in splits.items()
+            for split, rows in ((data_args.train_split, train), (validation_name, validation))
         )
 
 

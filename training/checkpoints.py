@@ -68,8 +68,9 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
     """Writes `checkpoint-<step>` and deletes all but the `limit` newest ones."""
     place = output_dir / f"checkpoint-{state.step}"
     staging = output_dir / f".incomplete-{place.name}"
-    losses = state.losses
-    state.losses = accelerator.reduce(losses, "sum")  # one sum, which the main process takes on
+    # One sum, which the main process takes on: from here a resumed run adds up as this one does.
+    total = accelerator.reduce(state.losses, "sum")
+    state.losses = total if accelerator.is_main_process else torch.zeros_like(total)
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -83,8 +84,6 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
         last = last_checkpoint(output_dir)
         left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "there is none before"
         raise OSError(f"{place} cannot be written ({error}); {left}") from error
-    finally:
-        state.losses = losses
     if accelerator.is_main_process:
         os.replace(staging, place)
         for checkpoint in list_checkpoints(output_dir)[:-limit]:
@@ -106,6 +105,8 @@ def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names."""
     if name in (None, "last"):
         return last_checkpoint(output_dir) if name else None
+    if Path(name).resolve().parent != output_dir.resolve():
+        raise ValueError(f"{name} belongs to another run: --output_dir {Path(name).parent} goes on with that")
     if not (Path(name) / "settings.json").is_file():
         raise FileNotFoundError(f"{name} is no checkpoint-<step> of a run: expected the folder of one, or 'last'")
     return Path(name)
@@ -135,14 +136,20 @@ def load_state(
                 shutil.rmtree(later)
         log = output_dir / "log.jsonl"
         if log.exists():
-            lines = [line for line in log.read_text("utf-8").splitlines() if _is_former(json.loads(line), state)]
-            log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            lines = [line for line in log.read_text("utf-8").splitlines() if _is_former(line, state)]
+            written = output_dir / "log.jsonl.incomplete"
+            written.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            os.replace(written, log)
     accelerator.wait_for_everyone()
     return state
 
 
-def _is_former(line: dict, state: TrainingState) -> bool:
+def _is_former(text: str, state: TrainingState) -> bool:
     """Whether a line of the log was written before `state`; the line of an epoch comes after its last step."""
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:  # cut off when the run was killed
+        return False
     return line["step"] <= state.step and line.get("epoch", 0) < state.epoch
 
 

@@ -40,7 +40,7 @@ def embed_rows(
     progress = tqdm(total=len(own), desc=description, unit="clip", leave=False, disable=not accelerator.is_main_process)
     with whole_encoder(model):
         for number, rows in enumerate(batches):
-            # In float32, whatever the training's precision, as captioning embeds its queries.
+            # In float32 (on a GPU: TF32), whatever the training's precision, as captioning embeds its queries.
             embeds[number * batch_size :][: len(rows)] = model.embed_audio(features.read(rows))
             progress.update(len(rows))
     progress.close()
