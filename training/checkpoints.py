@@ -22,7 +22,8 @@ from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from training.refresh import Neighbors
 
-# Options that do not change what is computed, or only where it ends.
+# Options that a resumed run may change: they do not change what is learned, but for where it ends and, with
+# micro_batch_size, for which numbers dropout draws. What the schedule takes of them is in the settings of its own.
 FREE_OPTIONS = {
     *("output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "patience", "micro_batch_size"),
     *("dataloader_num_workers", "num_proc", "cache_dir", "max_skipped", "save_steps", "save_total_limit"),
