@@ -1,7 +1,10 @@
 """
-Captions a split with a checkpoint and scores it (section 6 of the paper).
+Captions a split with a checkpoint and makes the paper's tables of it (sections 6 and 7).
 
-    accelerate launch eval.py --model outputs/demo --dataset data/demo --split test --output_dir outputs/demo/eval
+    accelerate launch eval.py --model outputs/demo --dataset data/demo --output_dir outputs/demo/eval
+    accelerate launch eval.py <as before> --table 3 4 --audio_only_model outputs/demo-audio --predictions lpmc=lpmc.jsonl
+
+Options are the fields of `EvaluationArguments`; `--help` lists them.
 """
 
 import os
@@ -11,36 +14,36 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
+import platform
+import shlex
+import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-import evaluate
-import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
-from tqdm.auto import tqdm
+from accelerate.utils import InitProcessGroupKwargs
+from datasets import Dataset
 from transformers import AutoConfig, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import ClipFeatures, compute_features, load_captions
-from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor, normalize_caption
+from dataset_rgmc import load_captions
+from evaluation.captioning import Captioner, Split
+from evaluation.model_card import update_model_card, write_eval_results
+from evaluation.report import write_report
+from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
+from evaluation.systems import OPTIONS, TABLES, make_systems, read_predictions, rows_of
+from evaluation.tables import format_table
+from feature_extraction_rgmc import load_audio
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
 # carries.
 AutoConfig.register(RGMCConfig.model_type, RGMCConfig, exist_ok=True)
 
-METRICS = {"cider_d": "CIDEr-D", "bleu_4": "BLEU@4", "rouge_l": "ROUGE-L", "copy": "Copy %", "distinct": "Distinct %"}
-SYSTEMS = {
-    "gold": "Gold caption",
-    "random": "Random caption",
-    "nearest_neighbor": "Nearest neighbor",
-    "rgmc": "RGMC",
-    "rgmc_shuffled_audio": "RGMC, shuffled audio",
-}
+PACKAGES = ["torch", "transformers", "accelerate", "datasets", "evaluate", "pycocoevalcap", "nltk", "numpy"]
 
 
 @dataclass
@@ -49,14 +52,56 @@ class EvaluationArguments:
     dataset: str = field(
         metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
-    output_dir: str = field(metadata={"help": "Folder of predictions.jsonl and results.json."})
+    output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
     split: str = field(default="test", metadata={"help": "Split to caption; 'all' for a corpus without splits."})
+    table: list[int] = field(
+        default_factory=lambda: [3],
+        metadata={
+            "help": "Of the paper: 1 captions side by side, 3 systems, 4 candidates, 5 another corpus and transfer."
+        },
+    )
+    audio_only_model: str | None = field(
+        default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning audio."}
+    )
+    text_only_model: str | None = field(
+        default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning candidate."}
+    )
+    transfer_model: str | None = field(
+        default=None, metadata={"help": "Table 5: a checkpoint trained on another corpus first (configs/transfer.yaml)."}
+    )
+    frozen_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tables 3 and 5: what the nearest-neighbor baseline embeds with: the CLAP that the training began "
+            "with, which embeds --train_split now, or an RGMC checkpoint with its datastore, such as one trained with "
+            "--conditioning candidate, whose encoder is not trained."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split that --frozen_encoder retrieves from."})
+    masked: bool = field(
+        default=True, metadata={"help": "Table 3: also the trained model with its audio or its candidate masked."}
+    )
+    predictions: list[str] | None = field(
+        default=None,
+        metadata={"help": 'Other systems, each as name=file.jsonl of lines {"id": …, "prediction": …}.'},
+    )
+    meteor: bool = field(default=True, metadata={"help": "METEOR 1.5, which needs Java and about 1 GB."})
+    clap_model: str | None = field(
+        default="laion/clap-htsat-unfused",
+        metadata={"help": "CLAP scores by this ClapModel (folder or Hub id); 'none' for no CLAP scores."},
+    )
+    clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples for 95 % intervals; 0 for none."})
+    num_examples: int = field(default=12, metadata={"help": "Clips in the report, with audio players."})
+    update_model_card: bool = field(
+        default=False, metadata={"help": "Write the results into the card of --model, a local folder."}
+    )
     caption_column: str = field(
         default="caption", metadata={"help": "Column of the caption, or of a list of captions."}
     )
     id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
     batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
-    seed: int = field(default=0, metadata={"help": "Of the random captions and of the shuffling of the audio."})
+    seed: int = field(default=0, metadata={"help": "Of random captions, shuffling, resamples and examples."})
     max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
@@ -66,118 +111,145 @@ class EvaluationArguments:
     )
     num_proc: int = field(default=1, metadata={"help": "Processes that decode audio."})
 
+    def __post_init__(self):
+        unknown = set(self.table) - set(TABLES)
+        if unknown:
+            raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
+        if self.clap_model and self.clap_model.lower() == "none":
+            self.clap_model = None
+        if self.update_model_card and not (Path(self.model) / "README.md").is_file():
+            raise ValueError(f"--update_model_card true: {self.model} is no local folder with a README.md")
+
 
 def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> dict:
-    """Writes `predictions.jsonl` and `results.json` to `args.output_dir`, prints the table, and returns the results."""
+    """
+    Writes `predictions.jsonl`, `results.json`, `report.md` and `report.html` to `args.output_dir`, prints the tables,
+    and returns the results. An interrupted run goes on with the clips that have no caption yet.
+    """
     output_dir = Path(args.output_dir)
-    processor = RGMCProcessor.from_pretrained(args.model)
-    model = RGMCModel.from_pretrained(args.model).to(accelerator.device).eval()
-    if model.datastore is None:
-        raise ValueError(f"{args.model} holds no datastore, so there are no candidates and no baselines to score")
-    with accelerator.main_process_first():
-        features = compute_features(
-            load_captions(args.dataset, args.split, args.caption_column, args.id_column),
-            processor.feature_extractor,
-            args.split,
-            skipped_file=output_dir / "skipped.jsonl",
-            max_skipped=args.max_skipped,
-            cache_dir=args.cache_dir,
-            dtype=args.cache_dtype,
-            num_proc=args.num_proc,
-        )
-    predictions = caption_split(model, processor, features, accelerator, args.batch_size)
+    parts_dir = output_dir / "unfinished"
+
+    # 1. The clips, and what other systems say of them
+    load_split = partial(load_rows, args)
+    split = load_split(args.split)
+    load = partial(
+        Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
+    )
+    captioner = load(args.model)
+    ids = captioner.features.ids
+    others = read_predictions(args.predictions or [], ids, skipped=set(split.rows["id"]) - set(ids))
+
+    # 2. What each system of the tables says
+    checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
+    systems, lines = make_systems(
+        captioner,
+        args.table,
+        checkpoints,
+        load,
+        train=partial(load_split, args.train_split),
+        predictions=others,
+        masked=args.masked,
+        seed=args.seed,
+    )
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return {}
-    systems = build_systems(predictions, model.datastore.rows["caption"], args.seed)
+
+    # 3. Scores
+    references = [line["references"] for line in lines]
+    audio = usable_audio(split, ids)
+    training_captions = captioner.model.datastore.rows["caption"][:]
+    clap_scores = clap_scorer(args, references, audio, accelerator.device) if args.clap_model else None
+    described, item_scores, unavailable = score_systems(
+        systems, references, training_captions, args.meteor, args.bootstrap, args.seed, clap_scores
+    )
+    tables = {table: rows_of(table, systems, others) for table in sorted(set(args.table))}
     results = {
-        "n": len(predictions),
+        "n": len(lines),
+        "skipped": len(split.rows) - len(lines),
         "model": args.model,
+        "checkpoint": captioner.checkpoint,
         "dataset": args.dataset,
         "split": args.split,
         "seed": args.seed,
-        "text": "lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens",
-        "systems": {name: score(captions, predictions) for name, captions in systems.items()},
+        "command": command(args),
+        "text": TEXT,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "bootstrap": {"samples": args.bootstrap, "level": LEVEL, "unit": "clip"},
+        "metrics": metric_titles(described["rgmc"]["scores"]),
+        "unavailable": unavailable,
+        "systems": described,
+        "tables": {str(table): keys for table, (keys, _) in tables.items()},
+        "missing": {key: way for _, missing in tables.values() for key, way in missing.items()},
     }
+
+    # 4. Results, report, tables
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_lines(output_dir / "predictions.jsonl", predictions)
+    write_lines(output_dir / "predictions.jsonl", lines)
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(format_table(results))
+    write_report(
+        output_dir, results, lines, item_scores, lambda row: load_audio(audio[row]["audio"]), args.num_examples
+    )
+    if args.update_model_card:
+        update_model_card(args.model, results)
+        write_eval_results(args.model, results)
+    for table in results["tables"]:
+        print(format_table(results, table))
+    print(f"{output_dir / 'report.html'} has intervals, plots and clips to listen to")
+    shutil.rmtree(parts_dir)
     # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
     # that is destroyed before they got it hangs for ever.
     accelerator.wait_for_everyone()
     return results
 
 
-@torch.no_grad()
-def caption_split(
-    model: RGMCModel, processor: RGMCProcessor, features: ClipFeatures, accelerator: Accelerator, batch_size: int
-) -> list[dict]:
-    """Captions every row once, shared by the processes; the lines of `predictions.jsonl` in the order of `features`."""
-    own = list(range(accelerator.process_index, len(features), accelerator.num_processes))
-    progress = tqdm(total=len(own), desc="Captioning", unit="clip", disable=not accelerator.is_main_process)
-    lines = []
-    for start in range(0, len(own), batch_size):
-        batch = own[start : start + batch_size]
-        audio_embeds = model.embed_audio(features.read(batch))
-        retrieved = model.retrieve(audio_embeds, exclude_ids=[features.ids[row] for row in batch])
-        prompts = processor(candidates=retrieved.captions) if model.config.uses_candidate else {}
-        tokens = model.generate(audio_embeds=audio_embeds, **prompts)
-        captions = processor.batch_decode(tokens, skip_special_tokens=True)
-        for i, (row, caption) in enumerate(zip(batch, captions)):
-            lines.append(
-                {
-                    "row": row,
-                    "id": features.ids[row],
-                    "prediction": normalize_caption(caption),
-                    "references": features.captions[row],
-                    "candidate": next(iter(retrieved.captions[i]), None),
-                    "candidate_id": next(iter(retrieved.ids[i]), None),
-                    "similarity": next(iter(retrieved.similarities[i]), None),
-                }
-            )
-        progress.update(len(batch))
-    progress.close()
-    lines = sorted(gather_object(lines), key=lambda line: line.pop("row"))
-    if [line["id"] for line in lines] != features.ids:
-        raise RuntimeError(f"{len(lines)} predictions were gathered for {len(features)} clips, or not one for each")
-    return lines
+def load_rows(args: EvaluationArguments, name: str) -> Split:
+    return Split(
+        load_captions(args.dataset, name, args.caption_column, args.id_column),
+        name,
+        skipped_file=Path(args.output_dir) / "skipped.jsonl",
+        max_skipped=args.max_skipped,
+        cache={"cache_dir": args.cache_dir, "dtype": args.cache_dtype, "num_proc": args.num_proc},
+    )
 
 
-def build_systems(predictions: list[dict], training_captions: list[str], seed: int) -> dict[str, list[str]]:
-    """The captions of each system (section 6.1), and a floor: those that the model gives to another clip's audio."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(predictions))
-    # A cycle through all clips: none keeps its own audio.
-    other_clip = dict(zip(order.tolist(), np.roll(order, 1).tolist()))
-    drawn = generator.integers(len(training_captions), size=len(predictions))
-    return {
-        "gold": [line["references"][0] for line in predictions],
-        "random": [training_captions[row] for row in drawn],
-        "nearest_neighbor": [line["candidate"] for line in predictions],
-        "rgmc": [line["prediction"] for line in predictions],
-        "rgmc_shuffled_audio": [predictions[other_clip[row]]["prediction"] for row in range(len(predictions))],
-    }
+def usable_audio(split: Split, ids: list[str]) -> Dataset:
+    """The audio of these clips, in their order, which is that of the split."""
+    wanted = set(ids)
+    return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
 
-def score(captions: list[str], predictions: list[dict]) -> dict[str, dict[str, float]]:
-    """`{metric: {"value": …}}`, x 100, of one system's captions."""
-    metric = evaluate.load(str(Path(__file__).parent / "metrics" / "caption_metrics"))
-    values = metric.compute(predictions=captions, references=[line["references"] for line in predictions])
-    values["copy"] = 100 * np.mean([caption == line["candidate"] for caption, line in zip(captions, predictions)])
-    values["distinct"] = 100 * len(set(captions)) / len(captions)
-    return {name: {"value": float(values[name])} for name in METRICS}
+def clap_scorer(args: EvaluationArguments, references: list[list[str]], audio: Dataset, device: torch.device):
+    """A function from captions to their CLAP scores; the clips are embedded once."""
+    metric = load_metric("clap_score")
+    options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
+    embeds = metric.embed_audio(audio["audio"], **options)
+
+    def score(captions: list[str]) -> dict:
+        return metric.compute(predictions=captions, references=references, audio=embeds, per_item=True, **options)
+
+    return score
+
+
+def metric_titles(scores: dict) -> dict[str, str]:
+    """What the columns of tables are called, by metric."""
+    stems = {"clap_at": "CLAP A-T", "clap_tt": "CLAP T-T"}
+    return {name: TITLES.get(name) or stems[name.partition("[")[0]] for name in scores}
+
+
+def command(args: EvaluationArguments) -> str:
+    """The command that makes these results."""
+    words = ["accelerate", "launch", "eval.py"]
+    for option in fields(args):
+        value = getattr(args, option.name)
+        default = option.default_factory() if option.default_factory is not MISSING else option.default
+        if value != default:
+            words += [f"--{option.name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def write_lines(path: Path, lines: list[dict]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-
-
-def format_table(results: dict) -> str:
-    lines = [f"{'':24}" + "".join(f"{title:>12}" for title in METRICS.values())]
-    for system, values in results["systems"].items():
-        lines.append(f"{SYSTEMS[system]:24}" + "".join(f"{values[name]['value']:12.2f}" for name in METRICS))
-    return "\n".join([f"{results['split']}: {results['n']} clips", *lines])
 
 
 if __name__ == "__main__":

@@ -582,6 +582,11 @@ def main(argv: list[str]):
                 cache_dir=data_args.cache_dir,
                 cache_dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
+                # A first look, in which nothing is downloaded and no Java is started; eval.py has the rest.
+                masked=False,
+                meteor=False,
+                clap_model=None,
+                update_model_card=True,
             ),
             accelerator,
         )

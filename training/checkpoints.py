@@ -34,7 +34,7 @@ FREE_OPTIONS = {
 # What is pushed to the Hub, and nothing else.
 MODEL_FILES = [
     *("README.md", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("*_rgmc.py", "datastore/*"),
+    *("*_rgmc.py", "datastore/*", ".eval_results/*.yaml"),
     *("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
 ]
 

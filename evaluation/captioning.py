@@ -1,0 +1,198 @@
+"""Captions of a split by a checkpoint: each clip once, shared by the processes, and resumed after an interruption."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, ClapModel
+
+from configuration_rgmc import RGMCConfig
+from dataset_rgmc import ClipFeatures, compute_features
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor, normalize_caption
+from training.refresh import build_datastore, embed_rows
+
+CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
+
+
+@dataclass
+class Split:
+    """The rows of a corpus that are captioned, by every checkpoint that takes part."""
+
+    rows: Dataset
+    name: str
+    skipped_file: Path
+    max_skipped: float
+    cache: dict  # of compute_features: cache_dir, dtype, num_proc
+
+    def features(self, processor: RGMCProcessor, accelerator: Accelerator) -> ClipFeatures:
+        """The usable clips; the main process computes what the cache has not, the others read it."""
+        with accelerator.main_process_first():
+            return compute_features(
+                self.rows,
+                processor.feature_extractor,
+                self.name,
+                skipped_file=self.skipped_file,
+                max_skipped=self.max_skipped,
+                **self.cache,
+            )
+
+
+@dataclass
+class Captioner:
+    """A checkpoint and the clips that it captions."""
+
+    name: str
+    model: RGMCModel
+    processor: RGMCProcessor
+    features: ClipFeatures
+    accelerator: Accelerator
+    batch_size: int
+    parts_dir: Path  # of what is captioned so far
+
+    @classmethod
+    def load(cls, name: str, split: Split, accelerator: Accelerator, batch_size: int, parts_dir: Path) -> "Captioner":
+        """
+        Raises:
+            `ValueError`: when the checkpoint has no datastore.
+        """
+        processor = RGMCProcessor.from_pretrained(name)
+        model = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
+        if model.datastore is None:
+            raise ValueError(f"{name} holds no datastore, so there are no candidates and no baselines to score")
+        return cls(name, model, processor, split.features(processor, accelerator), accelerator, batch_size, parts_dir)
+
+    @cached_property
+    def checkpoint(self) -> dict:
+        """What identifies the checkpoint: its commit on the Hub, or the SHA-256 of its files."""
+        folder = Path(self.name)
+        files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
+        digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+        return {"name": self.name, "revision": self.model.config._commit_hash, "sha256": digests}
+
+    @torch.no_grad()
+    def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:
+        """
+        Captions every clip.
+
+        Args:
+            title (`str`): Of the progress bar.
+            candidates (`list[str]`, *optional*): One per clip, in place of its nearest neighbour's caption.
+            masked_to (`str`, *optional*): `"audio"` or `"candidate"`: what the decoder is shown of the two.
+
+        Returns:
+            A line per clip, in their order: `id`, `prediction`, `references`, `candidate`, `candidate_id` and
+            `similarity`, the last two of the nearest neighbour.
+        """
+        kind = [self.checkpoint, self.features.ids, candidates, masked_to]
+        part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
+        lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
+        self.accelerator.wait_for_everyone()  # all have read what is there before anyone goes on
+        left = [row for row in range(len(self.features)) if row not in lines]
+        own = left[self.accelerator.process_index :: self.accelerator.num_processes]
+        progress = tqdm(total=len(own), desc=title, unit="clip", disable=not self.accelerator.is_main_process)
+        self.parts_dir.mkdir(parents=True, exist_ok=True)
+        written = []
+        path = self.parts_dir / f"{part}-{self.accelerator.process_index}.jsonl"
+        with path.open("a", encoding="utf-8") as file, conditioned_on(self.model, masked_to):
+            for start in range(0, len(own), self.batch_size):
+                batch = own[start : start + self.batch_size]
+                captioned = self._caption_batch(batch, candidates)
+                file.write("".join("\n" + json.dumps(line, ensure_ascii=False) for line in captioned))
+                file.flush()
+                written += captioned
+                progress.update(len(batch))
+        progress.close()
+        lines.update({line["row"]: line for line in gather_object(written)})
+        if sorted(lines) != list(range(len(self.features))):
+            raise RuntimeError(f"{len(lines)} predictions were gathered for {len(self.features)} clips")
+        return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
+
+    def _caption_batch(self, batch: list[int], candidates: list[str] | None) -> list[dict]:
+        audio_embeds = self.model.embed_audio(self.features.read(batch))
+        found = self.model.retrieve(audio_embeds, exclude_ids=[self.features.ids[row] for row in batch])
+        shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
+        prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
+        tokens = self.model.generate(audio_embeds=audio_embeds, **prompts)
+        captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [
+            {
+                "row": row,
+                "id": self.features.ids[row],
+                "prediction": normalize_caption(caption),
+                "references": self.features.captions[row],
+                "candidate": next(iter(shown[i]), None),
+                "candidate_id": next(iter(found.ids[i]), None),
+                "similarity": next(iter(found.similarities[i]), None),
+            }
+            for i, (row, caption) in enumerate(zip(batch, captions))
+        ]
+
+
+@contextmanager
+def conditioned_on(model: RGMCModel, conditioning: str | None):
+    """Masks what the decoder of a model of audio and candidate is shown: the prefix `e(x)` or the candidate alone."""
+    trained_so = model.config.conditioning
+    model.config.conditioning = conditioning or trained_so
+    try:
+        yield
+    finally:
+        model.config.conditioning = trained_so
+
+
+def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> list[str | None]:
+    """
+    By clip the caption that a frozen encoder retrieves (section 6.1, "Nearest Neighbor").
+
+    Args:
+        name (`str`):
+            Hub id or folder of a CLAP of transformers, which embeds the training split first, or of an RGMC checkpoint,
+            whose encoder and datastore are taken as they are.
+    """
+    accelerator, features = captioner.accelerator, captioner.features
+    if AutoConfig.from_pretrained(name).model_type == RGMCConfig.model_type:
+        frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
+        datastore = frozen.datastore
+    else:
+        frozen = with_audio_tower_of(name).to(accelerator.device).eval()
+        clips = train.features(captioner.processor, accelerator)
+        captions = [captions[0] for captions in clips.captions]
+        tokens = [captioner.processor.encode_candidate(caption) for caption in captions]
+        rows = Dataset.from_dict({"id": clips.ids, "caption": captions, "input_ids": tokens})
+        datastore = build_datastore(frozen, clips, rows, accelerator, captioner.batch_size)
+    embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, f"Embedding {train.name}")
+    found = datastore.search(embeds, k=1, exclude_ids=features.ids)
+    return [next(iter(captions), None) for captions in found.captions]
+
+
+def with_audio_tower_of(name: str) -> RGMCModel:
+    """A model that embeds as this CLAP does; its decoder says nothing."""
+    clap = ClapModel.from_pretrained(name, dtype=torch.float32)
+    decoder = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}
+    model = RGMCModel(RGMCConfig(audio_config=clap.config.audio_config.to_dict(), text_config=decoder))
+    model.audio_tower.audio_model.load_state_dict(clap.audio_model.state_dict())
+    model.audio_tower.audio_projection.load_state_dict(clap.audio_projection.state_dict())
+    return model
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # cut off when the evaluation was killed
+            continue
+    return lines
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

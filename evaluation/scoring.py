@@ -1,0 +1,149 @@
+"""Scores of systems, with bootstrap intervals of the scores and of their differences."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from nltk.tokenize import NLTKWordTokenizer
+from tqdm.auto import tqdm
+
+from evaluation.systems import System
+
+LEVEL = 0.95
+TEXT = "lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens"
+TITLES = {
+    "cider_d": "CIDEr-D",
+    **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
+    "meteor_1.5": "METEOR 1.5",
+    "rouge_l": "ROUGE-L",
+    "copy": "Copy %",
+    "distinct": "Distinct %",
+    "novel": "Novel %",
+    "words": "Words",
+}
+
+
+def load_metric(name: str) -> evaluate.EvaluationModule:
+    return evaluate.load(str(Path(__file__).parent.parent / "metrics" / name))
+
+
+def score_systems(
+    systems: dict[str, System],
+    references: list[list[str]],
+    training_captions: list[str],
+    meteor: bool,
+    samples: int,
+    seed: int,
+    clap_scores=None,
+) -> tuple[dict[str, dict], dict[str, dict[str, list[float]]], dict[str, str]]:
+    """
+    Args:
+        systems (`dict[str, System]`): `"gold"` and `"rgmc"` are among them.
+        references (`list[list[str]]`): Of each clip.
+        training_captions (`list[str]`): A caption that is none of these is novel.
+        meteor (`bool`): Whether METEOR is computed.
+        samples (`int`): Resamples of the clips, the same for all systems; 0 for no intervals.
+        seed (`int`): Of the resamples.
+        clap_scores (*optional*): From captions to the result of the metric `clap_score` with `per_item=True`.
+
+    Returns:
+        For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`)
+        and `difference` (the same of RGMC minus this system, from the same resamples); for each system and metric the
+        scores of the clips; and the metrics that cannot be computed, with the reason.
+    """
+    metric = load_metric("caption_metrics")
+    training_captions = set(training_captions)
+    draws = np.random.default_rng(seed).multinomial(
+        len(references), np.full(len(references), 1 / len(references)), samples
+    )
+    scores, resamples, item_scores, unavailable = {}, {}, {}, {}
+    for key, system in tqdm(systems.items(), desc="Scoring", unit="system"):
+        found = metric.compute(
+            predictions=system.captions,
+            references=references,
+            per_item=True,
+            meteor=meteor,
+            bootstrap=samples,
+            seed=seed,
+        )
+        unavailable.update(found.get("unavailable", {}))
+        own_scores = {name: found[name] for name in TITLES if name in found}
+        own_resamples = found.get("resamples", {})
+        items = {
+            "copy": [100.0 * (caption == other) for caption, other in zip(system.captions, system.candidates)],
+            "novel": [100.0 * (caption not in training_captions) for caption in system.captions],
+            "words": [float(len(caption.split())) for caption in system.captions],
+        }
+        if clap_scores is not None:
+            found_by_clap = clap_scores(system.captions)
+            unavailable.update(found_by_clap.get("unavailable", {}))
+            own_scores.update({name: None for name in found_by_clap.get("unavailable", {})})
+            items.update(found_by_clap.get("per_item", {}))
+        for name, values in items.items():
+            own_scores[name] = float(np.mean(values))
+            if samples:
+                own_resamples[name] = (draws @ np.array(values) / len(values)).tolist()
+        # Of a resample, which has clips twice, the share of distinct captions says nothing.
+        own_scores["distinct"] = 100 * len(set(system.captions)) / len(system.captions)
+        scores[key], resamples[key], item_scores[key] = own_scores, own_resamples, {**found["per_item"], **items}
+    check_gold(scores["gold"], references)
+
+    described = {}
+    for key, system in systems.items():
+        described[key] = {
+            "title": system.title,
+            "source": system.source,
+            "scores": {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()},
+        }
+        if key != "rgmc":
+            described[key]["difference"] = {
+                name: with_interval(
+                    scores["rgmc"][name] - scores[key][name],
+                    np.subtract(resamples["rgmc"][name], resamples[key][name]),
+                )
+                for name in resamples[key]
+                if name in resamples["rgmc"]
+            }
+    return described, item_scores, unavailable
+
+
+def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> dict[str, float | None]:
+    if resamples is None:
+        return {"value": value}
+    low, high = np.percentile(resamples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def check_gold(scores: dict[str, float | None], references: list[list[str]]):
+    """
+    The reference as its own prediction is perfect: 100, and 1000 of CIDEr-D where every clip has one reference of four
+    words or more (Table 3).
+
+    Raises:
+        `RuntimeError`: when it is not, so that no other number of this run can be trusted.
+    """
+    words = [NLTKWordTokenizer().tokenize(captions[0]) for captions in references]
+    lengths = np.array(list(map(len, words)))
+    expected = {f"bleu_{n}": 100.0 for n in range(1, 5) if (lengths >= n).any()}
+    expected.update({"rouge_l": 100.0, "meteor_1.5": 100.0})
+    if all(len(captions) == 1 for captions in references):
+        expected["cider_d"] = gold_cider_d(words)
+    for name, value in expected.items():
+        if scores.get(name) is not None and abs(scores[name] - value) > 1e-4:
+            raise RuntimeError(
+                f"The gold captions score {scores[name]:.4f} in {TITLES[name]} against themselves, and must score "
+                f"{value:.4f}: the metrics do not work on this machine, or with the installed packages"
+            )
+
+
+def gold_cider_d(captions: list[list[str]]) -> float:
+    """
+    CIDEr-D of captions, as words, against themselves: 250 for each n from 1 to 4 of which a caption has an n-gram that tells
+    anything, which one that stands in all captions does not.
+    """
+    shares = []
+    for n in range(1, 5):
+        grams = [{tuple(words[i : i + n]) for i in range(len(words) - n + 1)} for words in captions]
+        everywhere = set.intersection(*grams)
+        shares.append(np.mean([bool(own - everywhere) for own in grams]))
+    return 1000 * float(np.mean(shares))

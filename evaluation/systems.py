@@ -1,0 +1,205 @@
+"""The rows of the paper's tables: what each system says of each clip."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.captioning import Captioner, Split, nearest_of_frozen_encoder
+from processing_rgmc import normalize_caption
+
+TITLES = {
+    "gold": "Gold Caption",
+    "random": "Random Caption",
+    "nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder)",
+    "nearest_neighbor": "Nearest Neighbor (RGMC's encoder)",
+    "rgmc_audio_only": "RGMC (Audio Only)",
+    "rgmc_audio_only_masked": "RGMC, candidate masked",
+    "rgmc_text_only": "RGMC (Text Only)",
+    "rgmc_text_only_masked": "RGMC, audio masked",
+    "rgmc_random_candidate": "RGMC, random candidate",
+    "rgmc": "RGMC",
+    "rgmc_gold_candidate": "RGMC, gold candidate",
+    "rgmc_transfer": "RGMC (Transfer)",
+    "rgmc_shuffled": "RGMC, shuffled",
+}
+BASELINES = ["gold", "random", "nearest_neighbor_frozen", "nearest_neighbor"]
+ABLATIONS = ["rgmc_audio_only", "rgmc_audio_only_masked", "rgmc_text_only", "rgmc_text_only_masked"]
+OTHERS = "others"  # the systems of --predictions
+TABLES = {
+    1: ["gold", "nearest_neighbor", OTHERS, "rgmc"],
+    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_shuffled"],
+    4: ["rgmc_random_candidate", "rgmc", "rgmc_gold_candidate"],
+    5: [*BASELINES, OTHERS, "rgmc", "rgmc_transfer", "rgmc_shuffled"],
+}
+# How to get the rows that need more than the one checkpoint.
+OPTIONS = {
+    "nearest_neighbor_frozen": "--frozen_encoder",
+    "rgmc_audio_only": "--audio_only_model",
+    "rgmc_text_only": "--text_only_model",
+    "rgmc_transfer": "--transfer_model",
+}
+TITLE_OF_CONDITIONING = {
+    "audio+candidate": TITLES["rgmc"],
+    "audio": TITLES["rgmc_audio_only"],
+    "candidate": TITLES["rgmc_text_only"],
+}
+
+
+@dataclass
+class System:
+    """
+    A row of a table.
+
+    Args:
+        title (`str`)
+        source (`str`): Where its captions come from.
+        captions (`list[str]`): One per clip, normalised.
+        candidates (`list[str | None]`): What a copy would be a copy of, by clip.
+    """
+
+    title: str
+    source: str
+    captions: list[str]
+    candidates: list[str | None]
+
+
+def make_systems(
+    captioner: Captioner,
+    tables: list[int],
+    checkpoints: dict[str, str | None],
+    load: Callable[[str], Captioner],
+    train: Callable[[], Split],
+    predictions: dict[str, tuple[str, list[str]]],
+    masked: bool,
+    seed: int,
+) -> tuple[dict[str, System], list[dict]]:
+    """
+    Captions the split with everything that the tables ask for.
+
+    Args:
+        captioner ([`Captioner`]): Of the checkpoint that is evaluated.
+        tables (`list[int]`): Of `TABLES`.
+        checkpoints (`dict`): By a key of `OPTIONS` the checkpoint that makes this row, or `None`.
+        load: Makes a [`Captioner`] of another checkpoint, for the same clips.
+        train: The training split, for a frozen encoder.
+        predictions (`dict`): By name the file and the captions of other systems.
+        masked (`bool`): Whether the rows of masked inputs are made.
+        seed (`int`): Of the random captions and of the shuffling.
+
+    Returns:
+        The systems by key, and the lines of `predictions.jsonl`.
+    """
+    conditioning = captioner.model.config.conditioning
+    if 4 in tables and conditioning == "audio":
+        raise ValueError(f"Table 4 compares candidates, and {captioner.name} is a model that sees none")
+    lines = captioner.caption("Captioning")
+    gold = [line["references"][0] for line in lines]
+    nearest = [line["candidate"] for line in lines]
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(lines))
+    # A cycle through all clips: none keeps its own caption.
+    other_clip = dict(zip(order.tolist(), np.roll(order, 1).tolist()))
+    training_captions = captioner.model.datastore.rows["caption"][:]
+    drawn = [training_captions[row] for row in generator.integers(len(training_captions), size=len(lines))]
+    said = [line["prediction"] for line in lines]
+
+    systems = {}
+
+    def add(key: str, captions: list[str | None], candidates: list[str | None], source: str):
+        title = TITLE_OF_CONDITIONING[conditioning] if key == "rgmc" else TITLES.get(key, key)
+        systems[key] = System(title, source, [caption or "" for caption in captions], candidates)
+
+    def add_captioned(key: str, captioner: Captioner, **options):
+        lines = captioner.caption(f"Captioning: {TITLES[key]}", **options)
+        add(key, [line["prediction"] for line in lines], [line["candidate"] for line in lines], captioner.name)
+
+    add("gold", gold, nearest, "corpus")
+    add("random", drawn, nearest, "captions of the training split")
+    add("nearest_neighbor", nearest, nearest, captioner.name)
+    add("rgmc", said, nearest, captioner.name)
+    add("rgmc_shuffled", [said[other_clip[row]] for row in range(len(said))], nearest, captioner.name)
+    for name, (file, captions) in predictions.items():
+        add(name, captions, nearest, file)
+    if masked and 3 in tables and conditioning == "audio+candidate":
+        add_captioned("rgmc_audio_only_masked", captioner, masked_to="audio")
+        add_captioned("rgmc_text_only_masked", captioner, masked_to="candidate")
+    if 4 in tables:
+        add_captioned("rgmc_random_candidate", captioner, candidates=drawn)
+        add_captioned("rgmc_gold_candidate", captioner, candidates=gold)
+    wanted = {key for table in tables for key in TABLES[table] if checkpoints.get(key)}
+    if "nearest_neighbor_frozen" in wanted:
+        name = checkpoints["nearest_neighbor_frozen"]
+        found = nearest_of_frozen_encoder(name, captioner, train())
+        add("nearest_neighbor_frozen", found, found, name)
+    for key in sorted(wanted - {"nearest_neighbor_frozen"}):
+        other = load(checkpoints[key])
+        expected = {"rgmc_audio_only": "audio", "rgmc_text_only": "candidate"}.get(key, "audio+candidate")
+        if other.model.config.conditioning != expected:
+            raise ValueError(
+                f"{OPTIONS[key]} {other.name} was trained with --conditioning {other.model.config.conditioning}: "
+                f"expected {expected}"
+            )
+        if other.features.ids != captioner.features.ids:
+            raise ValueError(f"{other.name} reads other clips than {captioner.name}: their front ends differ")
+        add_captioned(key, other)
+
+    captions_of_clips = zip(*(system.captions for system in systems.values()))
+    for line, captions in zip(lines, captions_of_clips):
+        line["captions"] = dict(zip(systems, captions))
+    return systems, lines
+
+
+def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
+    """The keys of a table's systems in its order, and the rows that are missing, with the option that makes them."""
+    keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
+    missing = {key: f"give {OPTIONS[key]}" for key in keys if key not in systems and key in OPTIONS}
+    return [key for key in keys if key in systems], missing
+
+
+def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> dict[str, tuple[str, list[str]]]:
+    """
+    Captions of other systems, in the order of the clips.
+
+    Args:
+        entries (`list[str]`): `name=file.jsonl`; a line of a file is `{"id": …, "prediction": …}`.
+        ids (`list[str]`): Of the clips, each of which a file must have once.
+        skipped (`set[str]`): Ids of the split that a file may have too: their clips cannot be used.
+
+    Raises:
+        `ValueError`: for a name that stands twice or is taken, a line that is none, and ids that are missing, not of
+        the split, or there twice.
+    """
+    found = {}
+    for entry in entries:
+        name, separator, file = entry.partition("=")
+        if not separator or not name or not file:
+            raise ValueError(f"--predictions {entry}: expected name=file.jsonl")
+        if name in found or name in TITLES:
+            raise ValueError(f"--predictions {entry}: the name '{name}' is taken")
+        captions, counts = {}, Counter()
+        for number, text in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                line = json.loads(text)
+                row_id, caption = str(line["id"]), line["prediction"]
+                captions[row_id] = normalize_caption(caption)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f'{file}, line {number}: expected {{"id": "…", "prediction": "…"}}, found {text[:80]!r}'
+                ) from error
+            counts[row_id] += 1
+        known = {*ids, *skipped}
+        wrong = {
+            "missing": [row_id for row_id in ids if row_id not in counts],
+            "not of this split": [row_id for row_id in counts if row_id not in known],
+            "there more than once": [row_id for row_id, count in counts.items() if count > 1],
+        }
+        if any(wrong.values()):
+            counted = ", ".join(f"{len(those)} {what}" for what, those in wrong.items())
+            examples = [row_id for those in wrong.values() for row_id in those][:3]
+            raise ValueError(f"{file}: of {len(ids)} ids {counted}, such as {examples}; each must stand there once")
+        found[name] = (file, [captions[row_id] for row_id in ids])
+    return found
