@@ -49,6 +49,7 @@ def format_table(results: dict, name: str) -> str:
 
 
 def table_title(results: dict, name: str) -> str:
+    """The heading of the table `name`: the split and its size."""
     return f"Table {name} · {results['split']}: {results['n']} {'clip' if results['n'] == 1 else 'clips'}"
 
 
@@ -68,6 +69,7 @@ def table_notes(results: dict, name: str) -> list[str]:
 
 
 def interval_note(results: dict) -> str:
+    """What the intervals of a table are, and where its last rows are from."""
     bootstrap = results["bootstrap"]
     return (
         f"[low, high]: {100 * bootstrap['level']:g} % bootstrap interval, {bootstrap['samples']} samples over "
@@ -87,6 +89,7 @@ def difference_table(results: dict) -> Table:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub-flavored Markdown table; all columns but the first are aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
 
@@ -108,6 +111,7 @@ def table_columns(results: dict, name: str) -> dict[str, str]:
 
 
 def metric_stem(key: str) -> str:
+    """`clap_at` of `clap_at[checkpoint]`."""
     return key.partition("[")[0]
 
 
@@ -118,10 +122,12 @@ def metric_variant(key: str) -> str:
 
 
 def system_title(results: dict, system: str) -> str:
+    """The title of a system on one line; its name where it has none."""
     return " ".join(results["systems"].get(system, {}).get("title", system).split())
 
 
 def format_score(score: dict, interval: bool, form: str = ".2f") -> str:
+    """`value`, `value [low, high]`, or "-" where there is no value."""
     if score.get("value") is None:
         return "-"
     text = format(score["value"], form)

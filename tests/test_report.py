@@ -20,7 +20,7 @@ SYSTEMS = {
     "gold": "Gold Caption",
     "random": "Random Caption",
     "nearest_neighbor": "Nearest Neighbor",
-    "lp": "LP | Music/Caps <b>\n$x$ $",
+    "lp": "LP | Music/Caps <b>\n$\\frac$",
     "rgmc": "RGMC",
 }
 TITLES = {
@@ -225,6 +225,7 @@ def test_terminal_table_is_aligned_and_says_what_is_missing():
     title, *lines = format_table(make_results(), "3").split("\n")
     assert title == "Table 3 · test: 60 clips"
     assert len({len(line) for line in lines[: 1 + 5 + 7]}) == 1
+    assert not any("[" in line for line in lines[:13])
     assert lines[13:] == [
         "METEOR 1.5: not available: no java on the PATH",
         "rgmc_audio_only: no row: give --audio_only_model",
