@@ -1,0 +1,138 @@
+"""
+An evaluation in the model card of the checkpoint that it scored, where the Hub looks for results.
+
+No path of the machine gets there: a local corpus or checkpoint goes by the name of its folder.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from evaluation.tables import interval_note, markdown_table, markdown_text, metric_stem, metric_variant, table
+
+TASK = "audio-text-to-text"  # the card's pipeline_tag
+
+
+def is_hub_dataset(name: str) -> bool:
+    """Whether `name` is the id of a dataset on the Hub, `owner/name`, rather than a path."""
+    return name.count("/") == 1 and not Path(name).is_absolute() and not Path(name).exists()
+
+
+def eval_results(results: dict) -> list[EvalResult]:
+    """The scores of RGMC, with their intervals as `metric_args`."""
+    dataset = _dataset_name(results)
+    found = []
+    for key, score in _scores(results).items():
+        interval = {"n": results["n"]}
+        if score.get("low") is not None:
+            interval |= {"low": round(score["low"], 2), "high": round(score["high"], 2), **results["bootstrap"]}
+        found.append(
+            EvalResult(
+                task_type=TASK,
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=results["split"],
+                metric_type=metric_stem(key),
+                metric_name=results["metrics"][key],
+                metric_config=metric_variant(key) or None,
+                metric_value=round(score["value"], 2),
+                metric_args=interval,
+            )
+        )
+    return found
+
+
+def model_index(results: dict, checkpoint_name: str) -> list[dict]:
+    """The scores of RGMC as the `model-index` of a card's metadata."""
+    return eval_results_to_model_index(checkpoint_name, eval_results(results))
+
+
+def update_model_card(checkpoint_dir: str | Path, results: dict) -> Path | None:
+    """
+    Writes the results into `README.md` of a local checkpoint: into its metadata, and into a table under `## Results`.
+    Those of other corpora and splits stay, and so does the rest of the card.
+
+    Returns:
+        The card, or None where `checkpoint_dir` holds none.
+    """
+    path = Path(checkpoint_dir) / "README.md"
+    if not path.is_file():
+        return None
+    card = ModelCard.load(path)
+    own = (_dataset_name(results), results["split"])
+    others = [entry for entry in card.data.eval_results or [] if (entry.dataset_type, entry.dataset_split) != own]
+    card.data.eval_results = others + eval_results(results)
+    card.data.model_name = card.data.model_name or path.resolve().parent.name
+    card.text = _set_section(card.text, f"### {markdown_text(', '.join(own))}", _results_text(results))
+    card.save(path)
+    return path
+
+
+def eval_result_entries(results: dict) -> list[EvalResultEntry]:
+    """The scores of RGMC as entries of `.eval_results`, which are about datasets on the Hub: else there are none."""
+    if not is_hub_dataset(results["dataset"]):
+        return []
+    entries = []
+    for key, score in _scores(results).items():
+        notes = [results["metrics"][key], f"split {results['split']}", f"{results['n']} clips"]
+        if score.get("low") is not None:
+            level = f"{100 * results['bootstrap']['level']:g} %"
+            notes.append(f"{level} interval {score['low']:.2f} to {score['high']:.2f}")
+        task = "-".join([results["split"], *re.findall(r"[\w.]+", key)])
+        notes = ", ".join(notes)
+        entries.append(EvalResultEntry(results["dataset"], task, round(score["value"], 2), notes=notes))
+    return entries
+
+
+def write_eval_results(checkpoint_dir: str | Path, results: dict) -> Path | None:
+    """Writes `.eval_results/<owner>--<name>-<split>.yaml` for a dataset on the Hub; None, and no file, for others."""
+    entries = eval_result_entries(results)
+    if not entries:
+        return None
+    name = f"{results['dataset'].replace('/', '--')}-{results['split']}.yaml"
+    path = Path(checkpoint_dir) / ".eval_results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _dataset_name(results: dict) -> str:
+    name = results["dataset"]
+    return name if is_hub_dataset(name) else Path(name).resolve().name
+
+
+def _scores(results: dict) -> dict[str, dict]:
+    scores = results["systems"]["rgmc"]["scores"]
+    return {key: scores[key] for key in results["metrics"] if (scores.get(key) or {}).get("value") is not None}
+
+
+def _results_text(results: dict) -> str:
+    name = "3" if "3" in results["tables"] else next(iter(results["tables"]))
+    parts = [f"{results['n']} clips.", markdown_table(*table(results, name))]
+    return "\n\n".join([*parts, interval_note(results), f"```bash\n{_public_command(results['command'])}\n```"])
+
+
+def _public_command(command: str) -> str:
+    """`command` with the last part of each absolute path."""
+    path = re.compile(r"""(?<![^=,"'\s\[{(])/[^,"'\]})]*""")
+    return shlex.join(path.sub(lambda match: Path(match[0]).name, word) for word in shlex.split(command))
+
+
+def _set_section(text: str, heading: str, body: str) -> str:
+    """`text` with `body` under `heading` of `## Results`: in place of what stands there, else at that section's end."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    section = f"{heading}\n\n{body}\n".replace("\n", newline)
+    former = re.search(rf"^{re.escape(heading)}\r?$.*?(?=^#{{1,3}} |\Z)", text, re.M | re.S)
+    if former:
+        end = former.end()
+        return text[: former.start()] + section + (newline if end < len(text) else "") + text[end:]
+    parent = re.search(r"^## Results[ \t]*\r?$.*?(?=^#{1,2} |\Z)", text, re.M | re.S)
+    before, after = (text[: parent.end()], text[parent.end() :]) if parent else (text, "")
+    while not before.endswith(2 * newline):
+        before += newline
+    return before + ("" if parent else "## Results" + 2 * newline) + section + (newline if after else "") + after

@@ -1,0 +1,102 @@
+"""The plots of an evaluation's report."""
+
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluation.tables import metric_stem, system_title, table_columns
+
+METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
+COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
+
+
+def plot_scores(results: dict) -> Figure | None:
+    """Per metric a point and an interval per system."""
+    shown = {}
+    for key, title in table_columns(results, "3").items():
+        # What gold captions score against themselves says nothing and would squeeze the others together.
+        scores = {name: system["scores"].get(key) or {} for name, system in results["systems"].items()}
+        if metric_stem(key) != "clap_at":
+            scores.pop("gold", None)
+        if metric_stem(key) in METRICS and any(score.get("value") is not None for score in scores.values()):
+            shown[title] = scores
+    if not shown:
+        return None
+    systems = [name for name in results["systems"] if any(name in scores for scores in shown.values())]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.5 + 3 * columns, rows * (0.9 + 0.28 * len(systems))), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    for axis, (title, scores) in zip(axes, shown.items()):
+        for y, name in enumerate(systems):
+            score = scores.get(name, {})
+            color = COLORS["rgmc" if name == "rgmc" else "nearest_neighbor"]
+            if score.get("low") is not None:
+                axis.hlines(y, score["low"], score["high"], color=color, linewidth=2)
+            if score.get("value") is not None:
+                axis.plot(score["value"], y, "o", color=color, markersize=5)
+        axis.set_title(_plot_text(title), fontsize=10)
+        axis.set_yticks(range(len(systems)), [_plot_text(system_title(results, name)) for name in systems], fontsize=9)
+        axis.set_ylim(len(systems) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figure | None:
+    """Mean CIDEr-D of the clips in quantile bins of the candidate's similarity."""
+    similarity = np.array([np.nan if line["similarity"] is None else line["similarity"] for line in lines], float)
+    found = np.flatnonzero(np.isfinite(similarity))
+    systems = [name for name in ("rgmc", "nearest_neighbor") if "cider_d" in item_scores.get(name, {})]
+    if not len(found) or not systems:
+        return None
+    order = found[np.argsort(similarity[found], kind="stable")]
+    bins = np.array_split(order, max(1, min(8, len(order) // 10)))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for i, name in enumerate(systems):
+        scores = [np.asarray(item_scores[name]["cider_d"], float)[rows] for rows in bins]
+        axis.errorbar(
+            np.arange(len(bins)) + 0.1 * (i - 0.5),
+            [values.mean() for values in scores],
+            [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0 for values in scores],
+            fmt="o-",
+            capsize=3,
+            color=COLORS[name],
+            label=_plot_text(system_title(results, name)),
+        )
+    labels = [f"{similarity[rows[0]]:.3f} to {similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
+    axis.set_xticks(np.arange(len(bins)), labels, fontsize=8)
+    axis.set_xlabel("similarity of the candidate's audio")
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("CIDEr-D, mean ± standard error")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
+    """Histograms of the number of words."""
+    systems = [name for name in ("gold", "nearest_neighbor", "rgmc") if "words" in item_scores.get(name, {})]
+    if not systems:
+        return None
+    words = {name: np.asarray(item_scores[name]["words"], float) for name in systems}
+    low, high = (int(limit(np.concatenate(list(words.values())))) for limit in (np.min, np.max))
+    step = 1 + (high - low) // 40
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, counts in words.items():
+        shares, edges = np.histogram(counts, np.arange(low - 0.5, high + step + 0.5, step))
+        label = _plot_text(system_title(results, name))
+        axis.stairs(100 * shares / len(counts), edges, color=COLORS[name], linewidth=2, label=label)
+    axis.set_xlabel("words of a caption")
+    axis.set_ylabel("% of clips")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def _plot_text(text: str) -> str:
+    return textwrap.shorten(text, 40, placeholder=" …").replace("$", r"\$")  # a $ would begin a formula

@@ -1,0 +1,136 @@
+"""The tables of an evaluation: one definition for the terminal, Markdown and HTML."""
+
+import re
+from pathlib import Path
+
+from evaluation import published
+
+COLUMNS = {
+    "3": (*("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"), "copy", "distinct", "novel", "words"),
+    "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l"),
+}
+COLUMNS["5"] = COLUMNS["3"]
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def table(results: dict, name: str, intervals: bool = True) -> Table:
+    """
+    Header and rows of the paper's table `name`: our systems, then the rows that the paper reports.
+
+    Args:
+        results: Of an evaluation.
+        name: "3", "4" or "5".
+        intervals: Whether cells are `value [low, high]` where there is an interval, rather than `value`.
+    """
+    columns = table_columns(results, name)
+    header = ["Candidate" if name == "4" else "System", *columns.values()]
+    rows = []
+    for system in results["tables"][name]:
+        if system in results["systems"]:
+            scores = results["systems"][system]["scores"]
+            cells = [format_score(scores.get(key) or {}, intervals) for key in columns]
+            rows.append([system_title(results, system), *cells])
+    for title, reported in published.REPORTED.get(name, {}).items():
+        cells = [format_score({"value": reported.get(metric_stem(key))}, False) for key in columns]
+        rows.append([f"{title} (reported, {published.CORPORA[name]})", *cells])
+    return header, rows
+
+
+def format_table(results: dict, name: str) -> str:
+    """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
+    header, rows = table(results, name, intervals=False)
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    lines = [
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
+        for row in (["", *header[1:]], *rows)
+    ]
+    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
+
+
+def table_title(results: dict, name: str) -> str:
+    """The heading of the table `name`: the split and its size."""
+    return f"Table {name} · {results['split']}: {results['n']} {'clip' if results['n'] == 1 else 'clips'}"
+
+
+def table_notes(results: dict, name: str) -> list[str]:
+    """What a reader of the table `name` has to know: what is missing in it and why, and which CLAP scored."""
+    stems = COLUMNS.get(name, COLUMNS["3"])
+    elsewhere = {system for other, systems in results["tables"].items() if other != name for system in systems}
+    elsewhere -= set(results["tables"][name])
+    notes = [
+        f"{results['metrics'].get(key, key)}: not available: {reason}"
+        for key, reason in results["unavailable"].items()
+        if metric_stem(key) in stems
+    ]
+    notes += [f"{key}: no row: {way}" for key, way in results["missing"].items() if key not in elsewhere]
+    variants = {title: metric_variant(key) for key, title in table_columns(results, name).items()}
+    return notes + [f"{title}: by {variant}" for title, variant in variants.items() if variant]
+
+
+def interval_note(results: dict) -> str:
+    """What the intervals of a table are, and where its last rows are from."""
+    bootstrap = results["bootstrap"]
+    return (
+        f"[low, high]: {100 * bootstrap['level']:g} % bootstrap interval, {bootstrap['samples']} samples over "
+        f"{bootstrap['unit']}s. Rows marked as reported are those of the paper, on its own test split."
+    )
+
+
+def difference_table(results: dict) -> Table:
+    """RGMC minus each other system, a row per system, with the intervals of the paired bootstrap."""
+    systems = {name: system["difference"] for name, system in results["systems"].items() if system.get("difference")}
+    keys = [key for key in results["metrics"] if any(difference.get(key) for difference in systems.values())]
+    rows = [
+        [system_title(results, name), *(format_score(difference.get(key) or {}, True, "+.2f") for key in keys)]
+        for name, difference in systems.items()
+    ]
+    return ["RGMC minus", *(results["metrics"][key] for key in keys)], rows
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub-flavored Markdown table; all columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, without what Markdown would take for markup or for the border of a cell."""
+    return re.sub(r"[\\`*_<|&~$]|(?<=\])\(", r"\\\g<0>", " ".join(str(text).split()))
+
+
+def table_columns(results: dict, name: str) -> dict[str, str]:
+    """`{metric: title}`; a metric of several variants, `clap_at[checkpoint]`, has a column for each."""
+    columns = {}
+    for stem in COLUMNS.get(name, COLUMNS["3"]):
+        keys = [key for key in results["metrics"] if metric_stem(key) == stem]
+        for key in keys or [stem] * (stem in published.METRICS):
+            title = results["metrics"].get(key) or published.METRICS[stem]
+            columns[key] = f"{title} [{metric_variant(key)}]" if len(keys) > 1 else title
+    return columns
+
+
+def metric_stem(key: str) -> str:
+    """`clap_at` of `clap_at[checkpoint]`."""
+    return key.partition("[")[0]
+
+
+def metric_variant(key: str) -> str:
+    """The checkpoint that a metric key names, of an absolute path the folder's name."""
+    variant = key.partition("[")[2].removesuffix("]")
+    return Path(variant).name if Path(variant).is_absolute() else variant
+
+
+def system_title(results: dict, system: str) -> str:
+    """The title of a system on one line; its name where it has none."""
+    return " ".join(results["systems"].get(system, {}).get("title", system).split())
+
+
+def format_score(score: dict, interval: bool, form: str = ".2f") -> str:
+    """`value`, `value [low, high]`, or "-" where there is no value."""
+    if score.get("value") is None:
+        return "-"
+    text = format(score["value"], form)
+    if interval and score.get("low") is not None:
+        text += f" [{score['low']:{form}}, {score['high']:{form}}]"
+    return text

@@ -1,0 +1,330 @@
+"""The report, the published numbers beside ours, and the results in a model card."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from evaluation.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
+from evaluation.published import REPORTED
+from evaluation.report import format_table, table, write_report
+from training.checkpoints import CARD
+
+HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
+SYSTEMS = {
+    "gold": "Gold Caption",
+    "random": "Random Caption",
+    "nearest_neighbor": "Nearest Neighbor",
+    "lp": "LP | Music/Caps <b>\n$\\frac$",
+    "rgmc": "RGMC",
+}
+TITLES = {
+    **{"cider_d": "CIDEr-D", "bleu_4": "BLEU@4", "meteor_1.5": "METEOR 1.5", "rouge_l": "ROUGE-L"},
+    **{"clap_at[org/clap@1a2b]": "CLAP A-T", "bleu_1": "BLEU@1", "copy": "Copy %", "distinct": "Distinct %"},
+    **{"novel": "Novel %", "words": "Words"},
+}
+
+
+def make_results(n: int = 60, **changes) -> dict:
+    generator = np.random.default_rng(0)
+
+    def scores(shift: float = 0) -> dict:
+        values = {key: round(float(generator.uniform(5, 60)), 3) - shift for key in TITLES}
+        found = {key: {"value": value, "low": value - 2.5, "high": value + 3.25} for key, value in values.items()}
+        return {**found, "distinct": {"value": 80.0}, "meteor_1.5": {"value": None}}
+
+    systems = {
+        name: {"title": title, "source": "a file", "scores": scores(), "difference": scores(30)}
+        for name, title in SYSTEMS.items()
+    }
+    del systems["rgmc"]["difference"]
+    return {
+        "n": n,
+        "model": "/somewhere/outputs/demo",
+        "checkpoint": {"name": "outputs/demo", "revision": None, "sha256": {"model.safetensors": "ab" * 32}},
+        "dataset": "/somewhere/data/tunes",
+        "split": "test",
+        "seed": 0,
+        "command": "accelerate launch eval.py --model=/somewhere/outputs/demo --dataset '/somewhere/my data/tunes'",
+        "text": "lower case",
+        "versions": {"python": "3.11.7"},
+        "bootstrap": {"samples": 1000, "level": 0.95, "unit": "clip"},
+        "unavailable": {"meteor_1.5": "no java on the PATH"},
+        "metrics": TITLES,
+        "systems": systems,
+        "tables": {"3": [*SYSTEMS, "rgmc_audio_only"], "4": ["rgmc"]},
+        "missing": {"rgmc_audio_only": "give --audio_only_model"},
+        **changes,
+    }
+
+
+def make_lines(n: int = 60, candidates: bool = True) -> list[dict]:
+    return [
+        {
+            "id": f"test-{row}",
+            "references": ["a calm song", HOSTILE],
+            "prediction": HOSTILE,
+            "candidate": "a slow song" if candidates else None,
+            "candidate_id": f"train-{row}" if candidates else None,
+            "similarity": 0.5 + row / 200 if candidates else None,
+            "captions": {**dict.fromkeys(SYSTEMS, HOSTILE), "random": None},
+        }
+        for row in range(n)
+    ]
+
+
+def make_item_scores(n: int = 60) -> dict:
+    generator = np.random.default_rng(1)
+    return {
+        name: {"cider_d": generator.uniform(0, 90, n).tolist(), "words": generator.integers(3, 12, n).tolist()}
+        for name in SYSTEMS
+    }
+
+
+def tone(row: int) -> np.ndarray:
+    return 0.1 * np.sin(0.03 * (1 + row) * np.arange(48_000, dtype=np.float32))
+
+
+class Page(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name: str) -> list[dict]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def markdown_tables(text: str) -> list[list[str]]:
+    """The tables of a Markdown text, each a list of its lines."""
+    return [block.strip().split("\n") for block in re.findall(r"(?:^\|.*\n?)+", text, re.M)]
+
+
+def count_columns(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    write_report(folder, make_results(), make_lines(), make_item_scores(), tone, num_examples=3)
+    return folder
+
+
+def test_page_plays_every_example_and_needs_nothing_else(folder):
+    page = Page(folder / "report.html")
+    players = page.all("audio")
+    assert len(players) == 3 and len(page.all("article")) == 3
+    assert all(player["src"].startswith("data:audio/mpeg;base64,") and "controls" in player for player in players)
+    assert len({player["src"] for player in players}) == 3
+    links = [tag[name] for _, tag in page.tags for name in ("src", "href") if name in tag]
+    assert len(links) == 3 + 3 and all(link.startswith("data:") for link in links)
+    assert not page.all("link") and "url(" not in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_captions_are_text_in_the_page(folder):
+    page = Page(folder / "report.html")
+    assert not page.all("script") and not page.all("b")
+    assert HOSTILE in page.text and "LP | Music/Caps <b>" in page.text
+
+
+def test_captions_break_no_markdown_table(folder):
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    tables = markdown_tables(text)
+    assert len(tables) == 4  # tables 3 and 4, differences, captions
+    for lines in tables:
+        assert {count_columns(line) for line in lines} == {count_columns(lines[0])}
+    assert len(tables[3]) == 2 + 3 * len(SYSTEMS)
+    assert not re.search(r"(?<!\\)<|\]\(http", text)
+
+
+def test_plots_are_files_that_markdown_names(folder):
+    named = re.findall(r"!\[.*\]\((.*)\)", (folder / "report.md").read_text(encoding="utf-8"))
+    assert named == ["plots/scores.png", "plots/similarity.png", "plots/lengths.png"]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in named)
+
+
+def test_report_is_the_same_for_the_same_seed(folder, tmp_path):
+    def chosen(seed: int) -> list[str]:
+        lines, scores = make_lines(), make_item_scores()
+        write_report(tmp_path, make_results(seed=seed), lines, scores, tone, num_examples=3)
+        return re.findall(r"<h3>(.*)</h3>", (tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    former = chosen(0)
+    assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert former != chosen(1)
+
+
+def test_a_clip_that_cannot_be_read_has_no_player_but_the_reason(tmp_path):
+    drawn = []
+
+    def load_clip(row: int) -> np.ndarray:
+        drawn.append(row)
+        if len(drawn) == 1:
+            raise OSError("the file is gone")
+        return tone(row)
+
+    write_report(tmp_path, make_results(), make_lines(), make_item_scores(), load_clip, num_examples=2)
+    page = Page(tmp_path / "report.html")
+    assert len(page.all("audio")) == 1 and "OSError: the file is gone" in page.text
+
+
+@pytest.mark.parametrize("candidates", [True, False])
+def test_one_clip_makes_a_report(tmp_path, candidates):
+    write_report(tmp_path, make_results(1), make_lines(1, candidates), make_item_scores(1))
+    page = Page(tmp_path / "report.html")
+    assert len(page.all("article")) == 1 and not page.all("audio")
+    assert (tmp_path / "plots" / "similarity.png").exists() == candidates
+    assert ("train-0, similarity 0.500" in page.text) == candidates and "None" not in page.text
+
+
+# -- the tables -------------------------------------------------------------------------------------------------------
+
+
+def test_reported_rows_are_those_of_the_paper():
+    header, rows = table(make_results(tables={"3": ["rgmc"], "4": ["rgmc"], "5": ["rgmc"]}), "3")
+    rows = {row[0]: dict(zip(header, row)) for row in rows}
+    row = rows["RGMC (Audio Only) (reported, Audiostock)"]
+    scores = (row["CIDEr-D"], row["METEOR 1.5"], row["CLAP A-T"], row["CLAP T-T"])
+    assert scores == ("41.63", "8.56", "27.68", "45.61")
+    assert row["Copy %"] == row["Words"] == "-"
+    gold = {"copy": 9.76, "cider_d": 231.28, "bleu_4": 22.04, "meteor_1.5": 20.25, "rouge_l": 36.42}
+    assert REPORTED["4"]["Gold"] == gold
+    assert REPORTED["5"]["LP-MusicCaps Supervised"]["cider_d"] is None
+    assert REPORTED["5"]["RGMC (Transfer)"]["clap_tt"] == 57.06
+    assert [len(rows) for rows in REPORTED.values()] == [7, 3, 9]
+
+
+def test_our_rows_come_first_with_intervals():
+    results = make_results()
+    header, rows = table(results, "3")
+    assert [row[0] for row in rows[:5]] == [" ".join(title.split()) for title in SYSTEMS.values()]
+    score = results["systems"]["rgmc"]["scores"]["cider_d"]
+    cells = dict(zip(header, rows[4]))
+    assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+    assert cells["METEOR 1.5"] == "-" and cells["Distinct %"] == "80.00"
+
+
+def test_terminal_table_is_aligned_and_says_what_is_missing():
+    title, *lines = format_table(make_results(), "3").split("\n")
+    assert title == "Table 3 · test: 60 clips"
+    assert len({len(line) for line in lines[: 1 + 5 + 7]}) == 1
+    assert not any("[" in line for line in lines[:13])
+    assert lines[13:] == [
+        "METEOR 1.5: not available: no java on the PATH",
+        "rgmc_audio_only: no row: give --audio_only_model",
+        "CLAP A-T: by org/clap@1a2b",
+    ]
+
+
+def test_two_variants_of_a_metric_are_two_columns():
+    header, rows = table(make_results(metrics={"clap_at[a]": "CLAP A-T", "clap_at[/x/b]": "CLAP A-T"}), "3")
+    assert [title for title in header if title.startswith("CLAP A-T")] == ["CLAP A-T [a]", "CLAP A-T [b]"]
+    assert rows[-1][header.index("CLAP A-T [b]")] == "27.00"
+
+
+# -- the model card ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD.format(name="demo", rows=1, loss=1, epoch=1, settings="a: b\n"), "utf-8")
+    return folder
+
+
+def test_card_holds_the_results_and_the_rest_of_it_unchanged(checkpoint):
+    before = ModelCard.load(checkpoint / "README.md")
+    card = ModelCard.load(update_model_card(checkpoint, make_results()))
+    assert card.text.startswith(before.text)
+    assert card.data.pipeline_tag == before.data.pipeline_tag and card.data.tags == before.data.tags
+    found = {entry.metric_type: entry for entry in card.data.eval_results}
+    assert set(found) == {key.partition("[")[0] for key in TITLES} - {"meteor_1.5"}
+    assert found["clap_at"].metric_config == "org/clap@1a2b"
+    assert found["cider_d"].dataset_type == "tunes" and found["cider_d"].metric_args["high"] > 3
+    assert found["cider_d"].task_type == before.data.pipeline_tag
+    (lines,) = markdown_tables(card.text)
+    assert {count_columns(line) for line in lines} == {11}
+
+
+def test_card_names_no_place_of_the_machine(checkpoint):
+    text = update_model_card(checkpoint, make_results()).read_text(encoding="utf-8")
+    assert "somewhere" not in text and "--model=demo --dataset tunes" in text
+
+
+def test_writing_a_card_again_changes_no_byte(checkpoint):
+    once = update_model_card(checkpoint, make_results()).read_bytes()
+    assert update_model_card(checkpoint, make_results()).read_bytes() == once
+
+
+def test_results_of_other_corpora_stay_in_the_card(checkpoint):
+    first, second = make_results(), make_results(dataset="owner/other", tables={"4": ["rgmc"]})
+    update_model_card(checkpoint, first)
+    path = update_model_card(checkpoint, second)
+    path.write_text(path.read_text("utf-8") + "\n## Thanks\n\nTo all.\n", "utf-8")
+    once = path.read_bytes()
+    first["systems"]["rgmc"]["scores"]["cider_d"] = {"value": 77.77}
+    update_model_card(checkpoint, first)
+    card = ModelCard.load(path)
+    found = [entry for entry in card.data.eval_results if entry.metric_type == "cider_d"]
+    scores = {entry.dataset_type: entry.metric_value for entry in found}
+    assert scores["tunes"] == 77.77 and set(scores) == {"tunes", "owner/other"}
+    headings = re.findall(r"^##.*", card.text, re.M)
+    assert headings == [
+        "## Training",
+        "## Limits",
+        "## Results",
+        "### tunes, test",
+        "### owner/other, test",
+        "## Thanks",
+    ]
+    update_model_card(checkpoint, make_results())
+    update_model_card(checkpoint, second)
+    assert path.read_bytes() == once
+
+
+def test_a_card_of_windows_lines_and_own_results_keeps_them(checkpoint):
+    path = checkpoint / "README.md"
+    text = path.read_text("utf-8") + "\n## Results\n\nIt sounds fine.\n\n## Thanks\n\nTo all.\n"
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    once = update_model_card(checkpoint, make_results()).read_bytes()
+    assert b"\r\n\r\n## Results\r\n\r\nIt sounds fine.\r\n\r\n### tunes, test\r\n" in once
+    assert once.endswith(b"```\r\n\r\n## Thanks\r\n\r\nTo all.\r\n") and b"\n" not in once.replace(b"\r\n", b"")
+    assert update_model_card(checkpoint, make_results()).read_bytes() == once
+
+
+def test_model_index_names_model_and_data():
+    name, entries = model_index_to_eval_results(model_index(make_results(dataset="owner/music"), "demo"))
+    assert name == "demo" and {(entry.dataset_type, entry.dataset_split) for entry in entries} == {
+        ("owner/music", "test")
+    }
+
+
+def test_result_files_are_for_datasets_of_the_hub_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    for local in ("data/demo", "/demo", "/somewhere/demo", "demo"):
+        assert write_eval_results(tmp_path, make_results(dataset=local)) is None
+    assert not (tmp_path / ".eval_results").exists()
+    results = make_results(dataset="owner/music")
+    path = write_eval_results(tmp_path, results)
+    assert path == tmp_path / ".eval_results" / "owner--music-test.yaml"
+    assert parse_eval_result_entries(yaml.safe_load(path.read_text("utf-8"))) == eval_result_entries(results)
+    assert "test-clap_at-org-clap-1a2b" in [entry.task_id for entry in eval_result_entries(results)]
