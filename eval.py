@@ -2,7 +2,7 @@
 Captions a split with a checkpoint and makes the paper's tables of it (sections 6 and 7).
 
     accelerate launch eval.py --model outputs/demo --dataset data/demo --output_dir outputs/demo/eval
-    accelerate launch eval.py <as before> --table 3 4 --audio_only_model outputs/demo-audio --predictions lpmc=lpmc.jsonl
+    accelerate launch eval.py <as before> --table 3 4 --audio_only_model outputs/demo-audio --predictions ltu=ltu.jsonl
 
 Options are the fields of `EvaluationArguments`; `--help` lists them.
 """
@@ -24,6 +24,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
@@ -36,7 +37,7 @@ from evaluation.model_card import update_model_card, write_eval_results
 from evaluation.report import write_report
 from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, make_systems, read_predictions, rows_of
-from evaluation.tables import format_table
+from evaluation.tables import draw_examples, format_caption_table, format_table
 from feature_extraction_rgmc import load_audio
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
@@ -67,7 +68,8 @@ class EvaluationArguments:
         default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning candidate."}
     )
     transfer_model: str | None = field(
-        default=None, metadata={"help": "Table 5: a checkpoint trained on another corpus first (configs/transfer.yaml)."}
+        default=None,
+        metadata={"help": "Table 5: a checkpoint trained on another corpus first (configs/transfer.yaml)."},
     )
     frozen_encoder: str | None = field(
         default=None,
@@ -115,6 +117,8 @@ class EvaluationArguments:
         unknown = set(self.table) - set(TABLES)
         if unknown:
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
+        if self.update_model_card and set(self.table) == {1}:
+            raise ValueError("--update_model_card true: Table 1 has no scores; add --table 3")
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
         if self.update_model_card and not (Path(self.model) / "README.md").is_file():
@@ -163,7 +167,8 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     described, item_scores, unavailable = score_systems(
         systems, references, training_captions, args.meteor, args.bootstrap, args.seed, clap_scores
     )
-    tables = {table: rows_of(table, systems, others) for table in sorted(set(args.table))}
+    tables = {table: rows_of(table, systems, others) for table in sorted({1, *args.table})}
+    side_by_side, _ = tables.pop(1)
     results = {
         "n": len(lines),
         "skipped": len(split.rows) - len(lines),
@@ -180,6 +185,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         "unavailable": unavailable,
         "systems": described,
         "tables": {str(table): keys for table, (keys, _) in tables.items()},
+        "side_by_side": side_by_side,
         "missing": {key: way for _, missing in tables.values() for key, way in missing.items()},
     }
 
@@ -193,6 +199,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     if args.update_model_card:
         update_model_card(args.model, results)
         write_eval_results(args.model, results)
+    if 1 in args.table:
+        examples = draw_examples(results, lines, args.num_examples)
+        print(format_caption_table(results, [lines[row] for row in examples]))
     for table in results["tables"]:
         print(format_table(results, table))
     print(f"{output_dir / 'report.html'} has intervals, plots and clips to listen to")

@@ -76,7 +76,7 @@ class Captioner:
         folder = Path(self.name)
         files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-        return {"name": self.name, "revision": self.model.config._commit_hash, "sha256": digests}
+        return {"name": self.name, "revision": getattr(self.model.config, "_commit_hash", None), "sha256": digests}
 
     @torch.no_grad()
     def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:
@@ -168,7 +168,7 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
         tokens = [captioner.processor.encode_candidate(caption) for caption in captions]
         rows = Dataset.from_dict({"id": clips.ids, "caption": captions, "input_ids": tokens})
         datastore = build_datastore(frozen, clips, rows, accelerator, captioner.batch_size)
-    embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, f"Embedding {train.name}")
+    embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
     found = datastore.search(embeds, k=1, exclude_ids=features.ids)
     return [next(iter(captions), None) for captions in found.captions]
 

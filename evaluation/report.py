@@ -18,21 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation import published
 from evaluation.plots import METRICS, plot_lengths, plot_scores, plot_similarity
 from evaluation.tables import (
-    Table,
+    caption_table,
     difference_table,
+    draw_examples,
     format_score,
-    format_table,
     interval_note,
     markdown_table,
     markdown_text,
     metric_stem,
-    system_title,
     table,
     table_notes,
     table_title,
 )
-
-__all__ = ["format_table", "table", "write_report"]
 
 SAMPLING_RATE = 48_000  # Hz
 
@@ -57,10 +54,9 @@ def write_report(
     """
     output_dir = Path(output_dir)
     (output_dir / "plots").mkdir(parents=True, exist_ok=True)
-    drawn = np.random.default_rng(results["seed"]).permutation(len(lines))[:num_examples]
     examples = [
         {**lines[row], **_player(load_clip, row), "source": _candidate_source(lines[row])}
-        for row in sorted(drawn.tolist())
+        for row in draw_examples(results, lines, num_examples)
     ]
     figures = {
         "scores": (plot_scores(results), "Scores with their intervals. Gold captions are shown for CLAP A-T only."),
@@ -88,7 +84,7 @@ def write_report(
         "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "
         "not cover what another seed of the training would change.",
         "plots": plots,
-        "captions": _caption_table(results, examples),
+        "captions": caption_table(results, examples),
         "examples": examples,
         "facts": _facts(results),
     }
@@ -127,16 +123,6 @@ def _headline(results: dict) -> str:
     keys = [key for key in results["metrics"] if metric_stem(key) in METRICS and scores.get(key)]
     shown = ", ".join(f"{results['metrics'][key]} {format_score(scores[key], True)}" for key in keys)
     return f"{results['n']} clips of {results['split']}: {shown}"
-
-
-def _caption_table(results: dict, examples: list[dict]) -> Table:
-    """Table 1: what each system says about the same clips."""
-    rows = [
-        [example["id"] if i == 0 else "", system_title(results, system), "-" if caption is None else caption]
-        for example in examples
-        for i, (system, caption) in enumerate(example["captions"].items())
-    ]
-    return ["Clip", "System", "Caption"], rows
 
 
 def _facts(results: dict) -> list[tuple[str, str]]:

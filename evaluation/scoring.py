@@ -53,22 +53,22 @@ def score_systems(
     """
     metric = load_metric("caption_metrics")
     training_captions = set(training_captions)
-    draws = np.random.default_rng(seed).multinomial(
-        len(references), np.full(len(references), 1 / len(references)), samples
-    )
+    n = len(references)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # those of the metric
     scores, resamples, item_scores, unavailable = {}, {}, {}, {}
+    if meteor:
+        said = [(caption, own) for system in systems.values() for caption, own in zip(system.captions, references)]
+        try:
+            metric.prepare_meteor(*zip(*said))
+        except RuntimeError as error:
+            unavailable["meteor_1.5"] = str(error)
     for key, system in tqdm(systems.items(), desc="Scoring", unit="system"):
-        found = metric.compute(
-            predictions=system.captions,
-            references=references,
-            per_item=True,
-            meteor=meteor,
-            bootstrap=samples,
-            seed=seed,
-        )
-        unavailable.update(found.get("unavailable", {}))
-        own_scores = {name: found[name] for name in TITLES if name in found}
-        own_resamples = found.get("resamples", {})
+        options = {"per_item": True, "bootstrap": samples, "seed": seed, "meteor": meteor and not unavailable}
+        found = score_captions(metric, system.captions, references, options)
+        scores[key] = {name: found[name] for name in TITLES if name in found}
+        if meteor:
+            scores[key].setdefault("meteor_1.5", None)
+        resamples[key] = found.get("resamples", {})
         items = {
             "copy": [100.0 * (caption == other) for caption, other in zip(system.captions, system.candidates)],
             "novel": [100.0 * (caption not in training_captions) for caption in system.captions],
@@ -76,16 +76,17 @@ def score_systems(
         }
         if clap_scores is not None:
             found_by_clap = clap_scores(system.captions)
-            unavailable.update(found_by_clap.get("unavailable", {}))
-            own_scores.update({name: None for name in found_by_clap.get("unavailable", {})})
+            scores[key].update(dict.fromkeys(found_by_clap.get("unavailable", {})))
             items.update(found_by_clap.get("per_item", {}))
         for name, values in items.items():
-            own_scores[name] = float(np.mean(values))
+            scores[key][name] = float(np.mean(values))
             if samples:
-                own_resamples[name] = (draws @ np.array(values) / len(values)).tolist()
+                resamples[key][name] = (draws @ np.array(values) / n).tolist()
         # Of a resample, which has clips twice, the share of distinct captions says nothing.
-        own_scores["distinct"] = 100 * len(set(system.captions)) / len(system.captions)
-        scores[key], resamples[key], item_scores[key] = own_scores, own_resamples, {**found["per_item"], **items}
+        scores[key]["distinct"] = 100 * len(set(system.captions)) / n
+        item_scores[key] = {**found["per_item"], **items}
+    if clap_scores is not None:
+        unavailable.update(found_by_clap.get("unavailable", {}))
     check_gold(scores["gold"], references)
 
     described = {}
@@ -105,6 +106,18 @@ def score_systems(
                 if name in resamples["rgmc"]
             }
     return described, item_scores, unavailable
+
+
+def score_captions(
+    metric: evaluate.EvaluationModule, captions: list[str], references: list[list[str]], options: dict
+) -> dict:
+    """As `metric.compute`, to which a system that says nothing of any clip is an error: here its scores are 0."""
+    if any(captions):
+        return metric.compute(predictions=captions, references=references, **options)
+    zeros = metric.compute(predictions=["nothing", *captions[1:]], references=references, **options)
+    for values in (zeros, zeros["per_item"], zeros.get("resamples", {})):
+        values.update({name: np.multiply(values[name], 0).tolist() for name in TITLES if name in values})
+    return zeros
 
 
 def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> dict[str, float | None]:
@@ -138,8 +151,8 @@ def check_gold(scores: dict[str, float | None], references: list[list[str]]):
 
 def gold_cider_d(captions: list[list[str]]) -> float:
     """
-    CIDEr-D of captions, as words, against themselves: 250 for each n from 1 to 4 of which a caption has an n-gram that tells
-    anything, which one that stands in all captions does not.
+    CIDEr-D of captions, as words, against themselves: 250 for each n from 1 to 4 of which a caption has an n-gram that
+    tells anything, which one that stands in all captions does not.
     """
     shares = []
     for n in range(1, 5):

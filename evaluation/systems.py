@@ -156,8 +156,8 @@ def make_systems(
 def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
     """The keys of a table's systems in its order, and the rows that are missing, with the option that makes them."""
     keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
-    missing = {key: f"give {OPTIONS[key]}" for key in keys if key not in systems and key in OPTIONS}
-    return [key for key in keys if key in systems], missing
+    missing = {key: f"{TITLES[key]}: give {OPTIONS[key]}" for key in keys if key not in systems and key in OPTIONS}
+    return [key for key in keys if key in systems or key in missing], missing
 
 
 def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> dict[str, tuple[str, list[str]]]:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 from evaluation import published
 
 COLUMNS = {
@@ -58,14 +60,17 @@ def table_notes(results: dict, name: str) -> list[str]:
     stems = COLUMNS.get(name, COLUMNS["3"])
     elsewhere = {system for other, systems in results["tables"].items() if other != name for system in systems}
     elsewhere -= set(results["tables"][name])
-    notes = [
-        f"{results['metrics'].get(key, key)}: not available: {reason}"
-        for key, reason in results["unavailable"].items()
-        if metric_stem(key) in stems
-    ]
-    notes += [f"{key}: no row: {way}" for key, way in results["missing"].items() if key not in elsewhere]
-    variants = {title: metric_variant(key) for key, title in table_columns(results, name).items()}
-    return notes + [f"{title}: by {variant}" for title, variant in variants.items() if variant]
+    reasons = {}
+    for key, reason in results["unavailable"].items():
+        if metric_stem(key) in stems:
+            reasons.setdefault(reason, []).append(results["metrics"].get(key, key))
+    notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
+    notes += [f"no row of {way}" for key, way in results["missing"].items() if key not in elsewhere]
+    variants = {}
+    for key, title in table_columns(results, name).items():
+        if metric_variant(key) and key not in results["unavailable"]:
+            variants.setdefault(metric_variant(key), []).append(title)
+    return notes + [f"{', '.join(titles)}: by {variant}" for variant, titles in variants.items()]
 
 
 def interval_note(results: dict) -> str:
@@ -86,6 +91,28 @@ def difference_table(results: dict) -> Table:
         for name, difference in systems.items()
     ]
     return ["RGMC minus", *(results["metrics"][key] for key in keys)], rows
+
+
+def caption_table(results: dict, lines: list[dict]) -> Table:
+    """Table 1: what systems say about the same clips."""
+    rows = [
+        [line["id"] if i == 0 else "", system_title(results, system), line["captions"][system] or "-"]
+        for line in lines
+        for i, system in enumerate(results["side_by_side"])
+    ]
+    return ["Clip", "System", "Caption"], rows
+
+
+def format_caption_table(results: dict, lines: list[dict]) -> str:
+    """Table 1 for a terminal."""
+    _, rows = caption_table(results, lines)
+    widths = [max(map(len, column)) for column in zip(*rows)][:2]
+    return "\n".join(["Table 1", *(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)])
+
+
+def draw_examples(results: dict, lines: list[dict], number: int) -> list[int]:
+    """Rows of `lines` to show, by the seed of `results`, in their order."""
+    return sorted(np.random.default_rng(results["seed"]).permutation(len(lines))[:number].tolist())
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

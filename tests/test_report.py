@@ -12,7 +12,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from evaluation.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
 from evaluation.published import REPORTED
-from evaluation.report import format_table, table, write_report
+from evaluation.report import write_report
+from evaluation.tables import format_table, table
 from training.checkpoints import CARD
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
@@ -58,7 +59,8 @@ def make_results(n: int = 60, **changes) -> dict:
         "metrics": TITLES,
         "systems": systems,
         "tables": {"3": [*SYSTEMS, "rgmc_audio_only"], "4": ["rgmc"]},
-        "missing": {"rgmc_audio_only": "give --audio_only_model"},
+        "side_by_side": [*SYSTEMS],
+        "missing": {"rgmc_audio_only": "RGMC (Audio Only): give --audio_only_model"},
         **changes,
     }
 
@@ -228,7 +230,7 @@ def test_terminal_table_is_aligned_and_says_what_is_missing():
     assert not any("[" in line for line in lines[:13])
     assert lines[13:] == [
         "METEOR 1.5: not available: no java on the PATH",
-        "rgmc_audio_only: no row: give --audio_only_model",
+        "no row of RGMC (Audio Only): give --audio_only_model",
         "CLAP A-T: by org/clap@1a2b",
     ]
 

@@ -65,6 +65,12 @@ def normalize(caption: str) -> str:
 
 
 class CaptionMetrics(evaluate.Metric):
+    """Keeps what METEOR's Java process says of a caption, so that the same pair is not asked for again."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._meteor_rows = {}
+
     def _info(self):
         text = datasets.Value("string")
         return evaluate.MetricInfo(
@@ -85,9 +91,14 @@ class CaptionMetrics(evaluate.Metric):
 
     def _compute(self, predictions, references, per_item=False, meteor=True, meteor_timeout=600, bootstrap=0, seed=0):
         found, truth = tokenize(predictions, references)
-        statistics, unavailable = collect_statistics(found, truth, meteor_timeout if meteor else 0)
+        statistics, unavailable = collect_statistics(found, truth), {}
+        if meteor:
+            try:
+                statistics["meteor_1.5"] = self._meteor_statistics(found, truth, meteor_timeout)
+            except RuntimeError as error:
+                unavailable["meteor_1.5"] = str(error)
         results = {name: float(value) for name, value in corpus_scores(sum_items(statistics)).items()}
-        if meteor and unavailable:
+        if unavailable:
             results.update({"meteor_1.5": None, "unavailable": unavailable})
         if per_item:
             results["per_item"] = {name: values.tolist() for name, values in corpus_scores(statistics).items()}
@@ -100,6 +111,26 @@ class CaptionMetrics(evaluate.Metric):
                 name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in resampled.items()
             }
         return results
+
+    def prepare_meteor(self, predictions, references, meteor_timeout=600):
+        """
+        Asks METEOR for the captions of several systems at once. Java takes seconds to start, which each `compute` of
+        one of them would spend again.
+
+        Args: as those of `compute`; all systems' captions in one list, and as many references.
+
+        Raises:
+            `RuntimeError`: where METEOR cannot be had, with the reason.
+        """
+        self._meteor_statistics(*tokenize(predictions, references), meteor_timeout)
+
+    def _meteor_statistics(self, found, truth, timeout):
+        pairs = [(caption, *captions) for caption, captions in zip(found, truth)]
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._meteor_rows]
+        if new:
+            rows = meteor_statistics([pair[0] for pair in new], [pair[1:] for pair in new], timeout)
+            self._meteor_rows.update(zip(new, rows))
+        return np.stack([self._meteor_rows[pair] for pair in pairs])
 
 
 def tokenize(predictions: list[str], references: list[str] | list[list[str]]) -> tuple[list[str], list[list[str]]]:
@@ -118,12 +149,10 @@ def tokenize(predictions: list[str], references: list[str] | list[list[str]]) ->
     return found, truth
 
 
-def collect_statistics(
-    found: list[str], truth: list[list[str]], meteor_timeout: float
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def collect_statistics(found: list[str], truth: list[list[str]]) -> dict[str, np.ndarray]:
     """
-    What a score is computed from, per item: `bleu` `(n, 10)`, `meteor_1.5` `(n, 23)`, `rouge_l` and `cider_d` `(n, 1)`,
-    each of which adds up over items; and the reason why METEOR is not among them.
+    What a score is computed from, per item: `bleu` `(n, 10)`, `rouge_l` and `cider_d` `(n, 1)`, each of which adds up
+    over items.
     """
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
@@ -141,13 +170,7 @@ def collect_statistics(
     for name, metric in (("rouge_l", Rouge()), ("cider_d", Cider())):
         _, scores = metric.compute_score(by_item[1], by_item[0])
         statistics[name] = np.asarray(scores, dtype=float)[:, None]
-    if not meteor_timeout:
-        return statistics, {}
-    try:
-        statistics["meteor_1.5"] = meteor_statistics(found, truth, meteor_timeout)
-    except RuntimeError as error:
-        return statistics, {"meteor_1.5": str(error)}
-    return statistics, {}
+    return statistics
 
 
 def closest(lengths: list[int], length: int) -> int:

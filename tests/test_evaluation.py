@@ -1,0 +1,342 @@
+"""What eval.py promises: each row of the paper's tables is what it says it is, and no clip is lost or mixed up."""
+
+import hashlib
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import AUDIO, CAPTIONS, TEXT, write_corpus, write_tone
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
+
+from configuration_rgmc import RGMCConfig
+from eval import EvaluationArguments, evaluate_checkpoint
+from evaluation.captioning import Captioner
+from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
+from evaluation.systems import System, read_predictions
+from feature_extraction_rgmc import RGMCFeatureExtractor
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor, normalize_caption
+from retrieval_rgmc import CaptionDatastore
+
+SPLITS = {"train": [*CAPTIONS, "solo flute", "warm organ"], "test": CAPTIONS[2:7]}
+IDS = [f"test-{row}" for row in range(5)]
+FILES = [f"{row}.wav" for row in range(5)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
+    for row, hertz in enumerate((95, 1700, 170, 3000, 430)):  # no tone of the training split
+        write_tone(folder / "test" / f"{row}.wav", hertz)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(corpus, tokenizer, tmp_path_factory) -> dict[str, str]:
+    """Untrained models of each conditioning with a datastore of the training split."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    processor = RGMCProcessor(RGMCFeatureExtractor(), tokenizer, max_candidate_length=24, max_caption_length=24)
+    special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    log_mels = processor(audio=[str(corpus / "train" / f"{row}.wav") for row in range(10)])["input_features"]
+    rows = Dataset.from_dict(
+        {
+            "id": [f"train-{row}" for row in range(10)],
+            "caption": SPLITS["train"],
+            "input_ids": [processor.encode_candidate(caption) for caption in SPLITS["train"]],
+        }
+    )
+    for name, conditioning in (("both", "audio+candidate"), ("audio", "audio"), ("candidate", "candidate")):
+        torch.manual_seed(len(name))
+        config = RGMCConfig(
+            audio_config={"model_type": "clap_audio_model", **AUDIO},
+            text_config={
+                "model_type": "gpt2",
+                **TEXT["gpt2"],
+                "vocab_size": len(tokenizer),
+                "initializer_range": 0.6,  # large enough for the untrained decoder to tell its inputs apart
+                **special,
+            },
+            prefix_length=3,
+            conditioning=conditioning,
+        )
+        model = RGMCModel(config).eval()
+        model.generation_config.max_new_tokens = 8
+        with torch.no_grad():
+            embeds = model.embed_audio(log_mels).numpy()
+        model.set_datastore(CaptionDatastore(rows, embeds, model.encoder_fingerprint()))
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        (folder / name / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n", encoding="utf-8")
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def run(corpus, checkpoints, tmp_path):
+    """Evaluates and returns results and lines."""
+
+    def run(name="eval", model=None, **options) -> tuple[dict, list[dict]]:
+        args = arguments(corpus, model or checkpoints["both"], tmp_path / name, **options)
+        results = evaluate_checkpoint(args, Accelerator())
+        lines = (tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) == results
+        return results, [json.loads(line) for line in lines]
+
+    return run
+
+
+def arguments(corpus: Path, model: str, output_dir: Path, **options) -> EvaluationArguments:
+    options = {"cache_dir": str(corpus.parent / "cache"), "meteor": False, "clap_model": None, **options}
+    options = {"batch_size": 2, "bootstrap": 20, "num_examples": 1, **options}
+    return EvaluationArguments(model, str(corpus), str(output_dir), **options)
+
+
+def captions_of(checkpoint: str, corpus: Path, candidates: list[str] | None) -> list[str]:
+    model, processor = RGMCModel.from_pretrained(checkpoint).eval(), RGMCProcessor.from_pretrained(checkpoint)
+    inputs = processor(audio=[str(corpus / "test" / name) for name in FILES], candidates=candidates)
+    if candidates is None:
+        model.set_datastore(None)
+    return processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+
+
+def captions_by(lines: list[dict], system: str) -> list[str]:
+    return [line["captions"][system] for line in lines]
+
+
+def normalized(captions: list[str]) -> list[str]:
+    return [normalize_caption(caption) for caption in captions]
+
+
+# -- the rows of the tables ------------------------------------------------------------------------------------------
+
+
+def test_each_row_is_captioned_from_what_its_name_says(run, corpus, checkpoints):
+    results, lines = run(table=[3, 4], audio_only_model=checkpoints["audio"], text_only_model=checkpoints["candidate"])
+    assert results["tables"]["4"] == ["rgmc_random_candidate", "rgmc", "rgmc_gold_candidate"]
+    assert [line["id"] for line in lines] == IDS
+    model = checkpoints["both"]
+    nearest = [line["candidate"] for line in lines]
+    drawn = captions_by(lines, "random")
+    assert set(drawn) <= set(SPLITS["train"]) and set(nearest) <= set(SPLITS["train"])
+    assert captions_by(lines, "gold") == SPLITS["test"] and captions_by(lines, "nearest_neighbor") == nearest
+    wanted = {
+        "rgmc": captions_of(model, corpus, nearest),
+        "rgmc_random_candidate": captions_of(model, corpus, drawn),
+        "rgmc_gold_candidate": captions_of(model, corpus, SPLITS["test"]),
+        "rgmc_audio_only_masked": captions_of(model, corpus, None),
+        "rgmc_audio_only": captions_of(checkpoints["audio"], corpus, None),
+    }
+    for system, captions in wanted.items():
+        assert captions_by(lines, system) == normalized(captions), system
+    assert len({tuple(captions) for captions in wanted.values()}) == len(wanted)  # or nothing was told apart
+    shuffled = captions_by(lines, "rgmc_shuffled")
+    assert sorted(shuffled) == sorted(captions_by(lines, "rgmc"))
+
+
+def test_a_masked_prefix_is_no_prefix(run, corpus, checkpoints):
+    _, lines = run()
+    model = RGMCModel.from_pretrained(checkpoints["both"]).eval()
+    processor = RGMCProcessor.from_pretrained(checkpoints["both"])
+    prompts = processor(candidates=[line["candidate"] for line in lines])
+    embeds = model.get_input_embeddings()(prompts["input_ids"])
+    tokens = GenerationMixin.generate(model, inputs_embeds=embeds, attention_mask=prompts["attention_mask"])
+    alone = processor.batch_decode(tokens, skip_special_tokens=True)
+    assert captions_by(lines, "rgmc_text_only_masked") == normalized(alone)
+
+
+def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_path):
+    torch.manual_seed(7)
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    clap = ClapModel(ClapConfig(audio_config=AUDIO, text_config={**text, "vocab_size": 100}, projection_dim=32)).eval()
+    clap.save_pretrained(tmp_path / "clap")
+    results, lines = run(frozen_encoder=str(tmp_path / "clap"))
+    assert results["tables"]["3"][2] == "nearest_neighbor_frozen"
+    extractor = RGMCFeatureExtractor()
+    train, test = (
+        clap.get_audio_features(
+            **extractor([str(corpus / split / f"{row}.wav") for row in range(len(SPLITS[split]))])
+        ).pooler_output
+        for split in ("train", "test")
+    )
+    nearest = [SPLITS["train"][row] for row in (test @ train.T).argmax(dim=1).tolist()]
+    assert captions_by(lines, "nearest_neighbor_frozen") == nearest
+    assert nearest != [line["candidate"] for line in lines]
+    # An RGMC checkpoint lends the encoder and the datastore that it has.
+    _, lines = run("second", frozen_encoder=checkpoints["candidate"])
+    _, alone = run("third", model=checkpoints["candidate"])
+    assert captions_by(lines, "nearest_neighbor_frozen") == [line["candidate"] for line in alone]
+
+
+def test_a_model_of_another_kind_is_refused(run, checkpoints):
+    with pytest.raises(
+        ValueError, match=r"--audio_only_model .* trained with --conditioning candidate: expected audio"
+    ):
+        run(audio_only_model=checkpoints["candidate"])
+    with pytest.raises(ValueError, match="Table 4 compares candidates"):
+        run(model=checkpoints["audio"], table=[4])
+    with pytest.raises(ValueError, match=r"--table \[2\]"):
+        run(table=[2])
+
+
+def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, checkpoints, capsys):
+    results, lines = run(table=[1, 5], transfer_model=checkpoints["both"])
+    assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
+    assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
+    printed = capsys.readouterr().out
+    assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
+    assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
+    assert printed.startswith("Table 1\ntest-")
+
+
+# -- other systems ---------------------------------------------------------------------------------------------------
+
+
+def write_predictions(path: Path, captions: dict[str, str]) -> str:
+    lines = [json.dumps({"id": row_id, "prediction": caption}) for row_id, caption in captions.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_another_system_stands_in_the_table_and_differences_are_paired(run, tmp_path):
+    _, lines = run()
+    again = {line["id"]: line["prediction"].upper() + "!" for line in reversed(lines)}
+    results, lines = run("with", predictions=[f"a person={write_predictions(tmp_path / 'p.jsonl', again)}"])
+    assert results["tables"]["3"].index("a person") < results["tables"]["3"].index("rgmc")
+    assert captions_by(lines, "a person") == captions_by(lines, "rgmc")
+    for name, score in results["systems"]["a person"]["difference"].items():
+        assert score == {"value": 0, "low": 0, "high": 0}, name
+    gold = results["systems"]["gold"]
+    assert gold["scores"]["cider_d"]["value"] == pytest.approx(1000) and gold["difference"]["cider_d"]["high"] < 0
+    report = (tmp_path / "with" / "report.html").read_text(encoding="utf-8")
+    assert "a person" in report and "<audio" in report
+
+
+def test_ids_of_a_predictions_file_are_counted(tmp_path):
+    ids = ["a", "b", "c"]
+    file = tmp_path / "p.jsonl"
+    lines = ['{"id": "a", "prediction": "x"}', '{"id": "a", "prediction": "y"}', '{"id": "d", "prediction": "z"}']
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="of 3 ids 2 missing, 1 not of this split, 1 there more than once"):
+        read_predictions([f"x={file}"], ids, set())
+    file.write_text("\n".join([lines[0], '{"id": "b"}']))
+    with pytest.raises(ValueError, match=r"p.jsonl, line 2: expected"):
+        read_predictions([f"x={file}"], ids, set())
+    file.write_text("\n".join(lines[1:]))
+    assert read_predictions([f"x={file}"], ["a"], {"d"}) == {"x": (str(file), ["y"])}
+    for entry, message in (("x", "expected name=file"), ("rgmc=p", "is taken"), ("=p", "expected name=file")):
+        with pytest.raises(ValueError, match=message):
+            read_predictions([entry], ids, set())
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypatch, checkpoints):
+    whole, wanted = run("whole", masked=False)
+    captioned, caption_batch = [], Captioner._caption_batch
+
+    def interrupted(self, batch, candidates):
+        if len(captioned) == 2:
+            raise KeyboardInterrupt
+        captioned.append(batch)
+        return caption_batch(self, batch, candidates)
+
+    monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", masked=False)
+    (part,) = (tmp_path / "cut" / "unfinished").iterdir()
+    part.write_text(part.read_text(encoding="utf-8")[:-30], encoding="utf-8")  # cut within the fourth clip
+    monkeypatch.setattr(
+        Captioner, "_caption_batch", lambda self, *batch: captioned.append(batch[0]) or caption_batch(self, *batch)
+    )
+    results, lines = run("cut", masked=False)
+    assert captioned == [[0, 1], [2, 3], [3, 4]]
+    assert lines == wanted and results["systems"] == whole["systems"]
+    assert not (tmp_path / "cut" / "unfinished").exists()
+
+
+def test_what_another_checkpoint_said_is_not_taken_up(run, tmp_path, monkeypatch, checkpoints):
+    _, wanted = run("whole", masked=False)
+    unfinished = tmp_path / "cut" / "unfinished"
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    other = tmp_path / "both"
+    shutil.copytree(checkpoints["both"], other)
+    weights = RGMCModel.from_pretrained(other)
+    weights.text_model.transformer.wte.weight.data[:, 0] += 1
+    weights.save_pretrained(other)
+    run("cut", model=str(other), masked=False)
+    assert list(unfinished.iterdir())
+    _, lines = run("cut", masked=False)
+    assert lines == wanted
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
+    captions = [*CAPTIONS, "solo flute", "organ", "a slow song"]
+    metric = load_metric("caption_metrics")
+    scores = metric.compute(predictions=captions, references=captions, meteor=False)
+    assert scores["cider_d"] == pytest.approx(gold_cider_d([caption.split() for caption in captions]))
+    check_gold(scores, [[caption] for caption in captions])
+    for name in ("bleu_4", "rouge_l", "cider_d"):
+        with pytest.raises(RuntimeError, match="against themselves"):
+            check_gold({**scores, name: scores[name] - 0.1}, [[caption] for caption in captions])
+    check_gold({**scores, "cider_d": 500}, [[caption, "another"] for caption in captions])
+    monkeypatch.setattr("evaluation.scoring.gold_cider_d", lambda words: 999)
+    with pytest.raises(RuntimeError, match="999"):
+        run()
+
+
+def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
+    texts = {"gold": CAPTIONS[:4], "rgmc": ["a b", "c", CAPTIONS[2], ""], "silent": [""] * 4}
+    systems = {name: System(name, "", captions, ["a b", "x", None, ""]) for name, captions in texts.items()}
+    references = [[caption] for caption in CAPTIONS[:4]]
+    described, items, unavailable = score_systems(systems, references, ["c", CAPTIONS[0]], False, 50, 0)
+    found = {name: score["value"] for name, score in described["rgmc"]["scores"].items()}
+    assert (found["copy"], found["novel"], found["distinct"]) == (50, 75, 100)
+    assert found["words"] == pytest.approx((2 + 1 + len(CAPTIONS[2].split())) / 4)
+    assert items["rgmc"]["copy"] == [100, 0, 0, 100] and not unavailable
+    silent = described["silent"]["scores"]
+    assert all(silent[name]["value"] == silent[name]["high"] == 0 for name in ("bleu_1", "rouge_l", "cider_d", "words"))
+    score = described["rgmc"]["scores"]["rouge_l"]
+    assert score["low"] < score["value"] < score["high"]
+    difference = described["gold"]["difference"]["rouge_l"]
+    assert difference["value"] == pytest.approx(score["value"] - 100) and difference["high"] < 0
+
+
+def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
+    options = {"seed": 3, "predictions": [f"x y={write_predictions(tmp_path / 'p', dict.fromkeys(IDS, 'a'))}"]}
+    results, _ = run(**options, table=[3, 1])
+    words = shlex.split(results["command"])
+    assert words[:3] == ["accelerate", "launch", "eval.py"]
+    (again,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(words[3:])
+    wanted = arguments(corpus, checkpoints["both"], tmp_path / "eval", **options, table=[3, 1])
+    assert again == wanted
+    weights = (Path(checkpoints["both"]) / "model.safetensors").read_bytes()
+    assert results["checkpoint"]["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert "datastore/embeddings.safetensors" in results["checkpoint"]["sha256"]
+    assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == torch.__version__
+
+
+def test_the_card_takes_the_results(run, checkpoints, tmp_path):
+    shutil.copytree(checkpoints["both"], tmp_path / "model")
+    results, _ = run(model=str(tmp_path / "model"), update_model_card=True)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["cider_d"] == round(results["systems"]["rgmc"]["scores"]["cider_d"]["value"], 2)
+    assert card.data.license == "mit" and "# A model" in card.text and str(tmp_path) not in card.content
+    with pytest.raises(ValueError, match="is no local folder"):
+        run(model="somebody/rgmc", update_model_card=True)
+
+
+def test_intervals_can_be_left_out(run):
+    results, _ = run(bootstrap=0)
+    assert results["systems"]["rgmc"]["scores"]["cider_d"].keys() == {"value"}
+    assert np.isfinite(results["systems"]["rgmc"]["scores"]["cider_d"]["value"])
