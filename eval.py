@@ -18,6 +18,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from functools import partial
@@ -160,33 +161,33 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         return {}
 
     # 3. Scores
-    references = [line["references"] for line in lines]
     audio = usable_audio(split, ids)
-    training_captions = captioner.model.datastore.rows["caption"][:]
-    clap_scores = clap_scorer(args, references, audio, accelerator.device) if args.clap_model else None
+    clap_scores = clap_scorer(args, lines, audio, accelerator.device) if args.clap_model else None
     described, item_scores, unavailable = score_systems(
-        systems, references, training_captions, args.meteor, args.bootstrap, args.seed, clap_scores
+        systems,
+        [line["references"] for line in lines],
+        captioner.model.datastore.rows["caption"][:],
+        args.meteor,
+        args.bootstrap,
+        args.seed,
+        clap_scores,
     )
-    tables = {table: rows_of(table, systems, others) for table in sorted({1, *args.table})}
-    side_by_side, _ = tables.pop(1)
+    if not args.meteor:
+        unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
+    if not args.clap_model:
+        unavailable.update(dict.fromkeys(("clap_at", "clap_tt"), "not asked for (eval.py --clap_model)"))
+    rows = {table: rows_of(table, systems, others) for table in sorted({1, *args.table})}
+    side_by_side, _ = rows.pop(1)
     results = {
+        **describe_run(args, captioner),
         "n": len(lines),
         "skipped": len(split.rows) - len(lines),
-        "model": args.model,
-        "checkpoint": captioner.checkpoint,
-        "dataset": args.dataset,
-        "split": args.split,
-        "seed": args.seed,
-        "command": command(args),
-        "text": TEXT,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "bootstrap": {"samples": args.bootstrap, "level": LEVEL, "unit": "clip"},
-        "metrics": metric_titles(described["rgmc"]["scores"]),
+        "metrics": metric_titles([*described["rgmc"]["scores"], *unavailable]),
         "unavailable": unavailable,
         "systems": described,
-        "tables": {str(table): keys for table, (keys, _) in tables.items()},
+        "tables": {str(table): keys for table, (keys, _) in rows.items()},
         "side_by_side": side_by_side,
-        "missing": {key: way for _, missing in tables.values() for key, way in missing.items()},
+        "missing": {key: way for _, missing in rows.values() for key, way in missing.items()},
     }
 
     # 4. Results, report, tables
@@ -199,12 +200,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     if args.update_model_card:
         update_model_card(args.model, results)
         write_eval_results(args.model, results)
-    if 1 in args.table:
-        examples = draw_examples(results, lines, args.num_examples)
-        print(format_caption_table(results, [lines[row] for row in examples]))
-    for table in results["tables"]:
-        print(format_table(results, table))
-    print(f"{output_dir / 'report.html'} has intervals, plots and clips to listen to")
+    print_tables(args, results, lines)
     shutil.rmtree(parts_dir)
     # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
     # that is destroyed before they got it hangs for ever.
@@ -228,8 +224,11 @@ def usable_audio(split: Split, ids: list[str]) -> Dataset:
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
 
-def clap_scorer(args: EvaluationArguments, references: list[list[str]], audio: Dataset, device: torch.device):
+def clap_scorer(
+    args: EvaluationArguments, lines: list[dict], audio: Dataset, device: torch.device
+) -> Callable[[list[str]], dict]:
     """A function from captions to their CLAP scores; the clips are embedded once."""
+    references = [line["references"] for line in lines]
     metric = load_metric("clap_score")
     options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
     embeds = metric.embed_audio(audio["audio"], **options)
@@ -240,10 +239,24 @@ def clap_scorer(args: EvaluationArguments, references: list[list[str]], audio: D
     return score
 
 
-def metric_titles(scores: dict) -> dict[str, str]:
+def metric_titles(names: list[str]) -> dict[str, str]:
     """What the columns of tables are called, by metric."""
-    stems = {"clap_at": "CLAP A-T", "clap_tt": "CLAP T-T"}
-    return {name: TITLES.get(name) or stems[name.partition("[")[0]] for name in scores}
+    return {name: TITLES[name.partition("[")[0]] for name in names}
+
+
+def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
+    """What the results depend on."""
+    return {
+        "model": args.model,
+        "checkpoint": captioner.checkpoint,
+        "dataset": args.dataset,
+        "split": args.split,
+        "seed": args.seed,
+        "command": command(args),
+        "text": TEXT,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "bootstrap": {"samples": args.bootstrap, "level": LEVEL, "unit": "clip"},
+    }
 
 
 def command(args: EvaluationArguments) -> str:
@@ -255,6 +268,15 @@ def command(args: EvaluationArguments) -> str:
         if value != default:
             words += [f"--{option.name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def print_tables(args: EvaluationArguments, results: dict, lines: list[dict]):
+    if 1 in args.table:
+        examples = draw_examples(results, lines, args.num_examples)
+        print(format_caption_table(results, [lines[row] for row in examples]))
+    for table in results["tables"]:
+        print(format_table(results, table))
+    print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 
 def write_lines(path: Path, lines: list[dict]):

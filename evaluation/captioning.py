@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, ClapModel
+from transformers.utils import cached_file
 
 from configuration_rgmc import RGMCConfig
 from dataset_rgmc import ClipFeatures, compute_features
@@ -72,11 +73,12 @@ class Captioner:
 
     @cached_property
     def checkpoint(self) -> dict:
-        """What identifies the checkpoint: its commit on the Hub, or the SHA-256 of its files."""
-        folder = Path(self.name)
+        """What identifies the checkpoint: the SHA-256 of its files, and its commit on the Hub."""
+        folder = Path(cached_file(self.name, "config.json")).parent  # in the Hub's cache it has the commit's name
+        revision = None if Path(self.name).is_dir() else folder.name
         files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-        return {"name": self.name, "revision": getattr(self.model.config, "_commit_hash", None), "sha256": digests}
+        return {"name": self.name, "revision": revision, "sha256": digests}
 
     @torch.no_grad()
     def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:

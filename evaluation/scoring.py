@@ -16,6 +16,8 @@ TITLES = {
     **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
     "meteor_1.5": "METEOR 1.5",
     "rouge_l": "ROUGE-L",
+    "clap_at": "CLAP A-T",  # in brackets after it stands the checkpoint
+    "clap_tt": "CLAP T-T",
     "copy": "Copy %",
     "distinct": "Distinct %",
     "novel": "Novel %",

@@ -1,12 +1,17 @@
 """The paper's three runs: their configurations say what the paper says, and go through on made-up rows."""
 
+import re
+import shlex
+from collections import Counter
+
 import pytest
 import torch
 from conftest import AUDIO, CAPTIONS, ROOT, TEXT
 from test_training import SPLITS, read_lines, write_corpus
-from transformers import AutoModelForCausalLM, ClapConfig, ClapModel, GPT2Config
+from transformers import AutoModelForCausalLM, ClapConfig, ClapModel, GPT2Config, HfArgumentParser
 
 import train
+from eval import EvaluationArguments
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from training.building import train_tokenizer
@@ -64,3 +69,17 @@ def test_every_run_goes_through_on_made_up_rows(parts, tmp_path):
     first, second = (RGMCModel.from_pretrained(tmp_path / "out" / name) for name in ("audiostock", "transfer"))
     moved = [(first.state_dict()[key] - weight).abs().max() for key, weight in second.named_parameters()]
     assert 0 < max(moved) < 1e-3  # it began where the other ended
+
+
+def test_the_commands_of_the_readme_are_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [shlex.split(command, comments=True) for command in re.findall(r"accelerate launch ([^`\n]+)", text)]
+    counts = Counter(script for script, *_ in commands)
+    assert counts["train.py"] >= 9 and counts["eval.py"] >= 4
+    for script, *options in commands:
+        if script == "train.py":
+            model_args, _, args = train.parse_arguments(options)
+            train.check_arguments(model_args, args)
+        elif script == "eval.py":
+            HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(options)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from conftest import AUDIO, CAPTIONS, TEXT, write_corpus, write_tone
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from test_clap_score import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
@@ -137,6 +138,7 @@ def test_each_row_is_captioned_from_what_its_name_says(run, corpus, checkpoints)
     assert len({tuple(captions) for captions in wanted.values()}) == len(wanted)  # or nothing was told apart
     shuffled = captions_by(lines, "rgmc_shuffled")
     assert sorted(shuffled) == sorted(captions_by(lines, "rgmc"))
+    assert all(mine != other for mine, other in zip(shuffled, captions_by(lines, "rgmc")))
 
 
 def test_a_masked_prefix_is_no_prefix(run, corpus, checkpoints):
@@ -309,6 +311,26 @@ def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
     assert score["low"] < score["value"] < score["high"]
     difference = described["gold"]["difference"]["rouge_l"]
     assert difference["value"] == pytest.approx(score["value"] - 100) and difference["high"] < 0
+
+
+def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
+    clap, tokenizer = tiny_clap()
+    checkpoint = save_checkpoint(tmp_path / "tiny-clap", clap, tokenizer)
+    results, lines = run(clap_model=checkpoint)
+    (key,) = [name for name in results["metrics"] if name.startswith("clap_at[tiny-clap@")]
+    scores = {name: system["scores"] for name, system in results["systems"].items()}
+    assert scores["gold"][key.replace("clap_at", "clap_tt")]["value"] == pytest.approx(100, abs=1e-3)
+    assert scores["rgmc"][key]["low"] < scores["rgmc"][key]["value"] < scores["rgmc"][key]["high"]
+    found = load_metric("clap_score").compute(
+        predictions=captions_by(lines, "rgmc"),
+        references=captions_by(lines, "gold"),
+        audio=[str(corpus / "test" / name) for name in FILES],
+        model=checkpoint,
+    )
+    assert scores["rgmc"][key]["value"] == pytest.approx(found[key], abs=1e-4)
+    results, _ = run("without", clap_model=str(tmp_path / "nowhere"))
+    assert results["systems"]["rgmc"]["scores"]["clap_at[nowhere]"] == {"value": None}
+    assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
 
 
 def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
