@@ -147,6 +147,7 @@ def make_systems(
             raise ValueError(f"{other.name} reads other clips than {captioner.name}: their front ends differ")
         add_captioned(key, other)
 
+    systems = {key: systems[key] for key in [*BASELINES, *predictions, *TITLES] if key in systems}  # in a table's order
     captions_of_clips = zip(*(system.captions for system in systems.values()))
     for line, captions in zip(lines, captions_of_clips):
         line["captions"] = dict(zip(systems, captions))
