@@ -22,6 +22,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
+    modeling_utils,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioSelfAttention
@@ -35,6 +36,9 @@ except ImportError:
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
+
+# Since transformers 5.21 a decoder can be asked for the logits of other positions in each row.
+KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
@@ -290,8 +294,9 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
                 Divides the summed cross entropy; by default the number of labels that are not -100.
             max_label_length (`int`, *optional*):
                 With `labels`: the largest number `M` of labels in a row that are not -100, or more. Logits are then
-                computed at the positions that predict a label alone, with the same loss. To be counted where the
-                batch is made: to count it here would make a GPU wait. With too small a number, labels are lost.
+                computed at the positions that predict a label alone, with the same loss; not with transformers before
+                5.21, which computes them all. To be counted where the batch is made: to count it here would make a GPU
+                wait. With too small a number, labels are lost.
 
         Returns:
             `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
@@ -315,7 +320,7 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None:
             # Decoders count positions from 0 at the left edge of the batch by default, padding included.
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        if labels is not None and max_label_length is not None:
+        if labels is not None and max_label_length is not None and KEEPS_POSITIONS:
             logits_to_keep, kwargs["shift_labels"] = label_positions(labels, max_label_length)
         return self.text_model(
             inputs_embeds=inputs_embeds,

@@ -53,7 +53,7 @@ from training.arguments import (
     parse_arguments,
     refresh_interval,
 )
-from training.building import build_model, build_processor, prepare_data
+from training.building import build_model, build_processor, enable_checkpointing, prepare_data
 from training.checkpoints import (
     TrainingState,
     find_checkpoint,
@@ -471,7 +471,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
     model = model.to(accelerator.device)
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     if args.torch_compile:
         model.audio_tower.compile()
         model.text_model.compile()

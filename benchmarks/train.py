@@ -40,6 +40,7 @@ from transformers import ClapAudioModelWithProjection, GPT2LMHeadModel
 
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCMapper, RGMCModel
+from training.building import enable_checkpointing
 from training.throughput import forward_flops, matrix_peak
 
 RESULTS = Path(__file__).parent / "results"
@@ -285,7 +286,7 @@ def build_variants(config: RGMCConfig, args) -> list[Variant]:
     model.set_log_mel_statistics(torch.tensor(-30.0), torch.tensor(225.0))
     plain = PlainModel(RGMCConfig()).to(args.device)
     if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     if args.compile:
         model.audio_tower.compile()
         model.text_model.compile()

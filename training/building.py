@@ -132,6 +132,13 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Cli
     return model
 
 
+def enable_checkpointing(model: RGMCModel):
+    """Computes activations again in the backward pass instead of keeping them."""
+    # The first is the name since transformers 5.23, which takes the other as deprecated.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of each mel bin over a corpus, each `(F,)`."""
     count, total, squares = 0, 0.0, 0.0
