@@ -93,10 +93,14 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(processes, arguments, who
         duration = time.perf_counter() - started
         assert_same_run(tmp_path / name, whole)
     random, resumed_at = np.random.default_rng(0), []
+    steps = last_step(tmp_path / "undisturbed")
     for number in range(20):
         name = f"killed-{number}"
         process = start(name)
-        process.join(random.uniform(0.2, 1.0) * duration)
+        # From a step on, and not from a time: other work on the machine makes a run slower while it lasts.
+        while process.is_alive() and (last_step(tmp_path / name) or 0) < number * steps // 20:
+            process.join(0.005)
+        process.join(random.uniform(0, 3) * duration / steps)
         process.kill()
         process.join()
         resumed_at.append(last_step(tmp_path / name))
