@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParse
 
 from configuration_rgmc import RGMCConfig
 from eval import EvaluationArguments, evaluate_checkpoint
-from evaluation.captioning import Captioner
-from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
+from evaluation.captioning import Captioner, own_ids
+from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
@@ -175,6 +176,15 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     assert captions_by(lines, "nearest_neighbor_frozen") == [line["candidate"] for line in alone]
 
 
+def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_too(run, checkpoints):
+    _, lines = run(split="train", frozen_encoder=checkpoints["candidate"], masked=False)
+    assert len(lines) == 10 and all(line["candidate_id"] != line["id"] for line in lines)
+    assert not any(line["captions"]["nearest_neighbor_frozen"] == line["captions"]["gold"] for line in lines)
+    datastore = RGMCModel.from_pretrained(checkpoints["both"]).datastore
+    clips = SimpleNamespace(ids=["train-1", "train-1", "x"], captions=[["so", SPLITS["train"][1]], ["a song"], ["so"]])
+    assert own_ids(clips, datastore) == ["train-1", None, None]
+
+
 def test_a_model_of_another_kind_is_refused(run, checkpoints):
     with pytest.raises(
         ValueError, match=r"--audio_only_model .* trained with --conditioning candidate: expected audio"
@@ -253,7 +263,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run("cut", masked=False)
     (part,) = (tmp_path / "cut" / "unfinished").iterdir()
-    part.write_text(part.read_text(encoding="utf-8")[:-30], encoding="utf-8")  # cut within the fourth clip
+    part.write_bytes(part.read_bytes()[:-30] + "é".encode()[:1])  # cut within a character of the fourth clip
     monkeypatch.setattr(
         Captioner, "_caption_batch", lambda self, *batch: captioned.append(batch[0]) or caption_batch(self, *batch)
     )
@@ -278,6 +288,18 @@ def test_what_another_checkpoint_said_is_not_taken_up(run, tmp_path, monkeypatch
     assert lines == wanted
 
 
+def test_what_was_captioned_before_the_corpus_was_corrected_is_not_taken_up(corpus, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    shutil.copytree(corpus, tmp_path / "corpus")
+    metadata = tmp_path / "corpus" / "test" / "metadata.csv"
+    args = arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", masked=False)
+    for caption in (SPLITS["test"][0], "a corrected caption"):
+        metadata.write_text(metadata.read_text(encoding="utf-8").replace(SPLITS["test"][0], caption), encoding="utf-8")
+        evaluate_checkpoint(args, Accelerator())
+        line = json.loads((tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert line["references"] == [caption] and line["captions"]["gold"] == caption
+
+
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +316,10 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
     monkeypatch.setattr("evaluation.scoring.gold_cider_d", lambda words: 999)
     with pytest.raises(RuntimeError, match="999"):
         run()
+
+
+def test_intervals_hold_95_percent_of_the_resamples():
+    assert with_interval(1, np.arange(101)) == {"value": 1, "low": 2.5, "high": 97.5}
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
@@ -343,7 +369,8 @@ def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
     assert again == wanted
     weights = (Path(checkpoints["both"]) / "model.safetensors").read_bytes()
     assert results["checkpoint"]["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
-    assert "datastore/embeddings.safetensors" in results["checkpoint"]["sha256"]
+    others = {"datastore/embeddings.safetensors", "generation_config.json", "processor_config.json", "tokenizer.json"}
+    assert others <= set(results["checkpoint"]["sha256"])
     assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == torch.__version__
 
 
