@@ -185,6 +185,27 @@ def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_to
     assert own_ids(clips, datastore) == ["train-1", None, None]
 
 
+def test_an_ablation_as_the_model_has_its_row(run, checkpoints):
+    results, _ = run(model=checkpoints["audio"])
+    assert results["systems"]["rgmc"]["title"] == "RGMC (Audio Only)"
+    assert set(results["missing"]) == {"nearest_neighbor_frozen", "rgmc_text_only"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transfer_model": "x"}, r"--transfer_model makes no row of --table \[3\]: expected one of \[5\]"),
+        ({"frozen_encoder": "x", "table": [1, 4]}, r"--frozen_encoder makes no row of --table \[1, 4\]"),
+        ({"bootstrap": -1}, "--bootstrap -1: expected 0 or more"),
+        ({"num_examples": -1}, "--num_examples -1: expected 0 or more"),
+        ({"batch_size": 0}, "--batch_size 0: expected 1 or more"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused(corpus, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(corpus, "model", tmp_path, **options)
+
+
 def test_a_model_of_another_kind_is_refused(run, checkpoints):
     with pytest.raises(
         ValueError, match=r"--audio_only_model .* trained with --conditioning candidate: expected audio"
@@ -241,9 +262,19 @@ def test_ids_of_a_predictions_file_are_counted(tmp_path):
         read_predictions([f"x={file}"], ids, set())
     file.write_text("\n".join(lines[1:]))
     assert read_predictions([f"x={file}"], ["a"], {"d"}) == {"x": (str(file), ["y"])}
-    for entry, message in (("x", "expected name=file"), ("rgmc=p", "is taken"), ("=p", "expected name=file")):
+    wrong = {"x": "expected name=file", "=p": "expected name=file", "rgmc=p": "is taken", "RGMC=p": "is taken"}
+    (tmp_path / "latin").write_bytes('{"id": "a", "prediction": "café"}'.encode("latin-1"))
+    wrong |= {f"x={tmp_path / 'latin'}": "latin cannot be read as UTF-8", "x=nowhere": "nowhere cannot be read"}
+    for entry, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             read_predictions([entry], ids, set())
+
+
+def test_a_predictions_file_may_hold_any_json_lines(tmp_path):
+    file = tmp_path / "p.jsonl"
+    lines = ['\ufeff{"id": 1, "prediction": "One\u2028two\x85THREE"}', "", '{"id": 0, "prediction": "4"}', "", ""]
+    file.write_bytes("\r\n".join(lines).encode())
+    assert read_predictions([f"x={file}"], ["0", "1"], set()) == {"x": (str(file), ["4", "one two three"])}
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
