@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import AUDIO, CAPTIONS, TEXT, write_corpus, write_tone
+from conftest import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from test_clap_score import save_checkpoint, tiny_clap
@@ -22,7 +25,7 @@ from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner, own_ids
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
-from feature_extraction_rgmc import RGMCFeatureExtractor
+from feature_extraction_rgmc import RGMCFeatureExtractor, load_audio
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore
@@ -277,6 +280,47 @@ def test_a_predictions_file_may_hold_any_json_lines(tmp_path):
     assert read_predictions([f"x={file}"], ["0", "1"], set()) == {"x": (str(file), ["4", "one two three"])}
 
 
+# -- clips ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoints, tmp_path, monkeypatch):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (tmp_path / "corpus" / "test" / "1.wav").write_bytes(b"no sound")
+    file = write_predictions(tmp_path / "p.jsonl", {row_id: f"of {row_id}" for row_id in IDS})
+    options = {"max_skipped": 0.5, "masked": False, "predictions": [f"other={file}"]}
+    players = []
+    monkeypatch.setattr("eval.write_report", lambda *args: players.append(args[4]))
+    results = evaluate_checkpoint(
+        arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", **options), Accelerator()
+    )
+    assert (results["n"], results["skipped"]) == (4, 1)
+    lines = (tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    captions = {line["id"]: line["captions"]["other"] for line in map(json.loads, lines)}
+    assert captions == {row_id: f"of {row_id}".replace("-", "") for row_id in IDS if row_id != "test-1"}
+    for row, name in enumerate(("0.wav", "2.wav", "3.wav", "4.wav")):
+        assert (players[0](row) == load_audio(corpus / "test" / name)).all()
+
+
+def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
+    _, wanted = run("one", masked=False, table=[3, 4], bootstrap=0)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
+    options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
+    options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
+    done = subprocess.run(
+        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Table 3") == 1 and "3/3" in done.stderr and "5/5" not in done.stderr
+    lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
+    assert said[0] == said[1]
+
+
 # -- interruptions ---------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +394,7 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
 
 
 def test_intervals_hold_95_percent_of_the_resamples():
-    assert with_interval(1, np.arange(101)) == {"value": 1, "low": 2.5, "high": 97.5}
+    assert with_interval(1, np.arange(101)) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
@@ -405,13 +449,18 @@ def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
     assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == torch.__version__
 
 
-def test_the_card_takes_the_results(run, checkpoints, tmp_path):
+def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
     shutil.copytree(checkpoints["both"], tmp_path / "model")
     results, _ = run(model=str(tmp_path / "model"), update_model_card=True)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found["cider_d"] == round(results["systems"]["rgmc"]["scores"]["cider_d"]["value"], 2)
     assert card.data.license == "mit" and "# A model" in card.text and str(tmp_path) not in card.content
+    assert not (tmp_path / "model" / ".eval_results").exists()
+    monkeypatch.setattr("evaluation.model_card.is_hub_dataset", lambda name: True)
+    run(model=str(tmp_path / "model"), update_model_card=True)
+    (file,) = (tmp_path / "model" / ".eval_results").iterdir()
+    assert "CIDEr-D, split test, 5 clips" in file.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="is no local folder"):
         run(model="somebody/rgmc", update_model_card=True)
 
@@ -419,4 +468,5 @@ def test_the_card_takes_the_results(run, checkpoints, tmp_path):
 def test_intervals_can_be_left_out(run):
     results, _ = run(bootstrap=0)
     assert results["systems"]["rgmc"]["scores"]["cider_d"].keys() == {"value"}
+    assert results["unavailable"]["meteor_1.5"] == "not asked for (eval.py --meteor true)"
     assert np.isfinite(results["systems"]["rgmc"]["scores"]["cider_d"]["value"])
