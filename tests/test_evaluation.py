@@ -179,11 +179,20 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     assert captions_by(lines, "nearest_neighbor_frozen") == [line["candidate"] for line in alone]
 
 
-def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_too(run, checkpoints):
+def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_too(run, checkpoints, tmp_path):
     _, lines = run(split="train", frozen_encoder=checkpoints["candidate"], masked=False)
     assert len(lines) == 10 and all(line["candidate_id"] != line["id"] for line in lines)
     assert not any(line["captions"]["nearest_neighbor_frozen"] == line["captions"]["gold"] for line in lines)
-    datastore = RGMCModel.from_pretrained(checkpoints["both"]).datastore
+    _, wanted = run("test", masked=False)
+    model = RGMCModel.from_pretrained(checkpoints["both"])
+    datastore = model.datastore
+    ids = ["test-0" if row_id == wanted[0]["candidate_id"] else row_id for row_id in datastore.rows["id"][:]]
+    rows = Dataset.from_dict({**datastore.rows.with_format(None)[:], "id": ids})
+    model.set_datastore(CaptionDatastore(rows, datastore.embeddings, model.encoder_fingerprint()))
+    shutil.copytree(checkpoints["both"], tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    _, lines = run("renamed", model=str(tmp_path / "model"), masked=False)
+    assert lines[0]["candidate_id"] == "test-0" and captions_by(lines, "rgmc") == captions_by(wanted, "rgmc")
     clips = SimpleNamespace(ids=["train-1", "train-1", "x"], captions=[["so", SPLITS["train"][1]], ["a song"], ["so"]])
     assert own_ids(clips, datastore) == ["train-1", None, None]
 

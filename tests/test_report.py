@@ -218,9 +218,10 @@ def test_our_rows_come_first_with_intervals():
     results = make_results()
     header, rows = table(results, "3")
     assert [row[0] for row in rows[:5]] == [" ".join(title.split()) for title in SYSTEMS.values()]
-    score = results["systems"]["rgmc"]["scores"]["cider_d"]
-    cells = dict(zip(header, rows[4]))
-    assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+    for row, system in enumerate(SYSTEMS):
+        score = results["systems"][system]["scores"]["cider_d"]
+        cells = dict(zip(header, rows[row]))
+        assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     assert cells["METEOR 1.5"] == "-" and cells["Distinct %"] == "80.00"
 
 
@@ -281,6 +282,14 @@ def test_card_names_no_place_of_the_machine(checkpoint):
     text = update_model_card(checkpoint, results).read_text(encoding="utf-8")
     assert shlex.join(["eval.py", "--dataset", "my tunes", "--predictions", "a b=p.jsonl", "c=d/e.jsonl"]) in text
     assert "brien" not in text
+
+
+def test_results_of_another_split_stay_in_the_card(checkpoint):
+    for split in ("validation", "test"):
+        path = update_model_card(checkpoint, make_results(split=split))
+    card = ModelCard.load(path)
+    assert {entry.dataset_split for entry in card.data.eval_results} == {"validation", "test"}
+    assert card.data.model_name == "demo"
 
 
 def test_writing_a_card_again_changes_no_byte(checkpoint):
