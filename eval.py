@@ -120,6 +120,14 @@ class EvaluationArguments:
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
         if self.update_model_card and set(self.table) == {1}:
             raise ValueError("--update_model_card true: Table 1 has no scores; add --table 3")
+        for key, option in OPTIONS.items():
+            name = option.removeprefix("--")
+            tables = [table for table, keys in TABLES.items() if key in keys]
+            if getattr(self, name) and not set(tables) & set(self.table):
+                raise ValueError(f"{option} makes no row of --table {self.table}: expected one of {tables} there")
+        for name, least in (("bootstrap", 0), ("num_examples", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected {least} or more")
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
         if self.update_model_card and not (Path(self.model) / "README.md").is_file():

@@ -334,7 +334,7 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         )
 
     @torch.no_grad()
-    def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str] | None = None) -> Retrieved:
+    def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None = None) -> Retrieved:
         """
         The candidates of each clip (section 3.2): the captions whose songs have the largest dot product with it,
         without the row of the datastore that has the clip's own id in `exclude_ids`.

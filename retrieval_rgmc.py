@@ -108,7 +108,7 @@ class CaptionDatastore:
         self,
         queries: torch.Tensor | np.ndarray,
         k: int = 1,
-        exclude_ids: list[str] | None = None,
+        exclude_ids: list[str | None] | None = None,
         device: str | torch.device = "cpu",
     ) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -117,9 +117,9 @@ class CaptionDatastore:
         Args:
             queries (`(B, E)`): L2-normalised embeddings.
             k (`int`, defaults to 1): Number of candidates `K`.
-            exclude_ids (`list[str]`, *optional*):
-                For each query the id of the row that must not be its candidate; a row with another id may be chosen
-                even where it holds the same text (section 3: `D` without `(x, y)`).
+            exclude_ids (`list[str | None]`, *optional*):
+                For each query the id of the row that must not be its candidate, or None; a row with another id may be
+                chosen even where it holds the same text (section 3: `D` without `(x, y)`).
             device (`str` or `torch.device`, defaults to `"cpu"`):
                 Where an exact (`"Flat"`) search runs: FAISS on the CPU, elsewhere a float32 matrix product.
 
@@ -148,7 +148,9 @@ class CaptionDatastore:
             similarities = np.take_along_axis(similarities, kept_first, axis=1)
         return rows, similarities
 
-    def search(self, queries: torch.Tensor | np.ndarray, k: int = 1, exclude_ids: list[str] | None = None) -> Retrieved:
+    def search(
+        self, queries: torch.Tensor | np.ndarray, k: int = 1, exclude_ids: list[str | None] | None = None
+    ) -> Retrieved:
         """As [`~CaptionDatastore.search_rows`], but returns the candidates themselves."""
         return self.take(*self.search_rows(queries, k, exclude_ids))
 

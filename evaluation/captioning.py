@@ -19,9 +19,11 @@ from configuration_rgmc import RGMCConfig
 from dataset_rgmc import ClipFeatures, compute_features
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor, normalize_caption
+from retrieval_rgmc import CaptionDatastore
 from training.refresh import build_datastore, embed_rows
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
+CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
 
 
 @dataclass
@@ -80,6 +82,10 @@ class Captioner:
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
         return {"name": self.name, "revision": revision, "sha256": digests}
 
+    @cached_property
+    def own_ids(self) -> list[str | None]:
+        return own_ids(self.features, self.model.datastore)
+
     @torch.no_grad()
     def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:
         """
@@ -94,7 +100,7 @@ class Captioner:
             A line per clip, in their order: `id`, `prediction`, `references`, `candidate`, `candidate_id` and
             `similarity`, the last two of the nearest neighbour.
         """
-        kind = [self.checkpoint, self.features.ids, candidates, masked_to]
+        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
         self.accelerator.wait_for_everyone()  # all have read what is there before anyone goes on
@@ -120,7 +126,7 @@ class Captioner:
 
     def _caption_batch(self, batch: list[int], candidates: list[str] | None) -> list[dict]:
         audio_embeds = self.model.embed_audio(self.features.read(batch))
-        found = self.model.retrieve(audio_embeds, exclude_ids=[self.features.ids[row] for row in batch])
+        found = self.model.retrieve(audio_embeds, exclude_ids=[self.own_ids[row] for row in batch])
         shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
         prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
         tokens = self.model.generate(audio_embeds=audio_embeds, **prompts)
@@ -150,6 +156,15 @@ def conditioned_on(model: RGMCModel, conditioning: str | None):
         model.config.conditioning = trained_so
 
 
+def own_ids(clips: ClipFeatures, datastore: CaptionDatastore) -> list[str | None]:
+    """
+    By clip the id of its own row of the datastore, which is no candidate of it, and None for a clip that is not in
+    there. The id alone does not tell: where the ids are file names, other splits have the same.
+    """
+    captions = dict(zip(datastore.rows["id"][:], datastore.rows["caption"][:]))
+    return [row_id if captions.get(row_id) in own else None for row_id, own in zip(clips.ids, clips.captions)]
+
+
 def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> list[str | None]:
     """
     By clip the caption that a frozen encoder retrieves (section 6.1, "Nearest Neighbor").
@@ -163,6 +178,8 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
     if AutoConfig.from_pretrained(name).model_type == RGMCConfig.model_type:
         frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         datastore = frozen.datastore
+        if datastore is None:
+            raise ValueError(f"--frozen_encoder {name} holds no datastore to retrieve from")
     else:
         frozen = with_audio_tower_of(name).to(accelerator.device).eval()
         clips = train.features(captioner.processor, accelerator)
@@ -171,7 +188,7 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
         rows = Dataset.from_dict({"id": clips.ids, "caption": captions, "input_ids": tokens})
         datastore = build_datastore(frozen, clips, rows, accelerator, captioner.batch_size)
     embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
-    found = datastore.search(embeds, k=1, exclude_ids=features.ids)
+    found = datastore.search(embeds, k=1, exclude_ids=own_ids(features, datastore))
     return [next(iter(captions), None) for captions in found.captions]
 
 
@@ -187,7 +204,8 @@ def with_audio_tower_of(name: str) -> RGMCModel:
 
 def _whole_lines(path: Path) -> list[dict]:
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    # Where a kill cut a character in two, that line is lost, and no other.
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:  # cut off when the evaluation was killed

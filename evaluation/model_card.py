@@ -12,7 +12,15 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from evaluation.tables import interval_note, markdown_table, markdown_text, metric_stem, metric_variant, table
+from evaluation.tables import (
+    clap_notes,
+    interval_note,
+    markdown_table,
+    markdown_text,
+    metric_stem,
+    metric_variant,
+    table,
+)
 
 TASK = "audio-text-to-text"  # the card's pipeline_tag
 
@@ -114,13 +122,18 @@ def _scores(results: dict) -> dict[str, dict]:
 def _results_text(results: dict) -> str:
     name = "3" if "3" in results["tables"] else next(iter(results["tables"]))
     parts = [f"{results['n']} clips.", markdown_table(*table(results, name))]
-    return "\n\n".join([*parts, interval_note(results), f"```bash\n{_public_command(results['command'])}\n```"])
+    parts += [interval_note(results), *map(markdown_text, clap_notes(results, name))]
+    return "\n\n".join([*parts, f"```bash\n{_public_command(results['command'])}\n```"])
 
 
 def _public_command(command: str) -> str:
-    """`command` with the last part of each absolute path."""
-    path = re.compile(r"""(?<![^=,"'\s\[{(])/[^,"'\]})]*""")
-    return shlex.join(path.sub(lambda match: Path(match[0]).name, word) for word in shlex.split(command))
+    """`command` with the last part of each absolute path, which is a word or what stands after its first `=`."""
+
+    def public(word: str) -> str:
+        name, equals, value = ("", "", word) if word.startswith("/") else word.partition("=")
+        return name + equals + (Path(value).name if value.startswith("/") else value)
+
+    return shlex.join(map(public, shlex.split(command)))
 
 
 def _set_section(text: str, heading: str, body: str) -> str:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from evaluation.systems import System
 
 LEVEL = 0.95
+METEOR_TIMEOUT = 600  # seconds per system
 TEXT = "lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens"
 TITLES = {
     "cider_d": "CIDEr-D",
@@ -49,19 +50,20 @@ def score_systems(
         clap_scores (*optional*): From captions to the result of the metric `clap_score` with `per_item=True`.
 
     Returns:
-        For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`)
-        and `difference` (the same of RGMC minus this system, from the same resamples); for each system and metric the
-        scores of the clips; and the metrics that cannot be computed, with the reason.
+        For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`),
+        `difference` (the same of RGMC minus this system, from the same resamples) and, with CLAP scores,
+        `truncated_texts` (how many of its and the references' texts CLAP cut); for each system and metric the scores of
+        the clips; and the metrics that cannot be computed, with the reason.
     """
     metric = load_metric("caption_metrics")
     training_captions = set(training_captions)
     n = len(references)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # those of the metric
-    scores, resamples, item_scores, unavailable = {}, {}, {}, {}
+    scores, resamples, item_scores, truncated, unavailable = {}, {}, {}, {}, {}
     if meteor:
         said = [(caption, own) for system in systems.values() for caption, own in zip(system.captions, references)]
         try:
-            metric.prepare_meteor(*zip(*said))
+            metric.prepare_meteor(*zip(*said), meteor_timeout=METEOR_TIMEOUT * len(systems))
         except RuntimeError as error:
             unavailable["meteor_1.5"] = str(error)
     for key, system in tqdm(systems.items(), desc="Scoring", unit="system"):
@@ -80,6 +82,7 @@ def score_systems(
             found_by_clap = clap_scores(system.captions)
             scores[key].update(dict.fromkeys(found_by_clap.get("unavailable", {})))
             items.update(found_by_clap.get("per_item", {}))
+            truncated[key] = found_by_clap.get("truncated_texts", 0)
         for name, values in items.items():
             scores[key][name] = float(np.mean(values))
             if samples:
@@ -98,6 +101,8 @@ def score_systems(
             "source": system.source,
             "scores": {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()},
         }
+        if key in truncated:
+            described[key]["truncated_texts"] = truncated[key]
         if key != "rgmc":
             described[key]["difference"] = {
                 name: with_interval(

@@ -121,7 +121,8 @@ def make_systems(
     add("random", drawn, nearest, "captions of the training split")
     add("nearest_neighbor", nearest, nearest, captioner.name)
     add("rgmc", said, nearest, captioner.name)
-    add("rgmc_shuffled", [said[other_clip[row]] for row in range(len(said))], nearest, captioner.name)
+    if len(said) > 1:
+        add("rgmc_shuffled", [said[other_clip[row]] for row in range(len(said))], nearest, captioner.name)
     for name, (file, captions) in predictions.items():
         add(name, captions, nearest, file)
     if masked and 3 in tables and conditioning == "audio+candidate":
@@ -157,7 +158,12 @@ def make_systems(
 def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
     """The keys of a table's systems in its order, and the rows that are missing, with the option that makes them."""
     keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
-    missing = {key: f"{TITLES[key]}: give {OPTIONS[key]}" for key in keys if key not in systems and key in OPTIONS}
+    there = {system.title for system in systems.values()}  # where the checkpoint itself is an ablation
+    missing = {
+        key: f"{TITLES[key]}: give {OPTIONS[key]}"
+        for key in keys
+        if key not in systems and key in OPTIONS and TITLES[key] not in there
+    }
     return [key for key in keys if key in systems or key in missing], missing
 
 
@@ -171,18 +177,25 @@ def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> d
         skipped (`set[str]`): Ids of the split that a file may have too: their clips cannot be used.
 
     Raises:
-        `ValueError`: for a name that stands twice or is taken, a line that is none, and ids that are missing, not of
-        the split, or there twice.
+        `ValueError`: for a name that stands twice or is taken, a file that cannot be read, a line that is none, and ids
+        that are missing, not of the split, or there twice.
     """
     found = {}
     for entry in entries:
         name, separator, file = entry.partition("=")
         if not separator or not name or not file:
             raise ValueError(f"--predictions {entry}: expected name=file.jsonl")
-        if name in found or name in TITLES:
+        if name in found or name in {*TITLES, *TITLES.values()}:
             raise ValueError(f"--predictions {entry}: the name '{name}' is taken")
         captions, counts = {}, Counter()
-        for number, text in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            content = Path(file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--predictions {entry}: {file} cannot be read as UTF-8 text: {error}") from error
+        # Not splitlines, which also splits at U+2028 and the like: JSON may have these in a caption.
+        for number, text in enumerate(content.split("\n"), start=1):
+            if not text.strip():
+                continue
             try:
                 line = json.loads(text)
                 row_id, caption = str(line["id"]), line["prediction"]

@@ -56,7 +56,7 @@ def table_title(results: dict, name: str) -> str:
 
 
 def table_notes(results: dict, name: str) -> list[str]:
-    """What a reader of the table `name` has to know: what is missing in it and why, and which CLAP scored."""
+    """What a reader of the table `name` has to know: what is missing in it and why, and how CLAP scored."""
     stems = COLUMNS.get(name, COLUMNS["3"])
     elsewhere = {system for other, systems in results["tables"].items() if other != name for system in systems}
     elsewhere -= set(results["tables"][name])
@@ -66,20 +66,29 @@ def table_notes(results: dict, name: str) -> list[str]:
             reasons.setdefault(reason, []).append(results["metrics"].get(key, key))
     notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results["missing"].items() if key not in elsewhere]
+    return notes + clap_notes(results, name)
+
+
+def clap_notes(results: dict, name: str) -> list[str]:
+    """Which CLAP scored in the table `name`, and whether it cut texts."""
     variants = {}
     for key, title in table_columns(results, name).items():
         if metric_variant(key) and key not in results["unavailable"]:
             variants.setdefault(metric_variant(key), []).append(title)
-    return notes + [f"{', '.join(titles)}: by {variant}" for variant, titles in variants.items()]
+    cut = max((system.get("truncated_texts", 0) for system in results["systems"].values()), default=0)
+    too_long = f", for which up to {cut} texts of a system and its references were cut" if cut else ""
+    return [f"{', '.join(titles)}: by {variant}{too_long}" for variant, titles in variants.items()]
 
 
 def interval_note(results: dict) -> str:
     """What the intervals of a table are, and where its last rows are from."""
     bootstrap = results["bootstrap"]
-    return (
+    intervals = (
         f"[low, high]: {100 * bootstrap['level']:g} % bootstrap interval, {bootstrap['samples']} samples over "
-        f"{bootstrap['unit']}s. Rows marked as reported are those of the paper, on its own test split."
+        f"{bootstrap['unit']}s. "
     )
+    reported = "Rows marked as reported are those of the paper, on its own test split."
+    return intervals * bool(bootstrap["samples"]) + reported
 
 
 def difference_table(results: dict) -> Table:

@@ -131,6 +131,7 @@ def test_intervals_hold_the_value_and_two_systems_are_drawn_alike(metric):
     bad = metric.compute(predictions=CAPTIONS[:5] + ["solo flute"] * 3, **options)
     for name, (low, high) in good["intervals"].items():
         assert low <= good[name] <= high and low < high
+        assert [low, high] == np.percentile(good["resamples"][name], [2.5, 97.5]).tolist()
         difference = np.array(good["resamples"][name]) - bad["resamples"][name]
         assert (difference >= -1e-9).all()  # in each resample: they differ in one item alone
 

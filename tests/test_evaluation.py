@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import AUDIO, CAPTIONS, TEXT, write_corpus, write_tone
+from conftest import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from test_clap_score import save_checkpoint, tiny_clap
@@ -18,10 +22,10 @@ from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParse
 
 from configuration_rgmc import RGMCConfig
 from eval import EvaluationArguments, evaluate_checkpoint
-from evaluation.captioning import Captioner
-from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
+from evaluation.captioning import Captioner, own_ids
+from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
-from feature_extraction_rgmc import RGMCFeatureExtractor
+from feature_extraction_rgmc import RGMCFeatureExtractor, load_audio
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore
@@ -175,6 +179,45 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     assert captions_by(lines, "nearest_neighbor_frozen") == [line["candidate"] for line in alone]
 
 
+def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_too(run, checkpoints, tmp_path):
+    _, lines = run(split="train", frozen_encoder=checkpoints["candidate"], masked=False)
+    assert len(lines) == 10 and all(line["candidate_id"] != line["id"] for line in lines)
+    assert not any(line["captions"]["nearest_neighbor_frozen"] == line["captions"]["gold"] for line in lines)
+    _, wanted = run("test", masked=False)
+    model = RGMCModel.from_pretrained(checkpoints["both"])
+    datastore = model.datastore
+    ids = ["test-0" if row_id == wanted[0]["candidate_id"] else row_id for row_id in datastore.rows["id"][:]]
+    rows = Dataset.from_dict({**datastore.rows.with_format(None)[:], "id": ids})
+    model.set_datastore(CaptionDatastore(rows, datastore.embeddings, model.encoder_fingerprint()))
+    shutil.copytree(checkpoints["both"], tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    _, lines = run("renamed", model=str(tmp_path / "model"), masked=False)
+    assert lines[0]["candidate_id"] == "test-0" and captions_by(lines, "rgmc") == captions_by(wanted, "rgmc")
+    clips = SimpleNamespace(ids=["train-1", "train-1", "x"], captions=[["so", SPLITS["train"][1]], ["a song"], ["so"]])
+    assert own_ids(clips, datastore) == ["train-1", None, None]
+
+
+def test_an_ablation_as_the_model_has_its_row(run, checkpoints):
+    results, _ = run(model=checkpoints["audio"])
+    assert results["systems"]["rgmc"]["title"] == "RGMC (Audio Only)"
+    assert set(results["missing"]) == {"nearest_neighbor_frozen", "rgmc_text_only"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transfer_model": "x"}, r"--transfer_model makes no row of --table \[3\]: expected one of \[5\]"),
+        ({"frozen_encoder": "x", "table": [1, 4]}, r"--frozen_encoder makes no row of --table \[1, 4\]"),
+        ({"bootstrap": -1}, "--bootstrap -1: expected 0 or more"),
+        ({"num_examples": -1}, "--num_examples -1: expected 0 or more"),
+        ({"batch_size": 0}, "--batch_size 0: expected 1 or more"),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused(corpus, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(corpus, "model", tmp_path, **options)
+
+
 def test_a_model_of_another_kind_is_refused(run, checkpoints):
     with pytest.raises(
         ValueError, match=r"--audio_only_model .* trained with --conditioning candidate: expected audio"
@@ -231,9 +274,60 @@ def test_ids_of_a_predictions_file_are_counted(tmp_path):
         read_predictions([f"x={file}"], ids, set())
     file.write_text("\n".join(lines[1:]))
     assert read_predictions([f"x={file}"], ["a"], {"d"}) == {"x": (str(file), ["y"])}
-    for entry, message in (("x", "expected name=file"), ("rgmc=p", "is taken"), ("=p", "expected name=file")):
+    wrong = {"x": "expected name=file", "=p": "expected name=file", "rgmc=p": "is taken", "RGMC=p": "is taken"}
+    (tmp_path / "latin").write_bytes('{"id": "a", "prediction": "café"}'.encode("latin-1"))
+    wrong |= {f"x={tmp_path / 'latin'}": "latin cannot be read as UTF-8", "x=nowhere": "nowhere cannot be read"}
+    for entry, message in wrong.items():
         with pytest.raises(ValueError, match=message):
             read_predictions([entry], ids, set())
+
+
+def test_a_predictions_file_may_hold_any_json_lines(tmp_path):
+    file = tmp_path / "p.jsonl"
+    lines = ['\ufeff{"id": 1, "prediction": "One\u2028two\x85THREE"}', "", '{"id": 0, "prediction": "4"}', "", ""]
+    file.write_bytes("\r\n".join(lines).encode())
+    assert read_predictions([f"x={file}"], ["0", "1"], set()) == {"x": (str(file), ["4", "one two three"])}
+
+
+# -- clips ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoints, tmp_path, monkeypatch):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (tmp_path / "corpus" / "test" / "1.wav").write_bytes(b"no sound")
+    file = write_predictions(tmp_path / "p.jsonl", {row_id: f"of {row_id}" for row_id in IDS})
+    options = {"max_skipped": 0.5, "masked": False, "predictions": [f"other={file}"]}
+    players = []
+    monkeypatch.setattr("eval.write_report", lambda *args: players.append(args[4]))
+    results = evaluate_checkpoint(
+        arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", **options), Accelerator()
+    )
+    assert (results["n"], results["skipped"]) == (4, 1)
+    lines = (tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    captions = {line["id"]: line["captions"]["other"] for line in map(json.loads, lines)}
+    assert captions == {row_id: f"of {row_id}".replace("-", "") for row_id in IDS if row_id != "test-1"}
+    for row, name in enumerate(("0.wav", "2.wav", "3.wav", "4.wav")):
+        assert (players[0](row) == load_audio(corpus / "test" / name)).all()
+
+
+def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
+    _, wanted = run("one", masked=False, table=[3, 4], bootstrap=0)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
+    options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
+    options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
+    done = subprocess.run(
+        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Table 3") == 1 and "3/3" in done.stderr and "5/5" not in done.stderr
+    lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
+    assert said[0] == said[1]
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -253,7 +347,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run("cut", masked=False)
     (part,) = (tmp_path / "cut" / "unfinished").iterdir()
-    part.write_text(part.read_text(encoding="utf-8")[:-30], encoding="utf-8")  # cut within the fourth clip
+    part.write_bytes(part.read_bytes()[:-30] + "é".encode()[:1])  # cut within a character of the fourth clip
     monkeypatch.setattr(
         Captioner, "_caption_batch", lambda self, *batch: captioned.append(batch[0]) or caption_batch(self, *batch)
     )
@@ -278,6 +372,18 @@ def test_what_another_checkpoint_said_is_not_taken_up(run, tmp_path, monkeypatch
     assert lines == wanted
 
 
+def test_what_was_captioned_before_the_corpus_was_corrected_is_not_taken_up(corpus, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    shutil.copytree(corpus, tmp_path / "corpus")
+    metadata = tmp_path / "corpus" / "test" / "metadata.csv"
+    args = arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", masked=False)
+    for caption in (SPLITS["test"][0], "a corrected caption"):
+        metadata.write_text(metadata.read_text(encoding="utf-8").replace(SPLITS["test"][0], caption), encoding="utf-8")
+        evaluate_checkpoint(args, Accelerator())
+        line = json.loads((tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert line["references"] == [caption] and line["captions"]["gold"] == caption
+
+
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +400,10 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
     monkeypatch.setattr("evaluation.scoring.gold_cider_d", lambda words: 999)
     with pytest.raises(RuntimeError, match="999"):
         run()
+
+
+def test_intervals_hold_95_percent_of_the_resamples():
+    assert with_interval(1, np.arange(101)) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
@@ -343,17 +453,23 @@ def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
     assert again == wanted
     weights = (Path(checkpoints["both"]) / "model.safetensors").read_bytes()
     assert results["checkpoint"]["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
-    assert "datastore/embeddings.safetensors" in results["checkpoint"]["sha256"]
+    others = {"datastore/embeddings.safetensors", "generation_config.json", "processor_config.json", "tokenizer.json"}
+    assert others <= set(results["checkpoint"]["sha256"])
     assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == torch.__version__
 
 
-def test_the_card_takes_the_results(run, checkpoints, tmp_path):
+def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
     shutil.copytree(checkpoints["both"], tmp_path / "model")
     results, _ = run(model=str(tmp_path / "model"), update_model_card=True)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found["cider_d"] == round(results["systems"]["rgmc"]["scores"]["cider_d"]["value"], 2)
     assert card.data.license == "mit" and "# A model" in card.text and str(tmp_path) not in card.content
+    assert not (tmp_path / "model" / ".eval_results").exists()
+    monkeypatch.setattr("evaluation.model_card.is_hub_dataset", lambda name: True)
+    run(model=str(tmp_path / "model"), update_model_card=True)
+    (file,) = (tmp_path / "model" / ".eval_results").iterdir()
+    assert "CIDEr-D, split test, 5 clips" in file.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="is no local folder"):
         run(model="somebody/rgmc", update_model_card=True)
 
@@ -361,4 +477,5 @@ def test_the_card_takes_the_results(run, checkpoints, tmp_path):
 def test_intervals_can_be_left_out(run):
     results, _ = run(bootstrap=0)
     assert results["systems"]["rgmc"]["scores"]["cider_d"].keys() == {"value"}
+    assert results["unavailable"]["meteor_1.5"] == "not asked for (eval.py --meteor true)"
     assert np.isfinite(results["systems"]["rgmc"]["scores"]["cider_d"]["value"])

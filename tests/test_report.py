@@ -1,6 +1,7 @@
 """The report, the published numbers beside ours, and the results in a model card."""
 
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from evaluation.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
 from evaluation.published import REPORTED
 from evaluation.report import write_report
-from evaluation.tables import format_table, table
+from evaluation.tables import format_table, interval_note, table
 from training.checkpoints import CARD
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
@@ -217,9 +218,10 @@ def test_our_rows_come_first_with_intervals():
     results = make_results()
     header, rows = table(results, "3")
     assert [row[0] for row in rows[:5]] == [" ".join(title.split()) for title in SYSTEMS.values()]
-    score = results["systems"]["rgmc"]["scores"]["cider_d"]
-    cells = dict(zip(header, rows[4]))
-    assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+    for row, system in enumerate(SYSTEMS):
+        score = results["systems"][system]["scores"]["cider_d"]
+        cells = dict(zip(header, rows[row]))
+        assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
     assert cells["METEOR 1.5"] == "-" and cells["Distinct %"] == "80.00"
 
 
@@ -233,6 +235,11 @@ def test_terminal_table_is_aligned_and_says_what_is_missing():
         "no row of RGMC (Audio Only): give --audio_only_model",
         "CLAP A-T: by org/clap@1a2b",
     ]
+    results = make_results()
+    results["systems"]["rgmc"]["truncated_texts"] = 4
+    cut = "for which up to 4 texts of a system and its references were cut"
+    assert format_table(results, "3").endswith(f"CLAP A-T: by org/clap@1a2b, {cut}")
+    assert interval_note(make_results(bootstrap={"samples": 0, "level": 0.95, "unit": "clip"})).startswith("Rows")
 
 
 def test_two_variants_of_a_metric_are_two_columns():
@@ -264,11 +271,25 @@ def test_card_holds_the_results_and_the_rest_of_it_unchanged(checkpoint):
     assert found["cider_d"].task_type == before.data.pipeline_tag
     (lines,) = markdown_tables(card.text)
     assert {count_columns(line) for line in lines} == {11}
+    assert "\n\nCLAP A-T: by org/clap@1a2b\n\n" in card.text
 
 
 def test_card_names_no_place_of_the_machine(checkpoint):
     text = update_model_card(checkpoint, make_results()).read_text(encoding="utf-8")
     assert "somewhere" not in text and "--model=demo --dataset tunes" in text
+    words = ["--dataset", "/home/o'brien, (x)/my tunes", "--predictions", "a b=/home/o'brien=x/p.jsonl", "c=d/e.jsonl"]
+    results = make_results(command=shlex.join(["eval.py", *words]))
+    text = update_model_card(checkpoint, results).read_text(encoding="utf-8")
+    assert shlex.join(["eval.py", "--dataset", "my tunes", "--predictions", "a b=p.jsonl", "c=d/e.jsonl"]) in text
+    assert "brien" not in text
+
+
+def test_results_of_another_split_stay_in_the_card(checkpoint):
+    for split in ("validation", "test"):
+        path = update_model_card(checkpoint, make_results(split=split))
+    card = ModelCard.load(path)
+    assert {entry.dataset_split for entry in card.data.eval_results} == {"validation", "test"}
+    assert card.data.model_name == "demo"
 
 
 def test_writing_a_card_again_changes_no_byte(checkpoint):
