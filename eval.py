@@ -25,6 +25,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -37,7 +38,7 @@ from evaluation.captioning import Captioner, Split
 from evaluation.model_card import update_model_card, write_eval_results
 from evaluation.report import write_report
 from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
-from evaluation.systems import OPTIONS, TABLES, make_systems, read_predictions, rows_of
+from evaluation.systems import OPTIONS, TABLES, check_checkpoints, make_systems, read_predictions, rows_of
 from evaluation.tables import draw_examples, format_caption_table, format_table
 from feature_extraction_rgmc import load_audio
 
@@ -142,7 +143,10 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     output_dir = Path(args.output_dir)
     parts_dir = output_dir / "unfinished"
 
-    # 1. The clips, and what other systems say of them
+    # 1. The clips, and what other systems say of them; what cannot work is better known before the captioning
+    checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
+    check_checkpoints(checkpoints)
+    clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     load_split = partial(load_rows, args)
     split = load_split(args.split)
     load = partial(
@@ -153,7 +157,6 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     others = read_predictions(args.predictions or [], ids, skipped=set(split.rows["id"]) - set(ids))
 
     # 2. What each system of the tables says
-    checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
     systems, lines = make_systems(
         captioner,
         args.table,
@@ -170,7 +173,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
     # 3. Scores
     audio = usable_audio(split, ids)
-    clap_scores = clap_scorer(args, lines, audio, accelerator.device) if args.clap_model else None
+    clap_scores = clap and clap_scorer(clap, lines, audio["audio"])
     described, item_scores, unavailable = score_systems(
         systems,
         [line["references"] for line in lines],
@@ -232,14 +235,19 @@ def usable_audio(split: Split, ids: list[str]) -> Dataset:
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
 
-def clap_scorer(
-    args: EvaluationArguments, lines: list[dict], audio: Dataset, device: torch.device
-) -> Callable[[list[str]], dict]:
-    """A function from captions to their CLAP scores; the clips are embedded once."""
-    references = [line["references"] for line in lines]
+def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate.EvaluationModule, dict]:
+    """The metric with its checkpoint loaded, and what to compute it with; fails where no score can come of it."""
     metric = load_metric("clap_score")
     options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
-    embeds = metric.embed_audio(audio["audio"], **options)
+    metric.compute(predictions=["music"], references=["music"], **options)
+    return metric, options
+
+
+def clap_scorer(clap: tuple[evaluate.EvaluationModule, dict], lines: list[dict], audio) -> Callable[[list[str]], dict]:
+    """A function from captions to their CLAP scores; the clips are embedded once."""
+    metric, options = clap
+    references = [line["references"] for line in lines]
+    embeds = metric.embed_audio(audio, **options)
 
     def score(captions: list[str]) -> dict:
         return metric.compute(predictions=captions, references=references, audio=embeds, per_item=True, **options)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner, Split, nearest_of_frozen_encoder
 from processing_rgmc import normalize_caption
 
@@ -65,6 +66,25 @@ class System:
     source: str
     captions: list[str]
     candidates: list[str | None]
+
+
+def check_checkpoints(checkpoints: dict[str, str | None]):
+    """
+    Looks at the configurations of the checkpoints that make the rows of `OPTIONS`, before hours of captioning.
+
+    Raises:
+        `ValueError`: when one was trained with another conditioning than its row says.
+    """
+    conditioning = {title: conditioning for conditioning, title in TITLE_OF_CONDITIONING.items()}
+    for key, name in checkpoints.items():
+        if name is not None and key != "nearest_neighbor_frozen":
+            config, _ = RGMCConfig.get_config_dict(name)
+            expected = conditioning.get(TITLES[key], "audio+candidate")
+            if config.get("conditioning") != expected:
+                raise ValueError(
+                    f"{OPTIONS[key]} {name} was trained with --conditioning {config.get('conditioning')}: expected "
+                    f"{expected}"
+                )
 
 
 def make_systems(
@@ -138,12 +158,6 @@ def make_systems(
         add("nearest_neighbor_frozen", found, found, name)
     for key in sorted(wanted - {"nearest_neighbor_frozen"}):
         other = load(checkpoints[key])
-        expected = {"rgmc_audio_only": "audio", "rgmc_text_only": "candidate"}.get(key, "audio+candidate")
-        if other.model.config.conditioning != expected:
-            raise ValueError(
-                f"{OPTIONS[key]} {other.name} was trained with --conditioning {other.model.config.conditioning}: "
-                f"expected {expected}"
-            )
         if other.features.ids != captioner.features.ids:
             raise ValueError(f"{other.name} reads other clips than {captioner.name}: their front ends differ")
         add_captioned(key, other)

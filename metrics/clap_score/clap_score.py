@@ -207,9 +207,9 @@ class _Checkpoint:
     def embed_audio(self, audio: list, batch_size: int) -> np.ndarray:
         """Unit vectors `(n, E)`."""
         embeddings, notes = [], Counter()
-        for batch in _batches(list(enumerate(audio)), batch_size, "CLAP: audio", "clip"):
-            waveforms = []
-            for item, clip in batch:
+        for batch in _batches(audio, batch_size, "CLAP: audio", "clip"):  # not all contents at once
+            waveforms, first = [], batch_size * len(embeddings)
+            for item, clip in enumerate(batch, start=first):
                 try:
                     waveform, kinds = _waveform(clip)
                 except ValueError as error:
@@ -256,7 +256,7 @@ def _waveform(clip) -> tuple[np.ndarray, list[str]]:
     return (steps / 32767).astype(np.float32), kinds
 
 
-def _batches(items: list, batch_size: int, title: str, unit: str):
+def _batches(items, batch_size: int, title: str, unit: str):
     with tqdm(total=len(items), desc=title, unit=unit, disable=not items) as progress:
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
