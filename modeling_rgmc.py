@@ -188,10 +188,12 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
         audio_config, audio_weights, audio_source = load_clap_audio(audio_model)
         text, text_source = load_text_model(text_model)
         # Copies of the configurations: objects that another model owns lose their attention setting here and fall back
-        # to eager attention.
+        # to eager attention. Without the place that the decoder was loaded from, which may be a path of this machine.
+        text_config = text.config.to_dict()
+        text_config.pop("_name_or_path", None)
         config = RGMCConfig(
             audio_config=audio_config,
-            text_config=text.config.to_dict(),
+            text_config=text_config,
             audio_model_source=audio_source,
             text_model_source=text_source,
             **config_kwargs,

@@ -193,7 +193,7 @@ def read_laion_checkpoint(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     except OSError:
         raise
     except Exception as error:  # of whatever kind the bytes of another file lead to
-        reason = str(error).split("WeightsUnpickler error: ")[-1].split("\n")[0].split(". ")[0]
+        reason = str(error.__context__ or error).split("\n")[0].split(". ")[0]  # without torch.load's own advice
         raise ValueError(
             f"{file.name} cannot be read as tensors and numbers alone ({type(error).__name__}: {reason}); {expected}. "
             "If it is one and you trust its source, for this runs code in it, save its weights by themselves: "
