@@ -335,7 +335,7 @@ def test_the_model_card_names_the_repositories_and_no_place(make_config, tmp_pat
     )
     card = ModelCard(model_card(arguments, make_config(**sources), [], loss=1.0, epoch=1))
     assert card.data.base_model == ["someone/laion"]
-    assert "The audio encoder began as `someone/laion/tiny.pt`. The decoder began as `gpt2`" in card.text
+    assert "It started the audio encoder from `someone/laion/tiny.pt` and the decoder from `gpt2`;" in card.text
     assert str(tmp_path) not in str(card)
     scratch = ModelCard(model_card(arguments, make_config(), [], loss=1.0, epoch=1))
-    assert scratch.data.base_model is None and "began as" not in scratch.text
+    assert scratch.data.base_model is None and "It started" not in scratch.text

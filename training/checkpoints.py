@@ -241,7 +241,7 @@ def model_card(arguments: tuple, config: RGMCConfig, datastore: CaptionDatastore
         if path in settings and Path(settings[path]).is_absolute():
             settings[path] = Path(settings[path]).name
     sources = {"audio encoder": config.audio_model_source, "decoder": config.text_model_source}
-    started = [f"The {part} began as `{source['name']}`" for part, source in sources.items() if source]
+    started = [f"the {part} from `{source['name']}`" for part, source in sources.items() if source]
     repositories = hub_repositories(*sources.values())
     return CARD.format(
         name=name,
@@ -249,6 +249,6 @@ def model_card(arguments: tuple, config: RGMCConfig, datastore: CaptionDatastore
         rows=len(datastore),
         loss=loss,
         epoch=epoch,
-        sources=f"\n{'. '.join(started)}: revisions and SHA-256 are in `config.json`.\n" if started else "",
+        sources=f"\nIt started {' and '.join(started)}; commits and SHA-256: `config.json`.\n" if started else "",
         settings=yaml.safe_dump(settings, sort_keys=False),
     )
