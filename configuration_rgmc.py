@@ -45,6 +45,10 @@ class RGMCConfig(PreTrainedConfig):
         datastore_rows (`int`, defaults to 0):
             Captions of the datastore that a checkpoint carries. Kept by the model: a datastore that cannot be found is
             an error and not a model that captions without candidates.
+        audio_model_source, text_model_source (`dict`, *optional*):
+            Which pretrained parts the training started from, as [`~RGMCModel.from_audio_text_pretrained`] notes: `name`
+            (a Hub id, `repo_id/file`, or the last part of a local path), `revision` (the commit on the Hub, or `None`),
+            `sha256` (by file of weights) and `conversion` (the version of the mapping of LAION's names, or `None`).
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or
@@ -62,6 +66,8 @@ class RGMCConfig(PreTrainedConfig):
     num_candidates: int = 1
     spec_augment: bool = True
     datastore_rows: int = 0
+    audio_model_source: dict | None = None
+    text_model_source: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.audio_config = _build_config(self.audio_config, HTSAT_BASE)

@@ -77,8 +77,8 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "Tables 3 and 5: what the nearest-neighbor baseline embeds with: the CLAP that the training began "
-            "with, which embeds --train_split now, or an RGMC checkpoint with its datastore, such as one trained with "
-            "--conditioning candidate, whose encoder is not trained."
+            "with (as --audio_model of train.py), which embeds --train_split now, or an RGMC checkpoint with its "
+            "datastore, such as one trained with --conditioning candidate, whose encoder is not trained."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split that --frozen_encoder retrieves from."})

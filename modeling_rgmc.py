@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     ClapAudioModelWithProjection,
-    ClapModel,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -30,9 +29,11 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
+    from .pretrained_rgmc import load_clap_audio, load_text_model
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
+    from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -173,26 +174,36 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_audio_text_pretrained(cls, audio_model: str, text_model: str, **config_kwargs) -> "RGMCModel":
         """
-        Joins a pretrained CLAP and a pretrained causal language model; the mapper is new (section 4).
+        Joins a pretrained CLAP and a pretrained causal language model; the mapper is new (section 4). What was loaded
+        is kept as `config.audio_model_source` and `config.text_model_source`.
 
         Args:
-            audio_model (`str`): Hub id or folder of an unfused `ClapModel`, such as `"laion/larger_clap_music"`.
+            audio_model (`str`):
+                Hub id or folder of an unfused `ClapModel`, such as `"laion/larger_clap_music"`, or a checkpoint of
+                LAION's own code: a local file, or one on the Hub, such as
+                `"lukewys/laion_clap/music_audioset_epoch_15_esc_90.14.pt"`.
             text_model (`str`): Hub id or folder of a causal language model, such as `"openai-community/gpt2"`.
             config_kwargs: Further fields of [`RGMCConfig`].
 
         Raises:
-            `StrictDataclassError`: when the CLAP is a fused one; `OSError`: when a part cannot be found.
+            `OSError`: when a part cannot be found; `ValueError`: when weights of a part are missing or unknown;
+            `StrictDataclassError`: when the CLAP is a fused one of transformers.
         """
-        clap = ClapModel.from_pretrained(audio_model, dtype=torch.float32)
-        text = AutoModelForCausalLM.from_pretrained(text_model, dtype=torch.float32)
+        audio_config, audio_weights, audio_source = load_clap_audio(audio_model)
+        text, text_source = load_text_model(text_model)
         # Copies of the configurations: objects that another model owns lose their attention setting here and fall back
-        # to eager attention.
+        # to eager attention. Without the place that the decoder was loaded from, which may be a path of this machine.
+        text_config = text.config.to_dict()
+        text_config.pop("_name_or_path", None)
         config = RGMCConfig(
-            audio_config=clap.config.audio_config.to_dict(), text_config=text.config.to_dict(), **config_kwargs
+            audio_config=audio_config,
+            text_config=text_config,
+            audio_model_source=audio_source,
+            text_model_source=text_source,
+            **config_kwargs,
         )
         model = cls(config)
-        model.audio_tower.audio_model.load_state_dict(clap.audio_model.state_dict())
-        model.audio_tower.audio_projection.load_state_dict(clap.audio_projection.state_dict())
+        model.audio_tower.load_state_dict(audio_weights)
         model.text_model.load_state_dict(text.state_dict())
         return model
 

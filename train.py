@@ -403,7 +403,7 @@ def save_best(run: Run):
     if run.accelerator.is_main_process:
         if weights is not None:
             run.saved.load_state_dict(weights)
-        card = model_card(run.arguments, run.datastore, run.state.best_loss, run.state.best_epoch)
+        card = model_card(run.arguments, run.saved.config, run.datastore, run.state.best_loss, run.state.best_epoch)
         run.saved.set_datastore(run.datastore)
         merged = merged_state_dict(run.saved) if run.arguments[0].lora_r else None
         save_model(output_dir, run.saved, run.processor, card, state_dict=merged)

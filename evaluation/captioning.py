@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, ClapModel
+from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from configuration_rgmc import RGMCConfig
 from dataset_rgmc import ClipFeatures, compute_features
 from modeling_rgmc import RGMCModel
+from pretrained_rgmc import is_laion_checkpoint, load_clap_audio
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore
 from training.refresh import build_datastore, embed_rows
@@ -171,11 +172,11 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
 
     Args:
         name (`str`):
-            Hub id or folder of a CLAP of transformers, which embeds the training split first, or of an RGMC checkpoint,
-            whose encoder and datastore are taken as they are.
+            A CLAP, as [`RGMCModel.from_audio_text_pretrained`] takes it, which embeds the training split first, or the
+            Hub id or folder of an RGMC checkpoint, whose encoder and datastore are taken as they are.
     """
     accelerator, features = captioner.accelerator, captioner.features
-    if AutoConfig.from_pretrained(name).model_type == RGMCConfig.model_type:
+    if not is_laion_checkpoint(name) and AutoConfig.from_pretrained(name).model_type == RGMCConfig.model_type:
         frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         datastore = frozen.datastore
         if datastore is None:
@@ -194,11 +195,10 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
 
 def with_audio_tower_of(name: str) -> RGMCModel:
     """A model that embeds as this CLAP does; its decoder says nothing."""
-    clap = ClapModel.from_pretrained(name, dtype=torch.float32)
+    audio_config, audio_weights, _ = load_clap_audio(name)
     decoder = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}
-    model = RGMCModel(RGMCConfig(audio_config=clap.config.audio_config.to_dict(), text_config=decoder))
-    model.audio_tower.audio_model.load_state_dict(clap.audio_model.state_dict())
-    model.audio_tower.audio_projection.load_state_dict(clap.audio_projection.state_dict())
+    model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config=decoder))
+    model.audio_tower.load_state_dict(audio_weights)
     return model
 
 

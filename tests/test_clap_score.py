@@ -1,13 +1,10 @@
 """What the CLAP scores promise: laion_clap's own numbers, the same text and seconds for all systems, named weights."""
 
-import ast
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,51 +14,18 @@ import pytest
 import soundfile
 import torch
 from conftest import AUDIO, CAPTIONS, ROOT, SHARED
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel, RobertaConfig, RobertaModel
+from laion_reference import TEXT, clap_tokenizer, make_laion, shake, sounds
+from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
 from feature_extraction_rgmc import load_audio
-from training.building import train_tokenizer
+from pretrained_rgmc import convert_laion_state_dict
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 80,
-}
 PREDICTIONS = CAPTIONS[:3]
 REFERENCES = ["a gloomy tune for strings", "slow pads and a harp", "electric guitar and brass"]
 
 
 def load():
     return evaluate.load(str(ROOT / "metrics" / "clap_score"), keep_in_memory=True)
-
-
-def clap_tokenizer():
-    """A token per letter, between two more, as RoBERTa has them: the empty text has tokens, too. Padding is token 0."""
-    tokenizer = train_tokenizer(CAPTIONS, 257)
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
-    ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    return tokenizer
-
-
-@torch.no_grad()
-def shake(module: torch.nn.Module, seed: int):
-    """Weights and batch-norm statistics that make one input very unlike another."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.named_parameters():
-        if tensor.ndim > 1:
-            scale = 2 / tensor[0].numel() ** 0.5 if "embeddings" not in name and "table" not in name else 0.5
-            tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
-        else:
-            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
-    for name, tensor in module.named_buffers():
-        if name.endswith("running_mean"):
-            tensor.copy_(10 * torch.randn(tensor.shape, generator=generator) - 30)
-        elif name.endswith("running_var"):
-            tensor.copy_(100 + 100 * torch.rand(tensor.shape, generator=generator))
 
 
 def save_checkpoint(folder: Path, model: ClapModel, tokenizer, **extractor) -> str:
@@ -95,18 +59,6 @@ def metric():
 def name(checkpoint) -> str:
     weights = (Path(checkpoint) / "model.safetensors").read_bytes()
     return f"tiny-clap@{hashlib.sha256(weights).hexdigest()[:12]}"
-
-
-def sounds(n: int = 3, seconds: float = 10.0) -> list[np.ndarray]:
-    """Chords and noise, some of it beyond full scale."""
-    generator = np.random.default_rng(0)
-    time = np.arange(int(seconds * 48_000)) / 48_000
-    clips = []
-    for i in range(1, n + 1):
-        chord = sum(np.sin(2 * np.pi * 110 * (i + 0.5) * k * time) for k in range(1, 5))
-        hiss = generator.standard_normal(len(time))
-        clips.append((0.3 * chord * np.exp(-i * (time % 0.7)) + 0.03 * i * hiss).astype(np.float32))
-    return clips
 
 
 @pytest.fixture(scope="module")
@@ -347,107 +299,23 @@ def test_elsewhere_it_loads_offline_names_the_commit_of_a_hub_id_and_asks_for_wa
 # -- parity -----------------------------------------------------------------------------------------------------------
 
 
-def laion_clap_folder() -> Path:
-    """Where the package lies. Its own import would ask the Hub for tokenizers."""
-    pytest.importorskip("torchlibrosa.stft", reason="the parity test needs torchlibrosa and its librosa")
-    spec = importlib.util.find_spec("laion_clap")
-    if spec is None:
-        pytest.skip("the parity test needs laion_clap: pip install --no-deps laion-clap==1.1.7")
-    return Path(spec.submodule_search_locations[0])
-
-
 @pytest.fixture
-def laion(monkeypatch):
-    """laion_clap's model (`CLAP`) with a small random RoBERTa, and its preprocessing of waveforms."""
-    folder = laion_clap_folder()
-    package = types.ModuleType("laion_clap_module")
-    package.__path__ = [str(folder / "clap_module")]
-    stubs = {"torchvision.ops.misc": {"FrozenBatchNorm2d": None}, "torchvision.ops": {}, "torchvision": {}, "h5py": {}}
-    with pytest.MonkeyPatch.context() as modules:
-        modules.setitem(sys.modules, package.__name__, package)
-        for name, contents in stubs.items():  # imported by it, and not used here
-            stub = types.ModuleType(name)
-            vars(stub).update(contents)
-            modules.setitem(sys.modules, name, stub)
-        module = importlib.import_module("laion_clap_module.model")
-
-    tokenizer = clap_tokenizer()
-    sizes = {**TEXT, "hidden_size": 768, "num_attention_heads": 12, "type_vocab_size": 1}
-    text_config = RobertaConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    monkeypatch.setattr(module, "RobertaModel", SimpleNamespace(from_pretrained=lambda _: RobertaModel(text_config)))
-    settings = json.loads((folder / "clap_module" / "model_configs" / "HTSAT-tiny.json").read_text())
-    settings["text_cfg"]["model_type"] = "roberta"
-    torch.manual_seed(0)
-    model = module.CLAP(**settings).eval()
-    for seed, part in enumerate((model.audio_branch, model.audio_projection, model.text_branch, model.text_projection)):
-        fixed = {name: tensor.clone() for name, tensor in part.state_dict().items() if "extractor" in name}
-        shake(part, seed)
-        part.load_state_dict(fixed, strict=False)  # Fourier basis and mel filters
-
-    # Its training/data.py imports a dozen packages for other functions than these.
-    source = ast.parse((folder / "training" / "data.py").read_text())
-    wanted = ("float32_to_int16", "int16_to_float32", "get_audio_features")
-    source.body = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    functions = {"np": np, "torch": torch, "F": torch.nn.functional}
-    exec(compile(source, "data.py", "exec"), functions)
-
-    def embed_audio(waveforms: list[np.ndarray]) -> torch.Tensor:
-        """`CLAP_Module.get_audio_embedding_from_data`."""
-        inputs = []
-        for waveform in waveforms:
-            waveform = functions["int16_to_float32"](functions["float32_to_int16"](waveform))
-            waveform = torch.from_numpy(waveform).float()
-            options = {"data_truncating": "rand_trunc", "data_filling": "repeatpad", "audio_cfg": settings["audio_cfg"]}
-            inputs.append(functions["get_audio_features"]({}, waveform, 480_000, **options))
-        return model.get_audio_embedding(inputs)
-
-    def embed_texts(texts: list[str]) -> torch.Tensor:
-        """`CLAP_Module.get_text_embedding`."""
-        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        return model.get_text_embedding({name: tokens[name] for name in ("input_ids", "attention_mask")})
-
-    return SimpleNamespace(
-        model=model, text_config=text_config, tokenizer=tokenizer, embed_audio=embed_audio, embed_texts=embed_texts
-    )
-
-
-RENAMED = {
-    "audio_branch.bn0.": "audio_model.audio_encoder.batch_norm.",
-    "audio_branch.": "audio_model.audio_encoder.",
-    ".norm1.": ".layernorm_before.",
-    ".norm2.": ".layernorm_after.",
-    ".attn.proj.": ".attention.output.dense.",
-    ".attn.relative_position": ".attention.self.relative_position",
-    ".mlp.fc1.": ".intermediate.dense.",
-    ".mlp.fc2.": ".output.dense.",
-    "text_branch.": "text_model.",
-    "projection.0.": "projection.linear1.",
-    "projection.2.": "projection.linear2.",
-}
-NOT_USED = ("extractor.", "tscam_conv.", "audio_branch.head.", ".attn_mask", "_transform.", "logit_scale")
-
-
-def laion_to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of laion_clap's `CLAP` (HTS-AT without fusion, RoBERTa) under the names of `ClapModel`."""
-    renamed = {}
-    for name, tensor in state.items():
-        if any(part in name for part in NOT_USED):
-            continue
-        for old, new in RENAMED.items():
-            name = name.replace(old, new)
-        if ".attn.qkv." in name:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3)):
-                renamed[name.replace(".attn.qkv.", f".attention.self.{part}.")] = rows
-        else:
-            renamed[name] = tensor
-    return renamed
+def laion():
+    return make_laion("tiny")
 
 
 def to_transformers(laion) -> ClapModel:
-    config = ClapConfig(audio_config={}, text_config=laion.text_config.to_dict(), projection_dim=512)
-    model = ClapModel(config)
-    missing, unexpected = model.load_state_dict(laion_to_transformers(laion.model.state_dict()), strict=False)
-    constants = ("relative_position_index", "position_ids", "token_type_ids", "logit_scale_a", "logit_scale_t")
+    state = laion.model.state_dict()
+    audio_config, weights = convert_laion_state_dict(state)
+    for name, tensor in state.items():
+        if name.startswith(("text_branch.", "text_projection.")):
+            name = name.replace("text_branch.", "text_model.")
+            weights[name.replace("projection.0.", "projection.linear1.").replace(".2.", ".linear2.")] = tensor
+    model = ClapModel(
+        ClapConfig(audio_config=audio_config, text_config=laion.text_config.to_dict(), projection_dim=512)
+    )
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    constants = ("position_ids", "token_type_ids", "logit_scale_a", "logit_scale_t")
     assert [name for name in missing if not name.endswith(constants)] == unexpected == []
     return model
 

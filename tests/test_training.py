@@ -110,6 +110,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "model.safetensors",
         "modeling_rgmc.py",
         "neighbors.jsonl",
+        "pretrained_rgmc.py",
         "processing_rgmc.py",
         "processor_config.json",
         "retrieval_rgmc.py",
@@ -230,6 +231,7 @@ def test_pushing_to_the_hub_carries_the_datastore_and_the_code(checkpoint, monke
         "generation_config.json",
         "model.safetensors",
         "modeling_rgmc.py",
+        "pretrained_rgmc.py",
         "retrieval_rgmc.py",
     }
 

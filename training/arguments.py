@@ -19,7 +19,12 @@ MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augmen
 @dataclass
 class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "RGMC checkpoint to continue from, on any corpus."})
-    audio_model: str | None = field(default=None, metadata={"help": f"Pretrained CLAP, unfused ({AUDIO_MODEL})."})
+    audio_model: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Pretrained CLAP, unfused: Hub id, folder, or LAION's file.pt or repo_id/file.pt ({AUDIO_MODEL})."
+        },
+    )
     text_model: str | None = field(default=None, metadata={"help": f"Pretrained causal language model ({TEXT_MODEL})."})
     audio_config: dict = field(
         default_factory=dict, metadata={"help": "Instead of --audio_model: ClapAudioConfig of an encoder from scratch."}

@@ -17,7 +17,9 @@ import yaml
 from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
+from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
+from pretrained_rgmc import hub_repositories
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from training.refresh import Neighbors
@@ -202,7 +204,7 @@ tags:
 - music
 - music-captioning
 - retrieval-augmented-generation
----
+{base_model}---
 
 # RGMC: {name}
 
@@ -221,7 +223,7 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 The datastore holds {rows} captions of the training split. Validation loss {loss:.4f} per token after epoch {epoch}.
 
 ## Training
-
+{sources}
 ```yaml
 {settings}```
 
@@ -232,12 +234,21 @@ they cover, in their wording, and in what they presume of singers and of culture
 """
 
 
-def model_card(arguments: tuple, datastore: CaptionDatastore, loss: float, epoch: int) -> str:
+def model_card(arguments: tuple, config: RGMCConfig, datastore: CaptionDatastore, loss: float, epoch: int) -> str:
     settings = {name: value for part in arguments for name, value in asdict(part).items() if value not in (None, {})}
     name = Path(settings["output_dir"]).name
-    for path in ("dataset", "validation_dataset", "output_dir", "cache_dir", "model"):
+    for path in ("dataset", "validation_dataset", "output_dir", "cache_dir", "model", "audio_model", "text_model"):
         if path in settings and Path(settings[path]).is_absolute():
             settings[path] = Path(settings[path]).name
+    sources = {"audio encoder": config.audio_model_source, "decoder": config.text_model_source}
+    started = [f"the {part} from `{source['name']}`" for part, source in sources.items() if source]
+    repositories = hub_repositories(*sources.values())
     return CARD.format(
-        name=name, rows=len(datastore), loss=loss, epoch=epoch, settings=yaml.safe_dump(settings, sort_keys=False)
+        name=name,
+        base_model=yaml.safe_dump({"base_model": repositories}) if repositories else "",
+        rows=len(datastore),
+        loss=loss,
+        epoch=epoch,
+        sources=f"\nIt started {' and '.join(started)}; commits and SHA-256: `config.json`.\n" if started else "",
+        settings=yaml.safe_dump(settings, sort_keys=False),
     )
