@@ -255,7 +255,9 @@ def test_two_variants_of_a_metric_are_two_columns():
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "demo"
     folder.mkdir()
-    (folder / "README.md").write_text(CARD.format(name="demo", rows=1, loss=1, epoch=1, settings="a: b\n"), "utf-8")
+    parts = {"base_model": "base_model:\n- someone/clap\n", "sources": "\nIt started from a CLAP.\n"}
+    card = CARD.format(name="demo", rows=1, loss=1, epoch=1, settings="a: b\n", **parts)
+    (folder / "README.md").write_text(card, "utf-8")
     return folder
 
 
