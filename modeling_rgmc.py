@@ -29,9 +29,11 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
+    from .model_card_rgmc import PushesModelCard
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
+    from model_card_rgmc import PushesModelCard
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -109,7 +111,7 @@ class RGMCMapper(nn.Module):
         return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
-class RGMCModel(PreTrainedModel, GenerationMixin):
+class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
     """
     Captions music from its sound and from the caption of the most similar song of a datastore.
 
@@ -340,11 +342,21 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             )
         return self.datastore.search(audio_embeds, k=self.config.num_candidates, exclude_ids=exclude_ids)
 
-    def prompt_ids(self, audio_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Retrieves candidates for embeddings `(B, E)`: left-padded `input_ids` and `attention_mask`, each `(B, L)`."""
+    @property
+    def retrieves(self) -> bool:
+        """Whether `generate` looks up candidates where it is given none."""
+        return self.config.uses_candidate and self.datastore is not None
+
+    def prompt_ids(
+        self, audio_embeds: torch.Tensor, found: Retrieved | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the candidates that were found for embeddings
+        `(B, E)`, or that are looked up now.
+        """
         candidates = [[]] * len(audio_embeds)
-        if self.config.uses_candidate and self.datastore is not None:
-            candidates = self.retrieve(audio_embeds).input_ids
+        if self.retrieves:
+            candidates = (found or self.retrieve(audio_embeds)).input_ids
         elif self.config.conditioning == "candidate":
             raise ValueError(
                 "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, "
