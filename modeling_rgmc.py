@@ -13,6 +13,7 @@ import warnings
 from contextlib import nullcontext
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -472,13 +473,22 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
             for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             if name in kwargs
         }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "config.json")) and "config" not in kwargs:
+            raise OSError(f"{folder} is no checkpoint: it has no config.json")  # transformers would take the defaults
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        except SafetensorError as error:  # which does not name the file
+            raise OSError(
+                f"A .safetensors file of {pretrained_model_name_or_path} is damaged or cut short ({error}): copy or "
+                "download it again"
+            ) from error
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         for module in model.audio_tower.modules():
             for name in ("relative_position_index", "num_batches_tracked"):
                 if isinstance(buffer := getattr(module, name, None), torch.Tensor):
                     setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
-        datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
         if datastore is None and model.config.datastore_rows > 0:
             raise OSError(
                 f"{pretrained_model_name_or_path} has a datastore of {model.config.datastore_rows} captions, but its "

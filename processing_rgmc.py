@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    Pipeline,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 
 try:
@@ -62,7 +69,7 @@ class RGMCProcessor(PushesModelCard, ProcessorMixin):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
-        for name in ("is_local", "local_files_only"):  # how it was loaded, which would be saved with it
+        for name in ("is_local", "local_files_only", "dtype"):  # how it was loaded, which would be saved with it
             tokenizer.init_kwargs.pop(name, None)
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.max_candidate_length = max_candidate_length
@@ -76,6 +83,8 @@ class RGMCProcessor(PushesModelCard, ProcessorMixin):
         text_model_id = (processor_dict or {}).get("text_model_id")
         if text_model_id:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+        else:  # or it looks into config.json, and asks for trust again
+            kwargs = {**kwargs, "config": PreTrainedConfig()}
         tokenizer = AutoTokenizer.from_pretrained(text_model_id or pretrained_model_name_or_path, **kwargs)
         return [feature_extractor, tokenizer]
 
