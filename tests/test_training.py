@@ -108,6 +108,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "generation_config.json",
         "log.jsonl",
         "model.safetensors",
+        "model_card_rgmc.py",
         "modeling_rgmc.py",
         "neighbors.jsonl",
         "processing_rgmc.py",
@@ -229,6 +230,7 @@ def test_pushing_to_the_hub_carries_the_datastore_and_the_code(checkpoint, monke
         "datastore/embeddings.safetensors",
         "generation_config.json",
         "model.safetensors",
+        "model_card_rgmc.py",
         "modeling_rgmc.py",
         "retrieval_rgmc.py",
     }
