@@ -12,6 +12,7 @@ import torch
 from conftest import CAPTIONS, write_tone
 from datasets import Dataset
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -126,13 +127,19 @@ def test_folders_of_any_name_load_and_are_left_as_they_were(checkpoint, tmp_path
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "models").rglob("*")) == before
 
 
-def test_code_runs_only_where_it_is_trusted(checkpoint):
+@pytest.fixture
+def unknown_to_transformers(monkeypatch):
+    """As in a process that has not imported eval.py, which registers our configuration."""
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "rgmc", raising=False)
+
+
+def test_code_runs_only_where_it_is_trusted(checkpoint, unknown_to_transformers):
     for auto in (AutoConfig, AutoModel, AutoProcessor, AutoFeatureExtractor):
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             auto.from_pretrained(checkpoint, trust_remote_code=False)
 
 
-def test_our_own_classes_ask_nothing_on_the_terminal(checkpoint, monkeypatch):
+def test_our_own_classes_ask_nothing_on_the_terminal(checkpoint, unknown_to_transformers, monkeypatch):
     asked = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
     RGMCModel.from_pretrained(checkpoint)
