@@ -73,6 +73,9 @@ class RGMCConfig(PreTrainedConfig):
         self.audio_config = _build_config(self.audio_config, HTSAT_BASE)
         self.text_config = _build_config(self.text_config, GPT2_SMALL)
         super().__post_init__(**kwargs)
+        # What `pipeline("music-captioning", ...)` looks for in `config.json`.
+        impl = "processing_rgmc.MusicCaptioningPipeline"
+        self.custom_pipelines = {"music-captioning": {"impl": impl, "pt": ["AutoModel"]}}
 
     def validate_sizes(self):
         for name in ("prefix_length", "num_candidates", "mapper_hidden_size"):

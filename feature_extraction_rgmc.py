@@ -200,7 +200,8 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         """
         Args:
             audio: a sound or a list of sounds, of mixed kinds if need be. A sound is what `load_audio` takes, an array
-                or tensor, `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`.
+                or tensor, `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`, where `"raw"` stands
+                for `"array"` too, as in transformers' pipelines.
             sampling_rate: rate of the arrays in Hz, required for them; files carry their own.
             return_tensors: `"pt"` or `"np"`.
             device: where the spectrograms are computed and returned. Decoding is done on the CPU.
@@ -211,7 +212,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             AudioError: a sound that cannot be used (the message says its place in the list); an empty list.
         """
-        sounds = [audio] if _is_one_sound(audio) else list(audio)
+        sounds = [audio] if is_one_sound(audio) else list(audio)
         if not sounds:
             raise AudioError("an empty list of audio; expected at least one path, bytes, file object, dict or array.")
         waveforms = []
@@ -236,14 +237,16 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_features": features}, tensor_type=return_tensors)
 
     def _waveform(self, sound: Any, sampling_rate: float | None) -> np.ndarray:
-        if isinstance(sound, dict) and sound.get("array") is not None:
-            sound, sampling_rate = np.asarray(sound["array"]), sound.get("sampling_rate", sampling_rate)
+        for key in ("array", "raw"):
+            if isinstance(sound, dict) and sound.get(key) is not None:
+                sound, sampling_rate = np.asarray(sound[key]), sound.get("sampling_rate", sampling_rate)
         if isinstance(sound, (np.ndarray, torch.Tensor)):
             return prepare_waveform(sound, sampling_rate, None, self.duration, self.sampling_rate)
         return load_audio(sound, None, self.duration, self.sampling_rate)
 
 
-def _is_one_sound(audio: Any) -> bool:
+def is_one_sound(audio: Any) -> bool:
+    """Whether `audio` is a sound, and not several of them."""
     kinds = (str, os.PathLike, bytes, bytearray, dict, np.ndarray, torch.Tensor)
     return isinstance(audio, kinds) or hasattr(audio, "read") or not isinstance(audio, Iterable)
 

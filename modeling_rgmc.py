@@ -13,6 +13,7 @@ import warnings
 from contextlib import nullcontext
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -29,10 +30,12 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
+    from .model_card_rgmc import PushesModelCard
     from .pretrained_rgmc import load_clap_audio, load_text_model
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
+    from model_card_rgmc import PushesModelCard
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
@@ -114,7 +117,7 @@ class RGMCMapper(nn.Module):
         return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
-class RGMCModel(PreTrainedModel, GenerationMixin):
+class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
     """
     Captions music from its sound and from the caption of the most similar song of a datastore.
 
@@ -356,11 +359,21 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             )
         return self.datastore.search(audio_embeds, k=self.config.num_candidates, exclude_ids=exclude_ids)
 
-    def prompt_ids(self, audio_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Retrieves candidates for embeddings `(B, E)`: left-padded `input_ids` and `attention_mask`, each `(B, L)`."""
+    @property
+    def retrieves(self) -> bool:
+        """Whether `generate` looks up candidates where it is given none."""
+        return self.config.uses_candidate and self.datastore is not None
+
+    def prompt_ids(
+        self, audio_embeds: torch.Tensor, found: Retrieved | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the candidates that were found for embeddings
+        `(B, E)`, or that are looked up now.
+        """
         candidates = [[]] * len(audio_embeds)
-        if self.config.uses_candidate and self.datastore is not None:
-            candidates = self.retrieve(audio_embeds).input_ids
+        if self.retrieves:
+            candidates = (found or self.retrieve(audio_embeds)).input_ids
         elif self.config.conditioning == "candidate":
             raise ValueError(
                 "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, "
@@ -476,13 +489,22 @@ class RGMCModel(PreTrainedModel, GenerationMixin):
             for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             if name in kwargs
         }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "config.json")) and "config" not in kwargs:
+            raise OSError(f"{folder} is no checkpoint: it has no config.json")  # transformers would take the defaults
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        except SafetensorError as error:  # which does not name the file
+            raise OSError(
+                f"A .safetensors file of {pretrained_model_name_or_path} is damaged or cut short ({error}): copy or "
+                "download it again"
+            ) from error
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         for module in model.audio_tower.modules():
             for name in ("relative_position_index", "num_batches_tracked"):
                 if isinstance(buffer := getattr(module, name, None), torch.Tensor):
                     setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
-        datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
         if datastore is None and model.config.datastore_rows > 0:
             raise OSError(
                 f"{pretrained_model_name_or_path} has a datastore of {model.config.datastore_rows} captions, but its "

@@ -100,11 +100,6 @@ def load_text_model(name: str) -> tuple[PreTrainedModel, dict]:
     return model, {**source, "sha256": _digests(_weights_files(folder)), "conversion": None}
 
 
-def hub_repositories(*sources: dict | None) -> list[str]:
-    """The Hub repositories among what [`RGMCConfig`] keeps as `audio_model_source` and `text_model_source`."""
-    return ["/".join(source["name"].split("/")[:2]) for source in sources if source and source["revision"]]
-
-
 # -- checkpoints of transformers --------------------------------------------------------------------------------------
 
 

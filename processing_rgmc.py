@@ -1,15 +1,33 @@
-"""Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
+"""
+Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions; and the
+`music-captioning` pipeline, from files to captions.
+"""
 
 import unicodedata
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from types import GeneratorType
+from typing import Any
 
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    Pipeline,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 
 try:
-    from .feature_extraction_rgmc import RGMCFeatureExtractor
+    from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
+    from .model_card_rgmc import PushesModelCard
     from .retrieval_rgmc import join_candidates, left_pad
 except ImportError:
-    from feature_extraction_rgmc import RGMCFeatureExtractor
+    from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
+    from model_card_rgmc import PushesModelCard
     from retrieval_rgmc import join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -25,7 +43,7 @@ def normalize_caption(caption: str) -> str:
     return " ".join(kept.split())
 
 
-class RGMCProcessor(ProcessorMixin):
+class RGMCProcessor(PushesModelCard, ProcessorMixin):
     """
     Prepares audio and, where wanted, candidate captions for [`RGMCModel`].
 
@@ -51,6 +69,8 @@ class RGMCProcessor(ProcessorMixin):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
+        for name in ("is_local", "local_files_only", "dtype"):  # how it was loaded, which would be saved with it
+            tokenizer.init_kwargs.pop(name, None)
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.max_candidate_length = max_candidate_length
         self.max_caption_length = max_caption_length
@@ -63,6 +83,8 @@ class RGMCProcessor(ProcessorMixin):
         text_model_id = (processor_dict or {}).get("text_model_id")
         if text_model_id:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+        else:  # or it looks into config.json, and asks for trust again
+            kwargs = {**kwargs, "config": PreTrainedConfig()}
         tokenizer = AutoTokenizer.from_pretrained(text_model_id or pretrained_model_name_or_path, **kwargs)
         return [feature_extractor, tokenizer]
 
@@ -148,3 +170,138 @@ class RGMCProcessor(ProcessorMixin):
 
 
 RGMCProcessor.register_for_auto_class()
+
+
+@dataclass
+class Clip:
+    """A sound, and the captions that the decoder is shown with it."""
+
+    audio: Any
+    candidates: str | list[str]
+
+
+class MusicCaptioningPipeline(PushesModelCard, Pipeline):
+    """
+    Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
+
+    Every argument of `generate` can be given to `pipeline(...)`, or to a call, which wins. What is given in neither is
+    as the checkpoint's own generation configuration says.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __call__(
+        self, inputs: Any, candidates: str | list[str] | Iterable[str | list[str]] | None = None, **kwargs
+    ) -> dict[str, Any] | Iterable[dict[str, Any]]:
+        """
+        Args:
+            inputs:
+                One clip, as [`RGMCFeatureExtractor`] takes it (a local path, bytes, a file, an array, a dict), or a
+                list, generator, or dataset of clips. URLs are not fetched.
+            candidates (*optional*):
+                Captions for the decoder in place of those that it would retrieve: a caption or a list of captions for
+                one clip; for several clips, one entry of this kind for each.
+            sampling_rate (`int`, *optional*): Of arrays, in Hz.
+            batch_size (`int`, defaults to 1): Clips that are captioned at once.
+            generate_kwargs (`dict`, *optional*): Arguments of `generate`, which may also be given directly.
+
+        Returns:
+            For a clip a dict, for a list a list of dicts, else an iterator over dicts:
+
+            - `caption` (`str`);
+            - `score` (`float`): the mean log probability of the caption's tokens, its end included, given the sound and
+              the candidates; after a beam search this is the `sequences_scores` of `generate`;
+            - `candidates` (`list[dict]`): the captions that the decoder was shown, the most similar first, as `text`,
+              `id` and `similarity` (dot product, -1 to 1); the latter two are `None` where they were given.
+
+        Raises:
+            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
+            clip.
+        """
+        listed = isinstance(inputs, (list, tuple))
+        one = is_one_sound(inputs) and not isinstance(inputs, Dataset)
+        if candidates is not None:
+            if not self.model.config.uses_candidate:
+                raise ValueError("This model captions from the audio alone: it was not trained to read `candidates`")
+            if one:
+                return super().__call__(Clip(inputs, candidates), **kwargs)
+            entries = [candidates] if isinstance(candidates, str) else candidates
+            if isinstance(inputs, Sized) and isinstance(entries, Sized) and len(inputs) != len(entries):
+                raise ValueError(f"Got {len(inputs)} clips but candidates for {len(entries)}: they must match 1:1")
+            inputs = (Clip(audio, entry) for audio, entry in zip(inputs, entries, strict=True))
+        elif not one and not isinstance(inputs, (Dataset, GeneratorType)):
+            inputs = (audio for audio in inputs)
+        if listed:
+            inputs = list(inputs)
+            return super().__call__(inputs, **kwargs) if inputs else []
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, sampling_rate=None, generate_kwargs=None, **kwargs):
+        preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
+        return preprocess, {**(generate_kwargs or {}), **kwargs}, {}
+
+    def preprocess(self, clip: Any, sampling_rate: int | None = None) -> dict[str, Any]:
+        if not isinstance(clip, Clip):
+            return dict(self.processor(audio=[clip], sampling_rate=sampling_rate))
+        given = (clip.candidates,) if isinstance(clip.candidates, str) else tuple(clip.candidates)
+        inputs = self.processor(audio=[clip.audio], candidates=[list(given)], sampling_rate=sampling_rate)
+        return {**inputs, "candidates": given}
+
+    def _forward(self, inputs: dict[str, Any], **generate_kwargs) -> dict[str, list[dict[str, Any]]]:
+        model = self.model
+        audio_embeds = model.embed_audio(inputs["input_features"])
+        if "candidates" in inputs:
+            given = inputs["candidates"]
+            given = [given] if isinstance(given, tuple) else given  # of one clip, or of a batch
+            shown = [[{"id": None, "text": text, "similarity": None} for text in texts] for texts in given]
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        else:
+            found = model.retrieve(audio_embeds) if model.retrieves else None
+            shown = [[] for _ in audio_embeds]
+            if found:
+                shown = [
+                    [{"id": row_id, "text": text, "similarity": number} for row_id, text, number in zip(*columns)]
+                    for columns in zip(found.ids, found.captions, found.similarities)
+                ]
+            prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
+        tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
+        if len(tokens) != len(audio_embeds):
+            raise ValueError(
+                f"`generate` made {len(tokens)} captions of {len(audio_embeds)} clips, but the pipeline returns one of "
+                "each: leave out `num_return_sequences`"
+            )
+        scores = self._score(tokens, audio_embeds, **prompt)
+        captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        clips = zip(captions, scores.tolist(), shown)
+        return {
+            "clips": [{"caption": text, "score": score, "candidates": candidates} for text, score, candidates in clips]
+        }
+
+    def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        clips = outputs["clips"]
+        return clips[0] if isinstance(clips, list) else clips  # transformers takes batches apart
+
+    def _score(
+        self, tokens: torch.Tensor, audio_embeds: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS, in one pass: `generate` would keep
+        the scores of every word in every beam at every step.
+        """
+        ends = torch.isin(tokens, torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device))
+        kept = (ends.cumsum(1) - ends.long() == 0).long()  # padding comes after the first EOS
+        logits = self.model(
+            input_ids=torch.cat([input_ids, tokens], dim=1),
+            attention_mask=torch.cat([attention_mask, kept], dim=1),
+            audio_embeds=audio_embeds,
+            logits_to_keep=tokens.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]  # (B, L, vocabulary)
+        chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
+        return (chosen * kept).sum(1) / kept.sum(1)
+
+    def save_pretrained(self, save_directory: str, **kwargs):
+        """Writes the whole checkpoint: model, datastore, processor and code."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)

@@ -59,8 +59,8 @@ from training.checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_state,
-    model_card,
     push_model,
+    run_card,
     run_settings,
     save_model,
     save_state,
@@ -403,8 +403,9 @@ def save_best(run: Run):
     if run.accelerator.is_main_process:
         if weights is not None:
             run.saved.load_state_dict(weights)
-        card = model_card(run.arguments, run.saved.config, run.datastore, run.state.best_loss, run.state.best_epoch)
         run.saved.set_datastore(run.datastore)
+        run.saved.config.datastore_rows = len(run.datastore)
+        card = run_card(run.arguments, run.saved.config, run.state.best_loss, run.state.best_epoch)
         merged = merged_state_dict(run.saved) if run.arguments[0].lora_r else None
         save_model(output_dir, run.saved, run.processor, card, state_dict=merged)
         run.saved.set_datastore(None)

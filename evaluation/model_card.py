@@ -21,13 +21,9 @@ from evaluation.tables import (
     metric_variant,
     table,
 )
+from model_card_rgmc import is_hub_id
 
 TASK = "audio-text-to-text"  # the card's pipeline_tag
-
-
-def is_hub_dataset(name: str) -> bool:
-    """Whether `name` is the id of a dataset on the Hub, `owner/name`, rather than a path."""
-    return name.count("/") == 1 and not Path(name).is_absolute() and not Path(name).exists()
 
 
 def eval_results(results: dict) -> list[EvalResult]:
@@ -82,7 +78,7 @@ def update_model_card(checkpoint_dir: str | Path, results: dict) -> Path | None:
 
 def eval_result_entries(results: dict) -> list[EvalResultEntry]:
     """The scores of RGMC as entries of `.eval_results`, which are about datasets on the Hub: else there are none."""
-    if not is_hub_dataset(results["dataset"]):
+    if not is_hub_id(results["dataset"]):
         return []
     entries = []
     for key, score in _scores(results).items():
@@ -111,7 +107,7 @@ def write_eval_results(checkpoint_dir: str | Path, results: dict) -> Path | None
 
 def _dataset_name(results: dict) -> str:
     name = results["dataset"]
-    return name if is_hub_dataset(name) else Path(name).resolve().name
+    return name if is_hub_id(name) else Path(name).resolve().name
 
 
 def _scores(results: dict) -> dict[str, dict]:

@@ -31,7 +31,7 @@ from modeling_rgmc import RGMCModel
 from pretrained_rgmc import LAION_CONVERSION, _laion_name, load_clap_audio, load_text_model
 from training.arguments import DataArguments, ModelArguments, TrainingArguments
 from training.building import build_model
-from training.checkpoints import model_card
+from training.checkpoints import run_card
 
 
 def write_decoder(folder: Path, tokenizer, kind: str = "gpt2", dtype=torch.float32, **special) -> str:
@@ -333,9 +333,9 @@ def test_the_model_card_names_the_repositories_and_no_place(make_config, tmp_pat
         DataArguments(dataset="music"),
         TrainingArguments(output_dir=str(tmp_path / "out")),
     )
-    card = ModelCard(model_card(arguments, make_config(**sources), [], loss=1.0, epoch=1))
+    card = ModelCard(run_card(arguments, make_config(**sources), loss=1.0, epoch=1))
     assert card.data.base_model == ["someone/laion"]
-    assert "It started the audio encoder from `someone/laion/tiny.pt` and the decoder from `gpt2`;" in card.text
+    assert "It started with the audio encoder from `someone/laion/tiny.pt` and the decoder from `gpt2`;" in card.text
     assert str(tmp_path) not in str(card)
-    scratch = ModelCard(model_card(arguments, make_config(), [], loss=1.0, epoch=1))
+    scratch = ModelCard(run_card(arguments, make_config(), loss=1.0, epoch=1))
     assert scratch.data.base_model is None and "It started" not in scratch.text

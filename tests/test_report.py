@@ -15,7 +15,7 @@ from evaluation.model_card import eval_result_entries, model_index, update_model
 from evaluation.published import REPORTED
 from evaluation.report import write_report
 from evaluation.tables import format_table, interval_note, table
-from training.checkpoints import CARD
+from model_card_rgmc import model_card
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
 SYSTEMS = {
@@ -255,9 +255,7 @@ def test_two_variants_of_a_metric_are_two_columns():
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "demo"
     folder.mkdir()
-    parts = {"base_model": "base_model:\n- someone/clap\n", "sources": "\nIt started from a CLAP.\n"}
-    card = CARD.format(name="demo", rows=1, loss=1, epoch=1, settings="a: b\n", **parts)
-    (folder / "README.md").write_text(card, "utf-8")
+    (folder / "README.md").write_text(model_card("demo", sections="## Training\n\n"), "utf-8")
     return folder
 
 
@@ -314,7 +312,8 @@ def test_results_of_other_corpora_stay_in_the_card(checkpoint):
     headings = re.findall(r"^##.*", card.text, re.M)
     assert headings == [
         "## Training",
-        "## Limits",
+        "## Limits and biases",
+        "## Licence",
         "## Results",
         "### tunes, test",
         "### owner/other, test",

@@ -160,6 +160,12 @@ class TrainingArguments:
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository; the name of --output_dir if unset."})
     hub_strategy: str = field(default="end", metadata={"help": "end, or every_save: each time the model got better."})
     hub_private_repo: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights in the model card, as the Hub calls it: cc-by-4.0, ..."}
+    )
+    datastore_license: str | None = field(
+        default=None, metadata={"help": "Licence of the captions in the datastore, likewise."}
+    )
     test_split: str | None = field(
         default=None,
         metadata={"help": "Evaluate the checkpoint on this split of --dataset at the end, into output_dir/eval."},

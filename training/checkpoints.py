@@ -4,6 +4,7 @@ What a run writes: the model to use, in `output_dir` itself, and `checkpoint-<st
 Both appear whole or not at all: they are written beside their place and renamed.
 """
 
+import argparse
 import json
 import math
 import os
@@ -18,10 +19,9 @@ from accelerate import Accelerator
 from huggingface_hub import create_repo, upload_folder
 
 from configuration_rgmc import RGMCConfig
+from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
-from pretrained_rgmc import hub_repositories
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore
 from training.refresh import Neighbors
 
 # Options that a resumed run may change: they do not change what is learned, but for where it ends and, with
@@ -30,7 +30,7 @@ FREE_OPTIONS = {
     *("output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "patience", "micro_batch_size"),
     *("dataloader_num_workers", "num_proc", "cache_dir", "max_skipped", "save_steps", "save_total_limit"),
     *("resume_from_checkpoint", "logging_steps", "report_to", "num_sample_captions", "test_split", "demo_clips"),
-    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "model_license", "datastore_license"),
 }
 
 # What is pushed to the Hub, and nothing else.
@@ -190,65 +190,63 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
 
 
 def push_model(output_dir: Path, repo_id: str | None, private: bool):
-    """Pushes the model in `output_dir`, and of the folder nothing else."""
+    """
+    Pushes the model in `output_dir`, and of the folder nothing else. Files of a former model that this one does not
+    have, such as a datastore, are deleted from the repository.
+
+    Raises:
+        `FileNotFoundError`: when the folder does not hold a whole checkpoint.
+    """
+    needed = ["README.md", "config.json", "generation_config.json", "model*.safetensors", "processor_config.json"]
+    missing = [name for name in [*needed, "modeling_rgmc.py", "processing_rgmc.py"] if not [*output_dir.glob(name)]]
+    if missing:
+        raise FileNotFoundError(f"{output_dir} is no checkpoint that train.py wrote: it has no {', '.join(missing)}")
     repo = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True)
     upload_folder(
-        repo_id=repo.repo_id, folder_path=output_dir, allow_patterns=MODEL_FILES, commit_message="Upload the model"
+        repo_id=repo.repo_id,
+        folder_path=output_dir,
+        allow_patterns=MODEL_FILES,
+        delete_patterns=MODEL_FILES,
+        commit_message="Upload the model",
     )
 
 
-CARD = """---
-library_name: transformers
-pipeline_tag: audio-text-to-text
-tags:
-- music
-- music-captioning
-- retrieval-augmented-generation
-{base_model}---
+TRAINING_SECTION = """## Training
 
-# RGMC: {name}
+{started}Validation loss {loss:.4f} per token after epoch {epoch}.
 
-Captions music from its sound and from the caption of the most similar song of a datastore: Retrieval Guided Music
-Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-inputs = processor(audio=["song.mp3"], return_tensors="pt")
-print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
-```
-
-The datastore holds {rows} captions of the training split. Validation loss {loss:.4f} per token after epoch {epoch}.
-
-## Training
-{sources}
 ```yaml
 {settings}```
 
-## Limits
-
-The model describes the middle 10 seconds of a song. It is as biased as its training captions: towards the genres that
-they cover, in their wording, and in what they presume of singers and of cultures (the paper's ethical statement).
 """
 
 
-def model_card(arguments: tuple, config: RGMCConfig, datastore: CaptionDatastore, loss: float, epoch: int) -> str:
+def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> str:
+    """The model card of a run. No path of the machine gets there: a local corpus goes by the name of its folder."""
+    _, data_args, args = arguments
     settings = {name: value for part in arguments for name, value in asdict(part).items() if value not in (None, {})}
-    name = Path(settings["output_dir"]).name
-    for path in ("dataset", "validation_dataset", "output_dir", "cache_dir", "model", "audio_model", "text_model"):
-        if path in settings and Path(settings[path]).is_absolute():
-            settings[path] = Path(settings[path]).name
+    for name, value in settings.items():
+        if isinstance(value, str) and Path(value).is_absolute():
+            settings[name] = Path(value).name
     sources = {"audio encoder": config.audio_model_source, "decoder": config.text_model_source}
-    started = [f"the {part} from `{source['name']}`" for part, source in sources.items() if source]
-    repositories = hub_repositories(*sources.values())
-    return CARD.format(
-        name=name,
-        base_model=yaml.safe_dump({"base_model": repositories}) if repositories else "",
-        rows=len(datastore),
-        loss=loss,
-        epoch=epoch,
-        sources=f"\nIt started {' and '.join(started)}; commits and SHA-256: `config.json`.\n" if started else "",
-        settings=yaml.safe_dump(settings, sort_keys=False),
+    started = " and ".join(f"the {part} from `{source['name']}`" for part, source in sources.items() if source)
+    started = f"It started with {started}; commits and SHA-256: `config.json`. " if started else ""
+    text = yaml.safe_dump(settings, sort_keys=False)
+    return model_card(
+        args.hub_model_id or Path(args.output_dir).resolve().name,
+        config,
+        TRAINING_SECTION.format(started=started, loss=loss, epoch=epoch, settings=text),
+        args.model_license,
+        args.datastore_license,
+        datasets=[data_args.dataset] if is_hub_id(data_args.dataset) else None,
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Pushes a checkpoint of train.py to the Hub: the model, nothing else.")
+    parser.add_argument("checkpoint", type=Path, help="folder that train.py wrote")
+    parser.add_argument("repo_id", help="owner/name on the Hub; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    options = parser.parse_args()
+    push_model(options.checkpoint, options.repo_id, options.private)
+    print(f"Pushed {options.checkpoint} to {options.repo_id}")

@@ -1,0 +1,188 @@
+"""What a checkpoint's folder promises to those who load it: precisions, attention, places, and clear errors."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CAPTIONS, write_tone
+from datasets import Dataset
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
+
+
+@pytest.fixture
+def checkpoint(make_model, processor, log_mels, tmp_path):
+    model = make_model(max_new_tokens=8)
+    for weight in model.text_model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.5)
+    rows = {"id": CAPTIONS, "caption": CAPTIONS, "input_ids": [processor.encode_candidate(text) for text in CAPTIONS]}
+    with torch.no_grad():
+        embeddings = model.embed_audio(log_mels(len(CAPTIONS))).numpy()
+    model.set_datastore(CaptionDatastore(Dataset.from_dict(rows), embeddings, model.encoder_fingerprint()))
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_takes_features_of_any(checkpoint, log_mels, dtype):
+    model = RGMCModel.from_pretrained(checkpoint, dtype=dtype)
+    assert {weight.dtype for weight in model.text_model.parameters()} == {dtype} == {model.mapper.linear1.weight.dtype}
+    assert {weight.dtype for weight in model.audio_tower.parameters()} == {torch.float32}  # as the datastore's
+    features, tokens = log_mels(2), torch.tensor([[5, 0], [6, 0]])
+    found = {}
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        logits = model(input_ids=tokens, input_features=features.to(kind)).logits
+        assert logits.dtype == dtype
+        found[kind] = model.retrieve(model.embed_audio(features.to(kind))).ids
+        model.generate(features.to(kind))
+    assert (
+        found[torch.float32] == RGMCModel.from_pretrained(checkpoint).datastore.search(model.embed_audio(features)).ids
+    )
+
+
+def test_the_ways_to_load_a_model_change_nothing_of_what_it_says(checkpoint, log_mels):
+    features = log_mels(3)
+    said = RGMCModel.from_pretrained(checkpoint).generate(features)
+    assert len({tuple(caption) for caption in said.tolist()}) > 1
+    for options in (
+        {"device_map": "auto"},
+        {"device_map": "cpu"},
+        {"dtype": "auto"},
+        {"attn_implementation": "eager"},
+        {"attn_implementation": "sdpa"},
+        {"attn_implementation": {"audio_config": "eager", "text_config": "sdpa"}},
+        {"use_safetensors": True},
+    ):
+        model = RGMCModel.from_pretrained(checkpoint, **options)
+        assert model.generate(features).equal(said), options
+        for part, name in (("audio_config", "audio"), ("text_config", "text")):
+            expected = options.get("attn_implementation", "sdpa")
+            expected = expected[part] if isinstance(expected, dict) else expected
+            assert getattr(model.config, part)._attn_implementation == expected, name
+
+
+def test_a_compiled_model_computes_the_same_as_one_graph(checkpoint, log_mels):
+    model = RGMCModel.from_pretrained(checkpoint)
+    inputs = {"input_ids": torch.tensor([[5, 0], [6, 0]]), "input_features": log_mels(2)}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+def test_saving_again_gives_the_same_bytes(checkpoint, tmp_path):
+    RGMCModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    RGMCProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    files = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
+    )
+    for file in files:
+        # A loaded configuration states the type of the weights; a table's arrow schema has the hash of its making.
+        if file.name not in ("config.json", "captions.parquet"):
+            assert (tmp_path / "again" / file).read_bytes() == (checkpoint / file).read_bytes(), file
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["custom_pipelines"]["music-captioning"]["impl"] == "processing_rgmc.MusicCaptioningPipeline"
+
+
+CAPTION = """
+import sys
+from transformers import pipeline
+for folder in sys.argv[2:]:
+    captioner = pipeline("music-captioning", model=folder, trust_remote_code=True, device="cpu")
+    print(ascii(captioner(sys.argv[1])["caption"]))
+    captioner.save_pretrained("again")
+    print(ascii(pipeline(model="again", trust_remote_code=True, device="cpu")(sys.argv[1])["caption"]))
+"""
+
+
+def test_folders_of_any_name_load_and_are_left_as_they_were(checkpoint, tmp_path):
+    names = ["checkpoint-500", "rgmc.v1", "two words", "käse"]
+    folders = [shutil.copytree(checkpoint, tmp_path / "models" / name) for name in names]
+    os.chmod(folders[0], 0o555)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "models").rglob("*"))
+    song = write_tone(tmp_path / "song.wav", 220)
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTION, str(song), *map(str, folders)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    captions = done.stdout.splitlines()
+    assert len(captions) == 2 * len(names) and len({*captions}) == 1
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "models").rglob("*")) == before
+
+
+@pytest.fixture
+def unknown_to_transformers(monkeypatch):
+    """As in a process that has not imported eval.py, which registers our configuration."""
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "rgmc", raising=False)
+
+
+def test_code_runs_only_where_it_is_trusted(checkpoint, unknown_to_transformers):
+    for auto in (AutoConfig, AutoModel, AutoProcessor, AutoFeatureExtractor):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            auto.from_pretrained(checkpoint, trust_remote_code=False)
+
+
+def test_our_own_classes_ask_nothing_on_the_terminal(checkpoint, unknown_to_transformers, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    RGMCModel.from_pretrained(checkpoint)
+    RGMCProcessor.from_pretrained(checkpoint)
+    assert asked == []
+
+
+def remove(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def set_in_config(**fields):
+    def change(path):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        ("config.json", remove, "no config.json"),
+        ("config.json", cut, "config.json' is not a valid JSON"),
+        ("config.json", set_in_config(prefix_length=0), "`prefix_length` must be at least 1, got 0"),
+        ("config.json", set_in_config(prefix_length="ten"), "'prefix_length' expected int, got str"),
+        ("config.json", set_in_config(conditioning="video"), "expected one of .*'audio', 'candidate'.*, got video"),
+        ("model.safetensors", remove, "no file named model.safetensors"),
+        ("model.safetensors", cut, "checkpoint is damaged or cut short"),
+        ("datastore/embeddings.safetensors", cut, "checkpoint is damaged or cut short"),
+        ("datastore/embeddings.safetensors", remove, "datastore/embeddings.safetensors"),
+        ("datastore/captions.parquet", cut, "captions.parquet"),
+        ("datastore/datastore.json", remove, "a datastore of 8 captions, but its files"),
+        ("processor_config.json", remove, "feature extractor"),
+        ("tokenizer.json", remove, "tokenizer"),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error_that_names_the_place(checkpoint, file, damage, words):
+    damage(checkpoint / file)
+    with pytest.raises(Exception) as error:
+        RGMCModel.from_pretrained(checkpoint)
+        RGMCProcessor.from_pretrained(checkpoint)
+    assert re.search(words, str(error.value), re.S), str(error.value)

@@ -1,0 +1,163 @@
+"""What the music-captioning pipeline promises: every kind of audio, batches that change nothing, candidates, scores."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import CAPTIONS, write_tone
+from datasets import Dataset
+from transformers.pipelines.pt_utils import KeyDataset
+
+from feature_extraction_rgmc import AudioError
+from modeling_rgmc import RGMCModel
+from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tones")
+    return [str(write_tone(folder / f"{row}.wav", 110 * 2 ** (row / 3))) for row in range(5)]
+
+
+@pytest.fixture
+def make_captioner(make_model, processor, files):
+    """A pipeline; with the datastore, each file is its own nearest neighbour."""
+
+    def make(with_datastore=True, conditioning="audio+candidate", **options):
+        model = make_model(conditioning=conditioning, max_new_tokens=12)
+        for weight in model.text_model.parameters():  # captions that differ
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=0.5)
+        model.generation_config.eos_token_id = [0, *range(270, 290)]  # and have several lengths
+        if with_datastore:
+            with torch.no_grad():
+                embeddings = model.embed_audio(processor(audio=files)["input_features"]).numpy()
+            captions = CAPTIONS[: len(files)]
+            tokens = [processor.encode_candidate(caption) for caption in captions]
+            ids = [f"song-{row}" for row in range(len(files))]
+            rows = Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens})
+            model.set_datastore(CaptionDatastore(rows, embeddings, model.encoder_fingerprint()))
+        return MusicCaptioningPipeline(model=model, processor=processor, device="cpu", **options)
+
+    return make
+
+
+def test_the_pipeline_says_what_the_model_says_and_what_it_was_shown(make_captioner, files):
+    captioner = make_captioner()
+    found = captioner(files)
+    inputs = captioner.processor(audio=files)
+    said = captioner.model.generate(**inputs, return_dict_in_generate=True, output_scores=True)
+    captions = captioner.processor.batch_decode(said.sequences, skip_special_tokens=True)
+    assert [clip["caption"] for clip in found] == captions
+    assert len({*captions}) > 1
+    lengths = {(tokens != captioner.processor.tokenizer.pad_token_id).sum().item() for tokens in said.sequences}
+    assert len(lengths) > 1  # scores count the end, and no padding after it
+    assert [clip["score"] for clip in found] == pytest.approx(said.sequences_scores.tolist(), abs=1e-4)
+    for row, clip in enumerate(found):
+        (candidate,) = clip["candidates"]
+        assert (candidate["id"], candidate["text"]) == (f"song-{row}", CAPTIONS[row])
+        assert candidate["similarity"] == pytest.approx(1, abs=1e-5)
+        assert clip.keys() == {"caption", "score", "candidates"}
+
+
+@pytest.mark.parametrize("candidates", [None, ["sad", ["a happy waltz", CAPTIONS[5]], [], CAPTIONS[0], "flute"]])
+def test_batches_change_nothing(make_captioner, files, candidates):
+    captioner = make_captioner()
+    alone = [
+        captioner(file, candidates=None if candidates is None else candidates[row]) for row, file in enumerate(files)
+    ]
+    for batch_size in (2, 5):
+        together = captioner(files, candidates=candidates, batch_size=batch_size)
+        for one, other in zip(alone, together, strict=True):
+            assert one["caption"] == other["caption"]
+            assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert [entry["text"] for entry in one["candidates"]] == [entry["text"] for entry in other["candidates"]]
+
+
+def test_every_kind_of_input_is_captioned_alike(make_captioner, files):
+    captioner = make_captioner()
+    expected = captioner(files[0])["caption"]
+    content = open(files[0], "rb").read()
+    waveform, rate = soundfile.read(files[0], dtype="float32")
+    kinds = [
+        content,
+        {"path": files[0], "bytes": None},
+        {"path": None, "bytes": content},
+        {"raw": waveform, "sampling_rate": rate},
+        {"array": waveform, "sampling_rate": rate, "path": "elsewhere.wav"},
+    ]
+    assert [clip["caption"] for clip in captioner(kinds, batch_size=5)] == [expected] * 5
+    for array in (waveform, np.stack([waveform, waveform]), torch.from_numpy(waveform)):
+        assert captioner(array, sampling_rate=rate)["caption"] == expected
+    assert captioner((files[0],))[0]["caption"] == expected
+    assert captioner([]) == []
+
+
+def test_datasets_and_generators_are_captioned_as_they_come(make_captioner, files):
+    captioner = make_captioner()
+    expected = [clip["caption"] for clip in captioner(files)]
+    rows = Dataset.from_dict({"audio": files})
+    for clips in (KeyDataset(rows, "audio"), rows["audio"], (file for file in files), iter(files)):
+        found = captioner(clips, batch_size=2)
+        assert not isinstance(found, list)
+        assert [clip["caption"] for clip in found] == expected
+    found = captioner(KeyDataset(rows, "audio"), candidates=(caption for caption in CAPTIONS[:5]))
+    assert [clip["candidates"][0]["text"] for clip in found] == CAPTIONS[:5]
+
+
+def test_given_candidates_stand_in_for_the_retrieved_ones(make_captioner, files):
+    captioner = make_captioner()
+    clip = captioner(files[0], candidates="Sad piano!")
+    inputs = captioner.processor(audio=files[0], candidates=["Sad piano!"])
+    caption = captioner.processor.batch_decode(captioner.model.generate(**inputs), skip_special_tokens=True)[0]
+    assert clip["caption"] == caption != captioner(files[0])["caption"]
+    assert clip["candidates"] == [{"id": None, "text": "Sad piano!", "similarity": None}]
+    assert make_captioner(with_datastore=False)(files[0])["candidates"] == []
+
+
+def test_arguments_of_generate_are_those_of_the_call_before_those_of_the_pipeline(make_captioner, files):
+    captioner = make_captioner(num_beams=1, max_new_tokens=3)
+
+    def generated(**options):
+        tokens = captioner.model.generate(**captioner.processor(audio=files[0]), **options)
+        return captioner.processor.batch_decode(tokens, skip_special_tokens=True)[0]
+
+    assert captioner(files[0])["caption"] == generated(num_beams=1, max_new_tokens=3)
+    call = captioner(files[0], generate_kwargs={"max_new_tokens": 7}, num_beams=2)["caption"]
+    assert call == generated(num_beams=2, max_new_tokens=7) != generated(num_beams=1, max_new_tokens=3)
+
+
+def test_the_score_is_the_mean_log_probability_of_greedy_captions_too(make_captioner, files):
+    captioner = make_captioner()
+    score = captioner(files[0], num_beams=1, no_repeat_ngram_size=0)["score"]
+    options = {"num_beams": 1, "no_repeat_ngram_size": 0, "return_dict_in_generate": True, "output_scores": True}
+    said = captioner.model.generate(**captioner.processor(audio=files[0]), **options)
+    steps = captioner.model.compute_transition_scores(said.sequences, said.scores, normalize_logits=True)
+    assert score == pytest.approx(steps.mean().item(), abs=1e-5)
+
+
+def test_wrong_calls_say_what_is_expected(make_captioner, files):
+    captioner = make_captioner()
+    with pytest.raises(AudioError, match="download a URL first"):
+        captioner("https://example.org/song.mp3")
+    with pytest.raises(AudioError, match="sampling_rate=<Hz>"):
+        captioner(np.zeros(8000, np.float32))
+    with pytest.raises(ValueError, match="2 clips but candidates for 1: they must match 1:1"):
+        captioner(files[:2], candidates="one for both")
+    with pytest.raises(ValueError, match="num_bems"):
+        captioner(files[0], num_bems=2)
+    with pytest.raises(ValueError, match="leave out `num_return_sequences`"):
+        captioner(files[:2], num_return_sequences=2, batch_size=2)
+    with pytest.raises(ValueError, match="audio alone"):
+        make_captioner(conditioning="audio")(files[0], candidates="sad piano")
+
+
+def test_a_saved_pipeline_is_a_whole_checkpoint(make_captioner, files, tmp_path):
+    captioner = make_captioner()
+    captioner.save_pretrained(tmp_path)
+    model, processor = RGMCModel.from_pretrained(tmp_path), RGMCProcessor.from_pretrained(tmp_path)
+    again = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+    one, other = again(files[0]), captioner(files[0])
+    assert (one["caption"], one["candidates"]) == (other["caption"], other["candidates"])
+    assert (tmp_path / "processing_rgmc.py").exists()

@@ -1,0 +1,40 @@
+"""The README's Python runs as it stands, given a checkpoint and a song."""
+
+import os
+import re
+import subprocess
+import sys
+
+import soundfile
+from conftest import ROOT, write_tone
+
+BLOCKS = """
+import sys
+checkpoint = sys.argv[1]
+for path in sys.argv[2:]:
+    print("block", path)
+    exec(compile(open(path).read(), path, "exec"))
+"""
+
+
+def test_the_readmes_python_runs(make_model, processor, tmp_path):
+    make_model(max_new_tokens=8).save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    waveform, rate = soundfile.read(write_tone(tmp_path / "song.wav", 220, rate=44_100))
+    soundfile.write(tmp_path / "song.mp3", waveform, rate)
+    (tmp_path / "metrics").symlink_to(ROOT / "metrics")  # which the README names relative to the repository
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) >= 5
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.py").write_text(block, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS, "checkpoint", *(f"{number}.py" for number in range(len(blocks)))],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("block") == len(blocks)
