@@ -7,6 +7,7 @@ import sys
 
 import soundfile
 from conftest import ROOT, write_tone
+from test_pretrained_parts import write_clap
 
 BLOCKS = """
 import sys
@@ -23,6 +24,14 @@ def test_the_readmes_python_runs(make_model, processor, tmp_path):
     waveform, rate = soundfile.read(write_tone(tmp_path / "song.wav", 220, rate=44_100))
     soundfile.write(tmp_path / "song.mp3", waveform, rate)
     (tmp_path / "metrics").symlink_to(ROOT / "metrics")  # which the README names relative to the repository
+    write_clap(tmp_path / "clap")
+    make_model().text_model.save_pretrained(tmp_path / "gpt2")
+    for repository, folder in (("laion--larger_clap_music", "clap"), ("openai-community--gpt2", "gpt2")):
+        cached = tmp_path / "home" / "hub" / f"models--{repository}"  # a tiny one in the place of each
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("a" * 40)
+        (cached / "snapshots").mkdir()
+        (cached / "snapshots" / ("a" * 40)).symlink_to(tmp_path / folder)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) >= 5
     for number, block in enumerate(blocks):
@@ -30,7 +39,7 @@ def test_the_readmes_python_runs(make_model, processor, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", BLOCKS, "checkpoint", *(f"{number}.py" for number in range(len(blocks)))],
         cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
