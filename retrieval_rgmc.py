@@ -279,7 +279,7 @@ class CaptionDatastore:
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         for start, block in _blocks(self.embeddings):
             similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
-            best.add_result(similarities, np.where(rows < 0, -1, rows + start))
+            best.add_result(similarities, rows + start)  # -1 is never better than nothing
         best.finalize()
         return best.I, best.D
 
@@ -393,7 +393,7 @@ class CaptionDatastore:
 
     @classmethod
     def _find(cls, path_or_id: str | os.PathLike, subfolder: str, **hub_kwargs) -> "CaptionDatastore | None":
-        datasets, pyarrow = _import_datasets()
+        _, pyarrow = _import_datasets()
         find = partial(cached_file, path_or_id, subfolder=subfolder, **hub_kwargs)
         description_file = find("datastore.json", _raise_exceptions_for_missing_entries=False)
         if description_file is None:
@@ -407,7 +407,7 @@ class CaptionDatastore:
                 f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
         try:
-            rows = datasets.Dataset(pyarrow.parquet.read_table(find("captions.parquet")))
+            rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet")))
             embeddings = load_file(find("embeddings.safetensors"))["embeddings"].numpy()  # mapped
         except (SafetensorError, pyarrow.ArrowInvalid, KeyError) as error:
             raise ValueError(f"The datastore in {folder} is damaged ({error}): copy it again, or rebuild it") from error
@@ -574,14 +574,20 @@ def _processor_of(model):
 
 def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
     """All columns in their types, and no others; in memory."""
-    datasets, pyarrow = _import_datasets()
+    _, pyarrow = _import_datasets()
     table = rows.with_format("arrow")[:]
     types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
     columns = {
         name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
         for name, kind in types.items()
     }
-    return datasets.Dataset(pyarrow.table(columns))
+    return _as_dataset(pyarrow.table(columns))
+
+
+def _as_dataset(table) -> "datasets.Dataset":
+    datasets, _ = _import_datasets()
+    # By default a dataset's fingerprint is a hash of all its rows.
+    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
 def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
