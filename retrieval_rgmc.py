@@ -277,7 +277,7 @@ class CaptionDatastore:
     def _search_blocks(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         faiss = _import_faiss()
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for start, block in _blocks(self.embeddings):
+        for start, block in _blocks(self.embeddings, BLOCK_ROWS):
             similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
             best.add_result(similarities, rows + start)  # -1 is never better than nothing
         best.finalize()
@@ -465,7 +465,7 @@ def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.
     return torch.nn.functional.normalize(encoded.float(), dim=1)
 
 
-def _blocks(encoded: np.ndarray, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(encoded: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
     """Of all rows: the number of a block's first one, and the block as float32."""
     for start in range(0, len(encoded), rows):
         yield start, decode_embeddings(encoded[start : start + rows])
