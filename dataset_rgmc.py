@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from feature_extraction_rgmc import AudioError, AudioWarning, RGMCFeatureExtractor
 from processing_rgmc import RGMCProcessor, normalize_caption
-from retrieval_rgmc import join_candidates
+from retrieval_rgmc import PROVENANCE, join_candidates
 
 logger = logging.get_logger(__name__)
 
@@ -61,8 +61,8 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
         id_column (`str`, defaults to `"id"`): Where the corpus has none, a row's id is its file name.
 
     Returns:
-        `Dataset` with the columns `id` (unique), `audio` (`{"path", "bytes"}`) and `captions` (list of the row's
-        captions as the corpus writes them).
+        `Dataset` with the columns `id` (unique), `audio` (`{"path", "bytes"}`), `captions` (list of the row's captions
+        as the corpus writes them) and, where the corpus has them, `source` and `license`.
 
     Raises:
         `FileNotFoundError` or `ValueError`: when the corpus, the split, a column or every row is missing, or an id
@@ -96,7 +96,12 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     if not isinstance(audio.features["audio"], (dict, Audio)):
         paths = [{"path": path if isinstance(path, str) else None, "bytes": None} for path in audio["audio"]]
         audio = Dataset.from_dict({"audio": paths}, features=Features({"audio": AUDIO_FEATURE}))
-    return audio.add_column("id", ids).add_column("captions", captions, feature=datasets.List(Value("string")))
+    found = audio.add_column("id", ids).add_column("captions", captions, feature=datasets.List(Value("string")))
+    for column in PROVENANCE:
+        if column in rows.column_names:
+            entries = [None if entry in (None, "") else str(entry) for entry in rows[column]]
+            found = found.add_column(column, entries, feature=Value("string"))
+    return found
 
 
 def _as_list(entry) -> list[str]:
@@ -228,11 +233,13 @@ class ClipFeatures:
         ids (`list[str]`): Of the clips, unique.
         captions (`list[list[str]]`): At least one per clip, normalised.
         log_mels (`Dataset`): One row per clip with its `log_mel`, `(T, F)`, dB, as the cache stores it.
+        provenance (`dict[str, list[str | None]]`): `source` and `license` of the clips, where the corpus has them.
     """
 
     ids: list[str]
     captions: list[list[str]]
     log_mels: Dataset
+    provenance: dict[str, list[str | None]] = field(default_factory=dict)
 
     def __post_init__(self):
         dtype = getattr(torch, self.log_mels.features["log_mel"].dtype)
@@ -318,7 +325,10 @@ def compute_features(
         {rows[row]["id"]: found.notes[keys[row]] for row in good if found.notes[keys[row]]}, len(good), split
     )
     positions = [found.positions[keys[row]] for row in good]
-    return ClipFeatures(rows.select(good)["id"][:], [captions[row] for row in good], found.clips.select(positions))
+    usable = rows.select(good)
+    provenance = {column: usable[column][:] for column in PROVENANCE if column in usable.column_names}
+    good_captions = [captions[row] for row in good]
+    return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance)
 
 
 def _digest(content: bytes) -> str:

@@ -122,11 +122,13 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
     Captions music from its sound and from the caption of the most similar song of a datastore.
 
     `audio_tower` is CLAP's HTS-AT with its projection (`f`), `mapper` the two-layer MLP `g`, `text_model` the decoder.
-    `datastore` is the [`CaptionDatastore`] that [`~RGMCModel.generate`] retrieves from, or `None`.
+    `datastore` is the [`CaptionDatastore`] that [`~RGMCModel.generate`] retrieves from, or `None`; `datastore_class` is
+    that class, also where the code came from the Hub.
     """
 
     config: RGMCConfig
     config_class = RGMCConfig
+    datastore_class = CaptionDatastore
     base_model_prefix = ""
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
@@ -362,7 +364,7 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
     @property
     def retrieves(self) -> bool:
         """Whether `generate` looks up candidates where it is given none."""
-        return self.config.uses_candidate and self.datastore is not None
+        return self.config.uses_candidate and bool(self.datastore)  # an empty one holds nothing to look up
 
     def prompt_ids(
         self, audio_embeds: torch.Tensor, found: Retrieved | None = None
@@ -382,7 +384,8 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
             )
         elif self.config.uses_candidate:
             logger.warning_once(
-                "This model has no datastore and was given no candidates: it captions from the audio alone."
+                "This model has no datastore, or an empty one, and was given no candidates: it captions from the "
+                "audio alone."
             )
         prompts = [join_candidates(token_ids, self.config.separator_token_id) for token_ids in candidates]
         input_ids, attention_mask = left_pad(prompts, self.config.separator_token_id)
@@ -474,16 +477,21 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
                 f"{datastore.encoder_fingerprint[:12]}…, this model's is {self.encoder_fingerprint()[:12]}…), so its "
-                f"similarities would mean nothing. Rebuild it with this model: `CaptionDatastore(rows, embeddings, "
-                "model.encoder_fingerprint())` with the embeddings of `model.embed_audio`. A model cast by hand "
-                "(`model.half()`) differs too: load it with "
-                f"`dtype=` instead."
+                "similarities would mean nothing. Rebuild it with this model: `python build_datastore.py --model "
+                "<checkpoint> --dataset <corpus> --output_dir <folder>`, or `CaptionDatastore.build(model, rows)`. A "
+                "checkpoint whose own datastore this is loads with `load_datastore=False`; a model cast by hand "
+                "(`model.half()`) differs too: load it with `dtype=` instead."
             )
         self.datastore = datastore
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; loads the checkpoint's `datastore/` too where it has one."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args, load_datastore: bool = True, **kwargs
+    ):
+        """
+        As `PreTrainedModel.from_pretrained`; loads the checkpoint's `datastore/` too where it has one, and unless
+        `load_datastore` is `False`.
+        """
         hub_kwargs = {
             name: kwargs[name]
             for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -494,7 +502,9 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
             raise OSError(f"{folder} is no checkpoint: it has no config.json")  # transformers would take the defaults
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+            datastore = None
+            if load_datastore:
+                datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
         except SafetensorError as error:  # which does not name the file
             raise OSError(
                 f"A .safetensors file of {pretrained_model_name_or_path} is damaged or cut short ({error}): copy or "
@@ -505,6 +515,8 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
             for name in ("relative_position_index", "num_batches_tracked"):
                 if isinstance(buffer := getattr(module, name, None), torch.Tensor):
                     setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
+        if not load_datastore:
+            return loaded
         if datastore is None and model.config.datastore_rows > 0:
             raise OSError(
                 f"{pretrained_model_name_or_path} has a datastore of {model.config.datastore_rows} captions, but its "
@@ -522,8 +534,9 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             directory = os.path.join(save_directory, "datastore")
-            shutil.rmtree(directory, ignore_errors=True)
-            if self.datastore is not None:
+            if self.datastore is None:
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
                 self.datastore.save_pretrained(directory)
 
 

@@ -7,15 +7,21 @@ Shape letters: `N` datastore rows, `B` queries, `E` numbers of an audio embeddin
 import json
 import math
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
-from transformers.utils import cached_file
+from huggingface_hub import create_repo, upload_folder
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.utils import cached_file, logging
 
 if TYPE_CHECKING:
     try:
@@ -23,11 +29,14 @@ if TYPE_CHECKING:
     except ImportError:
         pass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 knew float32 alone, no index file, and neither source nor license
 COLUMNS = ["id", "caption", "input_ids"]
+PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, None where they are not known
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
-# Large enough for FAISS to multiply matrices (it does from 250 queries of 512 numbers on), small enough for its memory.
-SEARCH_BATCH_SIZE = 4096
+INDEX_FILE = "index.faiss"  # where the search is not exact: to train and to fill an index may take long
+STORAGES = ("float32", "float16", "int8")
+BLOCK_ROWS = 2**16  # what is read as float32 at once
+INDEX_TRAINING_ROWS = 2**18
 
 
 def join_candidates(candidates: list[list[int]], separator_token_id: int) -> list[int]:
@@ -59,12 +68,29 @@ class Retrieved:
         ids, captions: For each query its candidates' ids and captions.
         input_ids: For each query its candidates' token ids.
         similarities: For each query its candidates' dot products, from -1 to 1.
+        sources, licenses: For each query where its candidates come from and their licences; `None` where not known.
     """
 
     ids: list[list[str]]
     captions: list[list[str]]
     input_ids: list[list[list[int]]]
     similarities: list[list[float]]
+    sources: list[list[str | None]]
+    licenses: list[list[str | None]]
+
+
+def make_rows(
+    ids: list[str],
+    captions: list[str],
+    processor,
+    source: list[str | None] | None = None,
+    license: list[str | None] | None = None,
+) -> "datasets.Dataset":
+    """The rows of a [`CaptionDatastore`]: captions as the model is trained on them, and their tokens."""
+    datasets, _ = _import_datasets()
+    tokens = [processor.encode_candidate(caption) for caption in captions]
+    provenance = {"source": source or [None] * len(ids), "license": license or [None] * len(ids)}
+    return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **provenance})
 
 
 class CaptionDatastore:
@@ -73,11 +99,16 @@ class CaptionDatastore:
 
     Args:
         rows (`datasets.Dataset`):
-            `N` rows with the columns `id` (unique), `caption` (as the model is trained on it) and `input_ids` (the
-            caption's tokens, without separator).
-        embeddings (`np.ndarray` of shape `(N, E)`, float32): What `RGMCModel.embed_audio` makes of their songs.
+            `N` rows with the columns `id` (unique), `caption` (as the model is trained on it), `input_ids` (the
+            caption's tokens, without separator), and optionally `source` and `license`; [`make_rows`] makes them.
+        embeddings (`np.ndarray` of shape `(N, E)`):
+            What `RGMCModel.embed_audio` makes of their songs, or what [`encode_embeddings`] makes of that.
         encoder_fingerprint (`str`): `RGMCModel.encoder_fingerprint()` of the model that made them.
-        string_factory (`str`, defaults to `"Flat"`): FAISS index; `"Flat"` is exact search.
+        string_factory (`str`, defaults to `"Flat"`):
+            `"Flat"` is exact search in the embeddings as they lie in memory or in a mapped file. Any other is an index
+            of FAISS with vectors of its own, approximate and faster: [`~CaptionDatastore.index`].
+        storage (`str`, defaults to `"float32"`):
+            What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
 
     Raises:
         `ValueError`: when a column is missing, lengths differ, an id stands twice, or an embedding is not a unit
@@ -85,24 +116,107 @@ class CaptionDatastore:
     """
 
     def __init__(
-        self, rows: "datasets.Dataset", embeddings: np.ndarray, encoder_fingerprint: str, string_factory: str = "Flat"
+        self,
+        rows: "datasets.Dataset",
+        embeddings: np.ndarray,
+        encoder_fingerprint: str,
+        string_factory: str = "Flat",
+        storage: str = "float32",
     ):
-        _check_rows(rows, embeddings)
-        self.rows = rows.select_columns(COLUMNS)
-        for name in self.rows.list_indexes():  # another datastore's, over its embeddings
-            self.rows.drop_index(name)
-        self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.encoder_fingerprint = encoder_fingerprint
         self.string_factory = string_factory
-        self._row_of_id = {row_id: row for row, row_id in enumerate(rows["id"][:])}
+        self.storage = storage
+        self._set_rows(rows, embeddings)
+
+    def _set_rows(self, rows: "datasets.Dataset", embeddings: np.ndarray):
+        _check_rows(rows, embeddings)
+        row_of_id = {str(row_id): row for row, row_id in enumerate(rows["id"][:])}
+        encoded = encode_embeddings(embeddings, self.storage)
+        self.rows, self.embeddings, self._row_of_id, self._index = _as_stored(rows), encoded, row_of_id, None
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({len(self)} captions of {self.embeddings.shape[1]} numbers, {self.string_factory})"
-        )
+        size = self.embeddings.shape[1]
+        return f"{type(self).__name__}({len(self)} captions of {size} {self.storage} numbers, {self.string_factory})"
+
+    # -- its rows -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        model,
+        dataset: "datasets.Dataset | list[dict]",
+        processor=None,
+        batch_size: int = 16,
+        string_factory: str = "Flat",
+        storage: str = "float32",
+    ) -> "CaptionDatastore":
+        """
+        Embeds songs with a model's encoder.
+
+        Args:
+            model (`RGMCModel`)
+            dataset (`datasets.Dataset` or `list[dict]`):
+                A row per song with `audio` (anything that the processor takes), `caption` or `captions` (of which the
+                first is taken), `id` (else the name of the audio's file), and optionally `source` and `license`.
+            processor (`RGMCProcessor`, *optional*): By default that of the checkpoint that the model was loaded from.
+            batch_size (`int`, defaults to 16): Clips that are embedded at once.
+            string_factory, storage (`str`): As in the class.
+
+        Raises:
+            `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used.
+        """
+        processor = processor or _processor_of(model)
+        rows, sounds = _read_songs(dataset, processor)
+        embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
+        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage)
+
+    def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
+        """
+        Embeds more songs with the same encoder and appends them, in this datastore itself: a model that holds it
+        retrieves them from then on. Arguments as of [`~CaptionDatastore.build`].
+
+        Raises:
+            `ValueError`: as there, for another encoder, and for an id that the datastore has. Nothing is added then.
+        """
+        fingerprint = model.encoder_fingerprint()
+        if fingerprint != self.encoder_fingerprint:
+            raise ValueError(
+                f"This datastore was embedded by another audio encoder (fingerprint {self.encoder_fingerprint[:12]}…, "
+                f"this model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
+            )
+        processor = processor or _processor_of(model)
+        rows, sounds = _read_songs(dataset, processor)
+        known = [row_id for row_id in rows["id"] if row_id in self._row_of_id]
+        if known:
+            raise ValueError(f"{len(known)} of these ids are in the datastore already, such as {known[:3]}")
+        embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
+        datasets, _ = _import_datasets()
+        joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
+        self._set_rows(joined, np.concatenate([self.embeddings, embeddings]))
+
+    def remove(self, ids: list[str]):
+        """
+        Takes rows away, in this datastore itself.
+
+        Raises:
+            `ValueError`: for an id that it does not have. Nothing is removed then.
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        unknown = [row_id for row_id in ids if row_id not in self._row_of_id]
+        if unknown:
+            raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
+        kept = np.ones(len(self), bool)
+        kept[[self._row_of_id[row_id] for row_id in ids]] = False
+        self._set_rows(self.rows.select(np.flatnonzero(kept)), self.embeddings[kept])
+
+    def read_embeddings(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The embeddings of these rows as float32 unit vectors."""
+        return decode_embeddings(self.embeddings[rows])
+
+    # -- search -------------------------------------------------------------------------------------------------------
 
     def search_rows(
         self,
@@ -130,16 +244,12 @@ class CaptionDatastore:
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"Queries must have the shape (B, {self.embeddings.shape[1]}), got {queries.shape}")
         wanted = k if exclude_ids is None else k + 1
-        if self.string_factory == "Flat" and torch.device(device).type != "cpu":
+        if torch.device(device).type != "cpu" and self.string_factory == "Flat" and len(self):
             rows, similarities = search_exactly(self.embeddings, queries, wanted, device)
+        elif self.string_factory == "Flat" or not len(self):
+            rows, similarities = self._search_blocks(queries, wanted)
         else:
-            self._build_index()
-            found = [
-                self.rows.search_batch("embedding", queries[start : start + SEARCH_BATCH_SIZE], k=wanted)
-                for start in range(0, len(queries), SEARCH_BATCH_SIZE)
-            ]
-            similarities = np.concatenate([part.total_scores for part in found])
-            rows = np.concatenate([part.total_indices for part in found])
+            similarities, rows = self.index.search(queries, wanted)
         if exclude_ids is not None:
             # Excluded by id and never by rank: of two equal songs either may come first.
             own_rows = np.array([self._row_of_id.get(row_id, -1) for row_id in exclude_ids])
@@ -162,59 +272,113 @@ class CaptionDatastore:
             captions=[[row["caption"] for row in query] for query in found],
             input_ids=[[row["input_ids"] for row in query] for query in found],
             similarities=[scores[: len(query)].tolist() for query, scores in zip(found, similarities)],
+            sources=[[row["source"] for row in query] for query in found],
+            licenses=[[row["license"] for row in query] for query in found],
         )
 
-    def _build_index(self):
-        if self.rows.list_indexes():
-            return
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError("Retrieval needs FAISS: `pip install faiss-cpu`") from error
-        datasets, _ = _import_datasets()
-        silent = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()  # one of a moment, at the first caption
-        # The library's default metric is the L2 distance, whose order is that of the dot product only for equal norms.
-        self.rows.add_faiss_index_from_external_arrays(
-            external_arrays=self.embeddings,
-            index_name="embedding",
-            string_factory=self.string_factory,
-            batch_size=len(self),  # at once: an index that grows is copied again and again
-            train_size=len(self),
-            metric_type=faiss.METRIC_INNER_PRODUCT,
-        )
-        if not silent:
-            datasets.enable_progress_bars()
+    def _search_blocks(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        faiss = _import_faiss()
+        best = faiss.ResultHeap(len(queries), k, keep_max=True)
+        for start, block in _blocks(self.embeddings, BLOCK_ROWS):
+            similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+            best.add_result(similarities, rows + start)  # -1 is never better than nothing
+        best.finalize()
+        return best.I, best.D
+
+    @property
+    def index(self):
+        """
+        The FAISS index of `string_factory`, made when it is first needed and saved with the datastore. It keeps what is
+        set in it: `faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=32")`.
+        """
+        if self._index is None:
+            faiss = _import_faiss()
+            self._index = faiss.index_factory(self.embeddings.shape[1], self.string_factory, faiss.METRIC_INNER_PRODUCT)
+            if not self._index.is_trained:
+                every = math.ceil(len(self) / INDEX_TRAINING_ROWS)
+                self._index.train(np.ascontiguousarray(self.read_embeddings(slice(None, None, every))))
+            # What is float32 already goes in at once: an index that grows is copied again and again.
+            for _, block in _blocks(self.embeddings, len(self) if self.storage == "float32" else BLOCK_ROWS):
+                self._index.add(block)
+        return self._index
+
+    # -- files --------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike):
-        """Writes `datastore.json`, `captions.parquet` and `embeddings.safetensors` into a folder."""
+        """
+        Writes `datastore.json`, `captions.parquet`, `embeddings.safetensors` and, with a `string_factory` other than
+        `"Flat"`, `index.faiss` into a folder, whose datastore of before they replace.
+        """
         _, pyarrow = _import_datasets()
         directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": self.embeddings}, directory / "embeddings.safetensors")
-        pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], directory / "captions.parquet")
+        # Beside their place first: the former files may be what this datastore's embeddings are mapped from.
+        staging = directory / ".incomplete"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
+        pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
+        if self.string_factory != "Flat" and len(self):
+            _import_faiss().write_index(self.index, str(staging / INDEX_FILE))
         description = {
             "format_version": FORMAT_VERSION,
             "rows": len(self),
             "embedding_size": self.embeddings.shape[1],
             "metric": "inner_product",
             "normalized": True,
+            "storage": self.storage,
             "string_factory": self.string_factory,
             "encoder_fingerprint": self.encoder_fingerprint,
         }
-        (directory / "datastore.json").write_text(json.dumps(description, indent=2) + "\n")
+        (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n")
+        for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
+            (directory / name).unlink(missing_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "datastore.json"):
+            os.replace(path, directory / path.name)
+        staging.rmdir()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        path_in_repo: str = "",
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload the datastore",
+    ):
+        """
+        Uploads the datastore's files, and nothing else, to a model repository, which is made where there is none.
+        [`~CaptionDatastore.from_pretrained`] reads it back; with `path_in_repo="datastore"` it becomes the datastore of
+        the checkpoint in that repository.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=path_in_repo or None,
+                allow_patterns=[*DATASTORE_FILES, INDEX_FILE],
+                commit_message=commit_message,
+                token=token,
+            )
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike, **hub_kwargs) -> "CaptionDatastore":
+    def from_pretrained(cls, path_or_id: str | os.PathLike, subfolder: str = "", **hub_kwargs) -> "CaptionDatastore":
         """
-        Loads a datastore from its folder, or from the folder, Hub id or `revision=` of a checkpoint that holds one.
+        Loads a datastore from its folder or Hub id, or from that of a checkpoint, which holds it in `datastore/`.
+
+        The embeddings are mapped from their file, not read into memory; captions and ids are.
+
+        Args:
+            path_or_id (`str` or `os.PathLike`)
+            subfolder (`str`, defaults to `""`): Where in the folder or repository.
+            hub_kwargs: `revision`, `token`, `cache_dir` … of the Hub.
 
         Raises:
-            `FileNotFoundError`: when there is none; `ValueError`: when its files do not belong together.
+            `FileNotFoundError`: when there is none; `ValueError`: when its files are damaged or do not belong together.
         """
-        if (Path(path_or_id) / "datastore.json").is_file():
-            return cls._from_files({name: Path(path_or_id) / name for name in DATASTORE_FILES})
-        datastore = cls.from_checkpoint(path_or_id, **hub_kwargs)
+        datastore = cls._find(path_or_id, subfolder, **hub_kwargs)
+        if datastore is None:
+            datastore = cls.from_checkpoint(path_or_id, subfolder, **hub_kwargs)
         if datastore is None:
             raise FileNotFoundError(
                 f"{path_or_id} holds no datastore: expected the files {', '.join(DATASTORE_FILES)} in it or in "
@@ -227,60 +391,115 @@ class CaptionDatastore:
         cls, path_or_id: str | os.PathLike, subfolder: str = "", **hub_kwargs
     ) -> "CaptionDatastore | None":
         """The datastore in `datastore/` of a checkpoint's folder or Hub repository, or `None` where it has none."""
-        hub_kwargs["subfolder"] = f"{subfolder}/datastore" if subfolder else "datastore"
-        if (
-            cached_file(path_or_id, DATASTORE_FILES[0], _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-            is None
-        ):
-            return None
-        return cls._from_files({name: Path(cached_file(path_or_id, name, **hub_kwargs)) for name in DATASTORE_FILES})
+        return cls._find(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
 
     @classmethod
-    def _from_files(cls, files: dict[str, Path]) -> "CaptionDatastore":
-        try:
-            import datasets
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ImportError(
-                "This checkpoint holds a datastore, which needs datasets: `pip install datasets`"
-            ) from error
-        description = json.loads(files["datastore.json"].read_text())
-        if description.get("format_version") != FORMAT_VERSION:
+    def _find(cls, path_or_id: str | os.PathLike, subfolder: str, **hub_kwargs) -> "CaptionDatastore | None":
+        _, pyarrow = _import_datasets()
+        find = partial(cached_file, path_or_id, subfolder=subfolder, **hub_kwargs)
+        description_file = find("datastore.json", _raise_exceptions_for_missing_entries=False)
+        if description_file is None:
+            return None
+        folder = Path(description_file).parent
+        description = json.loads(Path(description_file).read_text())
+        version = description.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"{files['datastore.json']} has format version {description.get('format_version')}, but this code "
-                "reads "
-                f"version {FORMAT_VERSION}: update the code or rebuild the datastore"
+                f"{description_file} has format version {version}, but this code reads versions 1 to "
+                f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
-        rows = datasets.Dataset(pyarrow.parquet.read_table(files["captions.parquet"]))
-        embeddings = load_file(files["embeddings.safetensors"])["embeddings"]
+        try:
+            rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet")))
+            embeddings = load_file(find("embeddings.safetensors"))["embeddings"].numpy()  # mapped
+        except (SafetensorError, pyarrow.ArrowInvalid, KeyError) as error:
+            raise ValueError(f"The datastore in {folder} is damaged ({error}): copy it again, or rebuild it") from error
         expected = (description["rows"], description["embedding_size"])
         if len(rows) != expected[0] or embeddings.shape != expected:
             raise ValueError(
-                f"{files['datastore.json'].parent} is incomplete: {files['datastore.json'].name} says {expected[0]} "
-                "rows of "
-                f"{expected[1]} numbers, but there are {len(rows)} captions and embeddings of shape {embeddings.shape}"
+                f"{folder} is incomplete: datastore.json says {expected[0]} rows of {expected[1]} numbers, but there "
+                f"are {len(rows)} captions and embeddings of shape {embeddings.shape}"
             )
-        return cls(rows, embeddings, description["encoder_fingerprint"], description["string_factory"])
+        storage, string_factory = description.get("storage", "float32"), description["string_factory"]
+        if embeddings.dtype != storage:
+            raise ValueError(
+                f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: they "
+                "are files of two datastores"
+            )
+        datastore = cls(rows, embeddings, description["encoder_fingerprint"], string_factory, storage)
+        if string_factory != "Flat":
+            index_file = find(INDEX_FILE, _raise_exceptions_for_missing_entries=False)
+            if index_file is not None:
+                datastore._index = _import_faiss().read_index(index_file)
+                if (datastore._index.ntotal, datastore._index.d) != expected:
+                    raise ValueError(f"{index_file} is the index of another datastore: without it, it is made anew")
+        return datastore
+
+
+# -- embeddings in memory and in files --------------------------------------------------------------------------------
+
+
+def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
+    """
+    Unit vectors `(N, E)` as they are stored; what is stored so already is returned as it is.
+
+    int8 numbers are those of the vector with its largest one at ±127. Only its direction counts: what is read is
+    normalised again, so that there is no scale to be stored.
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
+    if vectors.dtype == storage or storage == "float32":
+        return np.ascontiguousarray(vectors, dtype=np.float32 if storage == "float32" else None)
+    encoded = np.empty(vectors.shape, storage)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[start : start + BLOCK_ROWS]
+        if storage == "int8":
+            block = np.rint(block * (127 / np.abs(block).max(axis=1, keepdims=True)))
+        encoded[start : start + BLOCK_ROWS] = block
+    return encoded
+
+
+def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """float32 unit vectors of what [`encode_embeddings`] made; float32 ones are returned as they are, uncopied."""
+    if encoded.dtype in (np.float32, torch.float32):
+        return encoded
+    if isinstance(encoded, np.ndarray):
+        return decode_embeddings(torch.from_numpy(encoded)).numpy()
+    return torch.nn.functional.normalize(encoded.float(), dim=1)
+
+
+def _blocks(encoded: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Of all rows: the number of a block's first one, and the block as float32."""
+    for start in range(0, len(encoded), rows):
+        yield start, decode_embeddings(encoded[start : start + rows])
 
 
 @torch.no_grad()
 def search_exactly(
-    embeddings: np.ndarray, queries: np.ndarray, k: int, device: str | torch.device, batch_size: int = 1024
+    embeddings: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    device: str | torch.device,
+    batch_size: int = 1024,
+    block_rows: int = 2**18,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The `k` rows of `embeddings` (`(N, E)`) with the largest dot product with each query (`(B, E)`): row numbers and
-    similarities, each `(B, K)`, as FAISS's flat index gives them. Memory on `device`: both, and `batch_size` x `N`.
+    similarities, each `(B, K)`, as FAISS's flat index gives them. Memory on `device`: the queries, `block_rows` x `E`,
+    and `batch_size` x `block_rows`.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TF32 would shuffle near neighbours
     try:
-        table = torch.from_numpy(embeddings).to(device)
-        found = [
-            torch.topk(batch.to(device) @ table.T, min(k, len(table)), dim=1)
-            for batch in torch.from_numpy(queries).split(batch_size)
-        ]
-        similarities = torch.cat([part.values for part in found]).cpu()
-        rows = torch.cat([part.indices for part in found]).cpu()
+        batches = torch.from_numpy(queries).to(device).split(batch_size)
+        best = [(batch.new_empty(len(batch), 0), batch.new_empty(len(batch), 0).long()) for batch in batches]
+        for start in range(0, len(embeddings), block_rows):
+            block = decode_embeddings(torch.from_numpy(embeddings[start : start + block_rows]).to(device))
+            for number, batch in enumerate(batches):
+                found, rows = torch.topk(batch @ block.T, min(k, len(block)), dim=1)
+                found, rows = torch.cat([best[number][0], found], 1), torch.cat([best[number][1], rows + start], 1)
+                found, kept = torch.topk(found, min(k, found.shape[1]), dim=1)
+                best[number] = found, rows.gather(1, kept)
+        similarities, rows = (torch.cat(part).cpu() for part in zip(*best))
     finally:
         torch.set_float32_matmul_precision(precision)
     missing = (0, k - rows.shape[1])
@@ -288,13 +507,89 @@ def search_exactly(
     return pad(rows, missing, value=-1).numpy(), pad(similarities, missing, value=-math.inf).numpy()
 
 
-def _import_datasets():
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
+    """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
+    _, normalize_caption = _import_processing()
+    datasets, _ = _import_datasets()
+    if isinstance(dataset, datasets.Dataset):
+        for column, feature in dataset.features.items():
+            if isinstance(feature, datasets.Audio):  # decoding is the processor's work
+                dataset = dataset.cast_column(column, datasets.Audio(decode=False))
+    songs = {name: [] for name in ("ids", "captions", *PROVENANCE)}
+    for number, row in enumerate(dataset):
+        audio = row.get("audio")
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        row_id = row.get("id")
+        if row_id is None and isinstance(path, (str, os.PathLike)):
+            row_id = Path(path).name
+        captions = row.get("captions", row.get("caption"))
+        captions = [captions] if isinstance(captions, str) else captions or []
+        caption = next(filter(None, map(normalize_caption, captions)), None)
+        for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
+            if value is None:
+                raise ValueError(
+                    f"Row {number} of the datastore to be built (id {row_id!r}) has no {name}: found the columns "
+                    f"{', '.join(row)}"
+                )
+        songs["ids"].append(str(row_id))
+        songs["captions"].append(caption)
+        for name in PROVENANCE:
+            songs[name].append(row.get(name))
+    _check_ids(songs["ids"])
+    rows = make_rows(songs.pop("ids"), songs.pop("captions"), processor, **songs)
+    return rows, (row["audio"] for row in dataset)
+
+
+@torch.no_grad()
+def _embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size: int, storage: str) -> np.ndarray:
+    embeddings = np.empty((len(ids), model.config.audio_config.projection_dim), storage)
+    training = model.training
+    model.eval()
+    progress = logging.tqdm(total=len(ids), desc="Embedding songs", unit="clip", leave=False)
     try:
-        import datasets
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
-    return datasets, pyarrow
+        for start in range(0, len(ids), batch_size):
+            log_mels = []
+            for row_id, audio in zip(ids[start : start + batch_size], sounds):
+                try:
+                    log_mels.append(processor(audio=[audio])["input_features"])
+                except ValueError as error:  # AudioError is one
+                    raise ValueError(f"The song '{row_id}' cannot be embedded: {error}") from error
+            embeds = model.embed_audio(torch.cat(log_mels)).cpu().numpy()
+            embeddings[start : start + batch_size] = encode_embeddings(embeds, storage)
+            progress.update(len(log_mels))
+    finally:
+        progress.close()
+        model.train(training)
+    return embeddings
+
+
+def _processor_of(model):
+    if not model.name_or_path:
+        raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
+    processor_class, _ = _import_processing()
+    commit = getattr(model.config, "_commit_hash", None)
+    return processor_class.from_pretrained(model.name_or_path, **({"revision": commit} if commit else {}))
+
+
+def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
+    """All columns in their types, and no others; in memory."""
+    _, pyarrow = _import_datasets()
+    table = rows.with_format("arrow")[:]
+    types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
+    columns = {
+        name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
+        for name, kind in types.items()
+    }
+    return _as_dataset(pyarrow.table(columns))
+
+
+def _as_dataset(table) -> "datasets.Dataset":
+    datasets, _ = _import_datasets()
+    # By default a dataset's fingerprint is a hash of all its rows.
+    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
 def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
@@ -307,17 +602,50 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
         raise ValueError(
             f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
         )
-    ids = Counter(rows["id"][:])
-    if len(ids) != len(rows):
-        repeated = [row_id for row_id, count in ids.items() if count > 1]
-        raise ValueError(
-            f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}"
-        )
-    norms = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings))  # np.linalg.norm would square a copy of them all
-    wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-3))
-    if len(wrong):
+    _check_ids(rows["id"][:])
+    wrong = []
+    for start in range(0, len(embeddings), BLOCK_ROWS):
+        block = embeddings[start : start + BLOCK_ROWS]
+        block = decode_embeddings(block) if block.dtype == np.int8 else block.astype(np.float32, copy=False)
+        norms = np.sqrt(np.einsum("ij,ij->i", block, block))  # np.linalg.norm would square a copy of them all
+        wrong += (start + np.flatnonzero(~(np.abs(norms - 1) < 1e-3))).tolist()
+    if wrong:
         raise ValueError(
             f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as "
-            "that of "
-            f"'{rows[int(wrong[0])]['id']}'. `RGMCModel.embed_audio` makes unit vectors."
+            f"that of '{rows[wrong[0]]['id']}'. `RGMCModel.embed_audio` makes unit vectors."
         )
+
+
+def _check_ids(ids: list[str]):
+    if len(set(ids)) == len(ids):
+        return
+    repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
+    raise ValueError(f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}")
+
+
+# -- what is imported where it is used --------------------------------------------------------------------------------
+
+
+def _import_datasets():
+    try:
+        import datasets
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
+    return datasets, pyarrow
+
+
+def _import_faiss():
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("Retrieval needs FAISS: `pip install faiss-cpu`") from error
+    return faiss
+
+
+def _import_processing():
+    try:  # not above: that file imports this one
+        from .processing_rgmc import RGMCProcessor, normalize_caption
+    except ImportError:
+        from processing_rgmc import RGMCProcessor, normalize_caption
+    return RGMCProcessor, normalize_caption

@@ -66,7 +66,7 @@ from training.checkpoints import (
     save_state,
 )
 from training.lora import merged_state_dict
-from training.refresh import build_datastore, find_neighbors, write_neighbors
+from training.refresh import build_datastore, datastore_rows, find_neighbors, write_neighbors
 from training.sharding import check_distributed_type, whole_encoder
 from training.throughput import forward_flops, matrix_peak
 
@@ -477,9 +477,8 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         model.audio_tower.compile()
         model.text_model.compile()
     set_seed(args.seed, device_specific=True)
-    candidate_ids = [processor.encode_candidate(caption) for caption in captions]
     caption_ids = [processor.encode_caption(caption) for caption in captions]
-    rows = Dataset.from_dict({"id": train.ids, "caption": captions, "input_ids": candidate_ids})
+    rows = datastore_rows(train, processor)
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     steps = min(steps, args.max_steps or steps)

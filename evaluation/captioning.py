@@ -21,7 +21,7 @@ from modeling_rgmc import RGMCModel
 from pretrained_rgmc import is_laion_checkpoint, load_clap_audio
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore
-from training.refresh import build_datastore, embed_rows
+from training.refresh import build_datastore, datastore_rows, embed_rows
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
 CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
@@ -184,9 +184,7 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
     else:
         frozen = with_audio_tower_of(name).to(accelerator.device).eval()
         clips = train.features(captioner.processor, accelerator)
-        captions = [captions[0] for captions in clips.captions]
-        tokens = [captioner.processor.encode_candidate(caption) for caption in captions]
-        rows = Dataset.from_dict({"id": clips.ids, "caption": captions, "input_ids": tokens})
+        rows = datastore_rows(clips, captioner.processor)
         datastore = build_datastore(frozen, clips, rows, accelerator, captioner.batch_size)
     embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
     found = datastore.search(embeds, k=1, exclude_ids=own_ids(features, datastore))

@@ -229,11 +229,13 @@ def test_pushing_to_the_hub_carries_the_datastore_and_the_code(checkpoint, monke
         "datastore/captions.parquet",
         "datastore/datastore.json",
         "datastore/embeddings.safetensors",
+        "feature_extraction_rgmc.py",  # with the processor, a datastore of one's own is built
         "generation_config.json",
         "model.safetensors",
         "model_card_rgmc.py",
         "modeling_rgmc.py",
         "pretrained_rgmc.py",
+        "processing_rgmc.py",
         "retrieval_rgmc.py",
     }
 

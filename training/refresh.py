@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from dataset_rgmc import ClipFeatures
 from modeling_rgmc import RGMCModel
-from retrieval_rgmc import CaptionDatastore
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore, make_rows
 from training.sharding import whole_encoder
 
 
@@ -60,6 +61,11 @@ def gather_rows(own: torch.Tensor, total: int, accelerator: Accelerator) -> np.n
     return in_order[:total].cpu().numpy()
 
 
+def datastore_rows(features: ClipFeatures, processor: RGMCProcessor) -> Dataset:
+    """The first caption of each clip, as a [`CaptionDatastore`] holds it."""
+    return make_rows(features.ids, [captions[0] for captions in features.captions], processor, **features.provenance)
+
+
 def build_datastore(
     model: RGMCModel,
     train: ClipFeatures,
@@ -67,10 +73,11 @@ def build_datastore(
     accelerator: Accelerator,
     batch_size: int,
     string_factory: str = "Flat",
+    storage: str = "float32",
 ) -> CaptionDatastore:
     """The training captions with the current encoder's embeddings of their songs."""
-    embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the training split")
-    return CaptionDatastore(rows, embeds, model.encoder_fingerprint(), string_factory)
+    embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the datastore's songs")
+    return CaptionDatastore(rows, embeds, model.encoder_fingerprint(), string_factory, storage)
 
 
 def find_neighbors(

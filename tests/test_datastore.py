@@ -1,0 +1,434 @@
+"""What a datastore of one's own promises: built, changed, stored, shared and swapped without any training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import faiss
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import CAPTIONS, ROOT, write_corpus, write_tone
+from datasets import Audio, Dataset
+from safetensors.torch import load_file, save_file
+from test_retrieval import make_datastore, make_rows, unit_vectors
+
+import build_datastore
+import retrieval_rgmc
+from dataset_rgmc import load_captions
+from modeling_rgmc import RGMCModel
+from retrieval_rgmc import STORAGES, CaptionDatastore, search_exactly
+
+
+@pytest.fixture
+def songs(tmp_path) -> list[dict]:
+    """Four songs as anybody would list them."""
+    rows = []
+    for row, caption in enumerate(CAPTIONS[:4]):
+        path = write_tone(tmp_path / "songs" / f"{row}.wav", 110 * 2 ** (row / 2))
+        rows.append({"id": f"song-{row}", "audio": str(path), "caption": caption})
+    rows[1] |= {"source": "my own", "license": "CC-BY-4.0"}
+    return rows
+
+
+@pytest.fixture
+def checkpoint(make_model, processor, tmp_path) -> Path:
+    make_model().save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def embed(model, processor, songs: list[dict]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.embed_audio(processor(audio=[song["audio"] for song in songs])["input_features"])
+
+
+# -- built ------------------------------------------------------------------------------------------------------------
+
+
+def test_songs_become_a_datastore_that_finds_them(make_model, processor, songs):
+    model = make_model()
+    model.train()
+    songs[2] |= {"caption": "Slow, AMBIENT: soundscape!", "id": 7}
+    datastore = CaptionDatastore.build(model, songs, processor, batch_size=3)
+    assert model.training
+    assert datastore.rows["id"][:] == ["song-0", "song-1", "7", "song-3"]
+    assert datastore.rows["caption"][2] == "slow ambient soundscape"
+    assert datastore.rows["input_ids"][2] == processor.encode_candidate("slow ambient soundscape")
+    model.eval()
+    np.testing.assert_allclose(datastore.embeddings, embed(model, processor, songs), atol=1e-6)
+    model.set_datastore(datastore)
+    assert model.retrieve(embed(model, processor, songs)).ids == [["song-0"], ["song-1"], ["7"], ["song-3"]]
+
+
+def test_a_dataset_is_built_as_a_list_is_whatever_its_columns_are(make_model, processor, songs):
+    model = make_model()
+    expected = CaptionDatastore.build(model, songs, processor)
+    audio = Dataset.from_dict({"audio": [song["audio"] for song in songs]}).cast_column("audio", Audio(decode=False))
+    audio = audio.cast_column("audio", Audio())  # as load_dataset("audiofolder") has it
+    captions = [[song["caption"], "another caption"] for song in songs]
+    datastore = CaptionDatastore.build(model, audio.add_column("captions", captions), processor)
+    assert datastore.rows["id"][:] == ["0.wav", "1.wav", "2.wav", "3.wav"]  # and no path of this machine
+    assert datastore.rows["caption"][:] == expected.rows["caption"][:]
+    np.testing.assert_array_equal(datastore.embeddings, expected.embeddings)
+
+
+def test_songs_that_cannot_be_used_are_errors_that_name_them(make_model, processor, songs):
+    model = make_model()
+
+    def build(**changed):
+        return CaptionDatastore.build(model, [songs[0], songs[1] | changed], processor)
+
+    with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* has no caption"):
+        build(caption="?!")
+    with pytest.raises(ValueError, match=r"Row 1 .* has no audio"):
+        build(audio=None)
+    with pytest.raises(ValueError, match="has no id"):
+        build(id=None, audio={"array": np.zeros(10), "sampling_rate": 48_000})
+    with pytest.raises(ValueError, match=r"'song-1' cannot be embedded: .*nowhere\.wav"):
+        build(audio="nowhere.wav")
+    with pytest.raises(ValueError, match=r"must be unique.*song-0"):
+        build(id="song-0", audio="nowhere.wav")  # before hours of decoding
+
+
+def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs):
+    loaded = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), songs)
+    np.testing.assert_array_equal(loaded.embeddings, CaptionDatastore.build(make_model(), songs, processor).embeddings)
+    with pytest.raises(ValueError, match="pass processor="):
+        CaptionDatastore.build(make_model(), songs)
+
+
+def test_the_readmes_lines_run_with_the_code_of_a_checkpoint_alone(checkpoint, tmp_path):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own datastore")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    write_tone(tmp_path / "elsewhere" / "song.mp3", 220)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"checkpoint = {str(checkpoint)!r}\n{block}"],
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my own" in done.stdout
+    assert (tmp_path / "elsewhere" / "my_datastore" / "datastore.json").is_file()
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = write_corpus(tmp_path / "corpus", {"train": CAPTIONS[:4]})
+    lines = (folder / "train" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    lines = [
+        f"{line},{','.join(more)}" for line, more in zip(lines, [("source", "license"), ("me", "MIT"), *[("", "")] * 3])
+    ]
+    (folder / "train" / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_command_builds_what_the_class_builds_with_sources_and_licences(checkpoint, corpus, tmp_path):
+    options = {"output_dir": str(tmp_path / "store"), "storage": "int8", "cache_dtype": "float32"}
+    args = build_datastore.DatastoreArguments(
+        model=str(checkpoint), dataset=str(corpus), cache_dir=str(tmp_path / "cache"), **options
+    )
+    build_datastore.main(args, Accelerator())
+    datastore = CaptionDatastore.from_pretrained(tmp_path / "store")
+    rows = load_captions(str(corpus), "train")
+    expected = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), rows, storage="int8")
+    assert datastore.rows[:] == expected.rows[:]
+    assert np.abs(datastore.embeddings - expected.embeddings).max() <= 1  # other batches round otherwise
+    assert datastore.rows["source"][:] == ["me", None, None, None]
+    found = datastore.search(datastore.read_embeddings(slice(2)))
+    assert (found.sources, found.licenses) == ([["me"], [None]], [["MIT"], [None]])
+
+
+def test_the_command_mends_a_checkpoint_whose_datastore_is_of_another_encoder(checkpoint, corpus, tmp_path):
+    store = CaptionDatastore(make_rows(3), unit_vectors(3, size=32), encoder_fingerprint="f00d")
+    store.save_pretrained(checkpoint / "datastore")
+    with pytest.raises(ValueError, match=r"build_datastore\.py --model(.|\n)*CaptionDatastore\.build"):
+        RGMCModel.from_pretrained(checkpoint)
+    args = build_datastore.DatastoreArguments(
+        model=str(checkpoint),
+        dataset=str(corpus),
+        output_dir=str(checkpoint / "datastore"),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    build_datastore.main(args, Accelerator())
+    assert len(RGMCModel.from_pretrained(checkpoint).datastore) == 4
+
+
+# -- changed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_added_and_removed_rows_make_what_is_built_anew(make_model, processor, songs, storage, tmp_path):
+    model = make_model()
+    datastore = CaptionDatastore.build(model, songs[:2], processor, storage=storage)
+    model.set_datastore(datastore)
+    model.retrieve(embed(model, processor, songs))
+    datastore.add(model, songs[2:], processor)
+    assert model.retrieve(embed(model, processor, songs)).ids == [["song-0"], ["song-1"], ["song-2"], ["song-3"]]
+    datastore.remove(["song-0", "song-2"])
+    expected = CaptionDatastore.build(model, [songs[1], songs[3]], processor, storage=storage)
+    assert datastore.rows[:] == expected.rows[:]
+    assert datastore.rows["license"][:] == ["CC-BY-4.0", None]
+    np.testing.assert_allclose(datastore.read_embeddings(slice(None)), expected.read_embeddings(slice(None)), atol=1e-5)
+    assert datastore.search(embed(model, processor, songs), exclude_ids=["song-1"] * 4).ids == [["song-3"]] * 4
+    model.save_pretrained(tmp_path / "saved")
+    assert model.config.datastore_rows == 2
+    assert RGMCModel.from_pretrained(tmp_path / "saved").datastore.rows["id"][:] == ["song-1", "song-3"]
+
+
+def test_a_change_that_is_refused_changes_nothing(make_model, processor, songs):
+    model = make_model()
+    datastore = CaptionDatastore.build(model, songs[:2], processor)
+    with pytest.raises(ValueError, match=r"in the datastore already.*song-1"):
+        datastore.add(model, songs[1:], processor)
+    with pytest.raises(ValueError, match=r"not in the datastore.*song-3"):
+        datastore.remove(["song-0", "song-3"])
+    other = make_model()
+    with torch.no_grad():
+        next(other.audio_tower.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="another audio encoder"):
+        datastore.add(other, songs[2:], processor)
+    assert datastore.rows["id"][:] == ["song-0", "song-1"]
+    assert datastore.embeddings.shape == (2, 32)
+
+
+def test_an_index_follows_the_rows():
+    datastore = make_datastore(50, string_factory="HNSW8")
+    assert datastore.search(datastore.embeddings[7:8]).ids == [["song-7"]]
+    vectors = datastore.embeddings[7:8].copy()
+    datastore.remove("song-7")
+    assert datastore.index.ntotal == 49
+    assert datastore.search(vectors).ids != [["song-7"]]
+    assert datastore.search(datastore.embeddings[7:8]).ids == [["song-8"]]
+
+
+# -- stored -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("storage", "size"), [("float32", 4), ("float16", 2), ("int8", 1)])
+def test_a_smaller_storage_is_smaller_and_finds_the_same(storage, size, tmp_path, monkeypatch):
+    exact = make_datastore(300)
+    datastore = make_datastore(300, storage=storage)
+    queries = unit_vectors(40, seed=1)
+    found = datastore.search(queries, k=2)
+    similarities = np.array(exact.search(queries, k=1).similarities)
+    assert np.abs(np.array(found.similarities)[:, :1] - similarities).max() < {4: 1e-7, 2: 1e-3, 1: 0.02}[size]
+    np.testing.assert_allclose(np.linalg.norm(datastore.read_embeddings(slice(None)), axis=1), 1, atol=1e-6)
+    assert datastore.embeddings.nbytes == 300 * 16 * size
+    datastore.save_pretrained(tmp_path)
+    assert (tmp_path / "embeddings.safetensors").stat().st_size < 300 * 16 * size + 200
+    loaded = CaptionDatastore.from_pretrained(tmp_path)
+    assert (loaded.storage, loaded.embeddings.dtype) == (storage, storage)
+    assert loaded.search(queries, k=2) == found
+    # However it is cut into blocks, and on whatever device
+    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 64)
+    assert loaded.search(queries, k=2).ids == found.ids
+    rows, similarities = search_exactly(loaded.embeddings, queries, 2, "cpu", batch_size=16, block_rows=7)
+    assert [[f"song-{row}" for row in query] for query in rows] == found.ids
+    np.testing.assert_allclose(similarities, found.similarities, atol=1e-6)
+
+
+def test_blocks_smaller_than_k_find_all_rows_in_order(monkeypatch):
+    datastore, queries = make_datastore(10), unit_vectors(3, seed=1)
+    expected = datastore.search_rows(queries, k=12)
+    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 4)
+    rows, similarities = datastore.search_rows(queries, k=12)
+    np.testing.assert_array_equal(rows, expected[0])
+    np.testing.assert_array_equal(similarities, expected[1])
+    assert (rows[:, 10:] == -1).all() and (rows[:, :10] >= 0).all()
+    np.testing.assert_array_equal(search_exactly(datastore.embeddings, queries, 12, "cpu", block_rows=4)[0], rows)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_embedding_that_is_no_unit_vector_is_refused_in_every_storage(storage):
+    for wrong in (0, np.nan, 2):
+        vectors = unit_vectors(3)
+        vectors[1] *= wrong
+        with pytest.raises(ValueError, match="song-1"):
+            CaptionDatastore(make_rows(3), vectors, "f00d", storage=storage)
+    with pytest.raises(ValueError, match="float32, float16, int8"):
+        make_datastore(3, storage="float64")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+@pytest.mark.parametrize("storage", STORAGES)
+def test_loaded_embeddings_are_mapped_from_their_file(storage, tmp_path):
+    make_datastore(300, storage=storage).save_pretrained(tmp_path)
+    address = CaptionDatastore.from_pretrained(tmp_path).embeddings.ctypes.data
+    datastore = CaptionDatastore.from_pretrained(tmp_path)
+    address = datastore.embeddings.ctypes.data
+    ranges = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+    assert any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
+
+
+def test_a_loaded_datastore_may_be_saved_where_it_came_from(tmp_path):
+    make_datastore(300).save_pretrained(tmp_path)
+    datastore = CaptionDatastore.from_pretrained(tmp_path)
+    datastore.remove(["song-0"])
+    datastore.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(CaptionDatastore.from_pretrained(tmp_path).embeddings, unit_vectors(300)[1:])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_index_is_saved_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
+    datastore = make_datastore(300, string_factory="IVF4,Flat", storage="float16")
+    faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=4")
+    datastore.save_pretrained(tmp_path)
+    monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("the index is made again"))
+    loaded = CaptionDatastore.from_pretrained(tmp_path)
+    queries = unit_vectors(50, seed=1)
+    assert loaded.search(queries).ids == make_datastore(300, storage="float16").search(queries).ids
+    monkeypatch.undo()
+    make_datastore(299, string_factory="IVF4,Flat", storage="float16").save_pretrained(tmp_path / "other")
+    os.replace(tmp_path / "other" / "index.faiss", tmp_path / "index.faiss")
+    with pytest.raises(ValueError, match="another datastore"):
+        CaptionDatastore.from_pretrained(tmp_path)
+    (tmp_path / "index.faiss").unlink()
+    assert CaptionDatastore.from_pretrained(tmp_path).search(queries).ids
+    make_datastore(300).save_pretrained(tmp_path)
+    assert not (tmp_path / "index.faiss").exists()
+
+
+def test_files_of_version_1_are_read(tmp_path):
+    vectors = unit_vectors(5)
+    save_file({"embeddings": torch.from_numpy(vectors)}, tmp_path / "embeddings.safetensors")
+    pyarrow.parquet.write_table(make_rows(5).with_format("arrow")[:], tmp_path / "captions.parquet")
+    description = {"format_version": 1, "rows": 5, "embedding_size": 16, "metric": "inner_product"}
+    description |= {"normalized": True, "string_factory": "Flat", "encoder_fingerprint": "f00d"}
+    (tmp_path / "datastore.json").write_text(json.dumps(description))
+    datastore = CaptionDatastore.from_pretrained(tmp_path)
+    found = datastore.search(vectors[3:4])
+    assert (found.ids, found.sources, datastore.storage) == ([["song-3"]], [[None]], "float32")
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_embeddings(path: Path, change):
+    embeddings = load_file(path)["embeddings"].clone()
+    save_file({"embeddings": change(embeddings)}, path)
+
+
+def change_captions(path: Path, change):
+    pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(path)), path)
+
+
+def repeat_an_id(table):
+    return table.set_column(0, "id", pyarrow.array(["song-0", "song-1", "song-0", "song-3", "song-4"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "error"),
+    [
+        ("captions.parquet", lambda path: change_captions(path, lambda table: table[:4]), "incomplete.* 4 captions"),
+        ("captions.parquet", lambda path: change_captions(path, repeat_an_id), "unique.*song-0"),
+        ("captions.parquet", lambda path: change_captions(path, lambda table: table.drop(["input_ids"])), "input_ids"),
+        ("captions.parquet", truncate, "damaged"),
+        ("captions.parquet", Path.unlink, r"captions\.parquet"),
+        (
+            "embeddings.safetensors",
+            lambda path: change_embeddings(path, lambda rows: rows[:4].clone()),
+            r"incomplete.*\(4, 16\)",
+        ),
+        ("embeddings.safetensors", lambda path: change_embeddings(path, torch.Tensor.half), "float16.*float32"),
+        ("embeddings.safetensors", lambda path: change_embeddings(path, torch.zeros_like), "unit vectors.*song-0"),
+        ("embeddings.safetensors", truncate, "damaged"),
+        ("embeddings.safetensors", Path.unlink, r"embeddings\.safetensors"),
+        ("datastore.json", Path.unlink, r"datastore\.json"),
+    ],
+)
+def test_a_damaged_datastore_is_an_error_that_says_what_is_wrong(file, damage, error, tmp_path):
+    make_datastore(5).save_pretrained(tmp_path)
+    damage(tmp_path / file)
+    with pytest.raises((ValueError, OSError), match=error):
+        CaptionDatastore.from_pretrained(tmp_path)
+
+
+# -- empty ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("string_factory", ["Flat", "HNSW8"])
+def test_an_empty_datastore_captions_from_the_audio_alone(make_model, processor, songs, string_factory, tmp_path):
+    model = make_model()
+    features = processor(audio=songs[0]["audio"])["input_features"]
+    alone = model.generate(input_features=features)
+    datastore = CaptionDatastore.build(model, songs[:1], processor, string_factory=string_factory)
+    datastore.remove(["song-0"])
+    model.set_datastore(datastore)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = RGMCModel.from_pretrained(tmp_path / "saved")
+    nothing = CaptionDatastore.build(model, [], processor)
+    for store in (datastore, loaded.datastore, nothing):
+        model.set_datastore(store)
+        assert len(store) == 0
+        assert store.search(embed(model, processor, songs), k=2, exclude_ids=["a"] * 4).ids == [[]] * 4
+        assert model.generate(input_features=features).tolist() == alone.tolist()
+    nothing.add(model, songs[:1], processor)
+    assert nothing.rows["id"][:] == ["song-0"]
+    text_only = make_model(conditioning="candidate")
+    text_only.set_datastore(CaptionDatastore.build(text_only, [], processor))
+    with pytest.raises(ValueError, match="it has none"):
+        text_only.generate(input_features=features)
+
+
+# -- swapped and shared -----------------------------------------------------------------------------------------------
+
+
+def test_another_datastore_gives_other_candidates_and_captions_unless_candidates_are_given(
+    make_model, processor, songs
+):
+    model = make_model()
+    with torch.no_grad():  # an untrained decoder of small weights says the same of everything
+        for weight in model.text_model.parameters():
+            weight.mul_(20 if weight.ndim > 1 else 1)
+    features = processor(audio=songs[0]["audio"])["input_features"]
+    given = processor(candidates=["a happy waltz"])
+    seen, captions, ignoring = [], [], []
+    for texts in (CAPTIONS[:4], CAPTIONS[4:]):
+        rows = [song | {"caption": text} for song, text in zip(songs, texts)]
+        model.set_datastore(CaptionDatastore.build(model, rows, processor))
+        seen.append(model.retrieve(model.embed_audio(features)).captions)
+        captions.append(model.generate(input_features=features).tolist())
+        ignoring.append(model.generate(input_features=features, **given).tolist())
+    assert seen == [[[CAPTIONS[0]]], [[CAPTIONS[4]]]]
+    assert captions[0] != captions[1]
+    assert ignoring[0] == ignoring[1]
+
+
+@pytest.mark.parametrize("folder", ["", "datastore"])
+def test_a_pushed_datastore_is_read_back_by_its_id(folder, tmp_path, monkeypatch):
+    commit = tmp_path / "models--somebody--store" / "snapshots" / "abc"
+
+    def upload_folder(repo_id, folder_path, path_in_repo, allow_patterns, **kwargs):
+        target = commit / (path_in_repo or "")
+        target.mkdir(parents=True)
+        for path in (path for pattern in allow_patterns for path in Path(folder_path).glob(pattern)):
+            os.replace(path, target / path.name)
+        assert not list(Path(folder_path).iterdir())
+
+    monkeypatch.setattr(retrieval_rgmc, "create_repo", lambda repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(retrieval_rgmc, "upload_folder", upload_folder)
+    datastore = make_datastore(string_factory="HNSW8")
+    datastore.push_to_hub("somebody/store", path_in_repo=folder)
+    (commit.parent.parent / "refs").mkdir()
+    (commit.parent.parent / "refs" / "main").write_text("abc")
+    loaded = CaptionDatastore.from_pretrained("somebody/store", cache_dir=tmp_path, local_files_only=True)
+    assert loaded.search(unit_vectors(4, seed=1), k=2) == datastore.search(unit_vectors(4, seed=1), k=2)
+    assert loaded._index is not None
