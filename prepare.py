@@ -27,6 +27,8 @@ from corpora.report import write_report
 from corpora.splits import HELD_OUT, assign_splits, group_rows
 from corpora.steps import clean_captions, drop_duplicates, make_table, mark_clusters, probe_rows, sort_rows
 
+ORDER = ("train", *reversed(HELD_OUT))
+
 
 @dataclass
 class PrepareArguments:
@@ -62,8 +64,8 @@ class PrepareArguments:
             raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
 
 
-def prepare(corpus: Corpus, args: PrepareArguments, name: str) -> dict:
-    """Writes the files of `args.output_dir`, and returns what `report.json` holds."""
+def prepare(corpus: Corpus, args: PrepareArguments, title: str, source: dict) -> dict:
+    """Writes the files of `args.output_dir`, and returns what `report.json` holds: `title`, `source` and the counts."""
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     listed = len(corpus.rows) + corpus.merged + sum(line["kind"] not in OF_FILES for line in corpus.rejected)
@@ -93,18 +95,18 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str) -> dict:
     if not given:
         set_splits(rows, args)
     splits = Counter(row["split"] for row in rows)
-    before = before if given else splits
+    before = sorted((before if given else splits).items(), key=lambda split: (*ORDER, split[0]).index(split[0]))
 
     # 6. The table, which appears when all else is there, and the reports
     table = make_table(rows, corpus.license, output_dir)
     report = {
-        "corpus": name,
-        "options": asdict(args),
+        "corpus": title,
+        "options": {**source, **asdict(args)},
         "listed": listed,
         "merged": corpus.merged,
         "rejected": kinds,
         "kept": len(rows),
-        "splits": {name: {"found": splits[name], "total": total} for name, total in before.items()},
+        "splits": {name: {"found": splits[name], "total": total} for name, total in before},
         "hours": round(float(table["duration"].sum()) / 3600, 3),
         "notes": dict(Counter(note for row in rows for note in row["notes"])),
         "clusters": clusters,
@@ -143,7 +145,7 @@ def main(argv: list[str]):
     )
     parser.set_defaults(**defaults)
     source, args = parser.parse_args_into_dataclasses(argv[1:])
-    report = prepare(read(source, Path(args.output_dir)), args, name)
+    report = prepare(read(source, Path(args.output_dir)), args, name, asdict(source))
     print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Plots")[0])
     print(f"{report['kept']} clips: train.py --dataset {args.output_dir}")
 

@@ -5,6 +5,8 @@ Looks into audio files with several processes, and remembers what it found: an i
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,11 +54,22 @@ def _probe_all(files: list[str], num_proc: int):
         yield from ((file, _probe(file)) for file in files)
         return
     # Spawned: a fork would copy the threads' locks of torch. An executor, because a pool waits for ever for the dead.
-    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"))
+    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield from zip(files, executor.map(_probe, files, chunksize=FILES_PER_TASK))
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    """Ctrl-C is the main process's to handle, and nobody would stop a worker whose main process was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _probe(file: str) -> dict:

@@ -62,7 +62,7 @@ def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
     """
     Audiostock as LAION-Audio's preprocessing leaves it: `17.flac` beside `17.json`, which holds
 
-        {"text": [short, long], "tag": [...], "original_data": {"id": ..., "URL": ..., "purpose": ..., "impression": ...}}
+        {"text": [short, long], "tag": […], "original_data": {"id": …, "URL": …, "purpose": …, "impression": …}}
 
     The first text is the short caption (section 5: the only one that is used). A text alone, and `short_text` and
     `long_text`, are understood too; `tag` or `tags`, `purpose`, `impression` and `scene` (or `tags_purpose` and so on)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 
 from corpora.readers import OF_FILES
 from evaluation.tables import markdown_table, markdown_text
@@ -93,6 +95,8 @@ def _sections(report: dict, table: pandas.DataFrame, captions: list[str]) -> lis
         heading = f"Near-duplicates: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
         shown = [[of["id"], count(of["rows"]), " / ".join(of["examples"])] for of in clusters["largest"][:EXAMPLES]]
         sections.append((heading, ["smallest id", "rows", "examples"], shown))
+    words = [[word, count(number)] for word, number in _frequent(captions)]
+    sections.append(("Most frequent words", ["word", "times"], words))
     drawn = table.iloc[np.linspace(0, len(table) - 1, min(EXAMPLES, len(table))).astype(int)]
     texts = [entry if isinstance(entry, str) else " / ".join(entry) for entry in drawn["caption"]]
     sections.append(("Examples", ["id", "split", "caption"], list(zip(drawn["id"], drawn["split"], texts))))
@@ -109,11 +113,13 @@ def _html_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _plots(report: dict, table: pandas.DataFrame, captions: list[str]) -> dict[str, tuple[str, Figure]]:
-    words = Counter(word for caption in captions for word in caption.split()).most_common(WORDS)
     plots = {
         "durations": ("Duration of the clips, s", _histogram(table["duration"].to_numpy(float))),
         "lengths": ("Words of a caption", _histogram(np.array([len(caption.split()) for caption in captions]))),
-        "words": ("The most frequent words", _bars([(_plot_text(word), number) for word, number in words])),
+        "words": (
+            "The most frequent words",
+            _bars([(_plot_text(word), number) for word, number in _frequent(captions)]),
+        ),
         "rows": (
             "Rows",
             _bars([("kept", report["kept"]), *((KINDS[k], n) for k, n in report["rejected"].items())]),
@@ -145,5 +151,11 @@ def _bars(numbers: list[tuple[str, int]]) -> Figure:
     return figure
 
 
+def _frequent(captions: list[str]) -> list[tuple[str, int]]:
+    return Counter(word for caption in captions for word in caption.split()).most_common(WORDS)
+
+
 def _plot_text(text: str) -> str:
-    return text.replace("$", r"\$")
+    """What the font has no letter for is a box; the table beside the plot has it."""
+    glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")
