@@ -19,6 +19,7 @@ from argparse import ArgumentDefaultsHelpFormatter
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -64,8 +65,21 @@ class PrepareArguments:
             raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
 
 
-def prepare(corpus: Corpus, args: PrepareArguments, title: str, source: dict) -> dict:
-    """Writes the files of `args.output_dir`, and returns what `report.json` holds: `title`, `source` and the counts."""
+def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> dict:
+    """
+    Writes the files of `args.output_dir`.
+
+    Args:
+        corpus ([`Corpus`]): What a reader found.
+        args ([`PrepareArguments`])
+        name (`str`), source (`dict`): For the report: the corpus's name and the options of its reader.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        `ValueError`: when no row can be used, or splits are larger than the corpus.
+    """
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     listed = len(corpus.rows) + corpus.merged + sum(line["kind"] not in OF_FILES for line in corpus.rejected)
@@ -100,13 +114,13 @@ def prepare(corpus: Corpus, args: PrepareArguments, title: str, source: dict) ->
     # 6. The table, which appears when all else is there, and the reports
     table = make_table(rows, corpus.license, output_dir)
     report = {
-        "corpus": title,
+        "corpus": name,
         "options": {**source, **asdict(args)},
         "listed": listed,
         "merged": corpus.merged,
         "rejected": kinds,
         "kept": len(rows),
-        "splits": {name: {"found": splits[name], "total": total} for name, total in before},
+        "splits": {split: {"found": splits[split], "total": total} for split, total in before},
         "hours": round(float(table["duration"].sum()) / 3600, 3),
         "notes": dict(Counter(note for row in rows for note in row["notes"])),
         "clusters": clusters,
@@ -135,19 +149,25 @@ def write_lines(path: Path, lines: list[dict]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def main(argv: list[str]):
-    name = argv[0] if argv else ""
+def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
+    """A corpus's name, where its raw files are, and what is to be done with them."""
+    name = argv[0] if argv else "--help"
     if name not in READERS:
-        raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)}, got {name or 'nothing'}")
-    source_class, read, defaults = READERS[name]
+        raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)} as the first word, got {name}")
+    source_class, _, defaults = READERS[name]
     parser = HfArgumentParser(
         (source_class, PrepareArguments), prog=f"prepare.py {name}", formatter_class=ArgumentDefaultsHelpFormatter
     )
     parser.set_defaults(**defaults)
-    source, args = parser.parse_args_into_dataclasses(argv[1:])
-    report = prepare(read(source, Path(args.output_dir)), args, name, asdict(source))
-    print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Plots")[0])
-    print(f"{report['kept']} clips: train.py --dataset {args.output_dir}")
+    return name, *parser.parse_args_into_dataclasses(argv[1:])
+
+
+def main(argv: list[str]):
+    name, source, args = parse(argv)
+    corpus = READERS[name][1](source, Path(args.output_dir))
+    report = prepare(corpus, args, name, asdict(source))
+    print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])
+    print(f"\n{report['kept']} clips: train.py --dataset {args.output_dir}; more in {args.output_dir}/report.html")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -350,6 +352,22 @@ def test_ids_are_ordered_as_numbers():
     assert sorted(["b/10", "10", "9", "b/9", "a"], key=natural_key) == ["9", "10", "a", "b/9", "b/10"]
 
 
+def test_no_split_cuts_a_cluster_or_an_artist_in_whatever_order_the_rows_come(tmp_path):
+    draw, tables = random.Random(0), []
+    lines = [(f"{row}", f"{LONG} in style {draw.randrange(12)}", f"artist {draw.randrange(25)}") for row in range(60)]
+    for name in ("straight", "shuffled"):
+        table = pandas.DataFrame(lines, columns=["id", "caption", "artist"])
+        table["path"] = str(write_sound(tmp_path / "one.wav"))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        options = ["--dedup", "mark", "--threshold", "0.95", "--validation", "0.2", "--test", "0.2", "--seed", "5"]
+        run("any", "--source", tmp_path / f"{name}.csv", "--output_dir", tmp_path / name, *options)
+        tables.append(read_table(tmp_path / name))
+        draw.shuffle(lines)
+    assert tables[0].equals(tables[1]) and set(tables[0]["split"]) >= {"train", "test"}
+    for column in ("cluster", "artist", "caption"):
+        assert tables[0].groupby(column)["split"].nunique().max() == 1
+
+
 # -- probing ----------------------------------------------------------------------------------------------------------
 
 
@@ -437,3 +455,10 @@ def test_a_corpus_without_a_usable_row_says_why(tmp_path):
         run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text")
     with pytest.raises(SystemExit, match="audiostock, musiccaps"):
         prepare.main(["audioset"])
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare.__doc__
+    commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
+    assert {prepare.parse(command)[0] for command in commands} == set(prepare.READERS)
+    assert len(commands) >= 11
