@@ -167,8 +167,8 @@ def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
 class TableArguments:
     source: str = field(
         metadata={
-            "help": "csv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem, "
-            "save_to_disk folder, or Hub id."
+            "help": "csv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
+            "(a line is a caption), save_to_disk folder, or Hub id."
         }
     )
     audio_dir: str | None = field(default=None, metadata={"help": "Where the files are; beside the table if unset."})
@@ -219,9 +219,10 @@ def read_any(args: TableArguments, output_dir: Path) -> Corpus:
     if tables:
         for path in tables:
             table = read_table(path)
-            if path.parent != source and source.is_dir() and args.split_column not in table:
-                table[args.split_column] = path.parent.name
-            _add_table(corpus, table, args, path.parent, output_dir / "audio")
+            part = path.parent.name if source.is_dir() and path.parent != source else ""
+            if part and args.split_column not in table:
+                table[args.split_column] = part
+            _add_table(corpus, table, args, path.parent, output_dir / "audio", part)
     elif source.is_dir() and not any((source / name).is_file() for name in ("dataset_dict.json", "state.json")):
         _add_text_files(corpus, source)
     else:
@@ -238,10 +239,15 @@ def read_any(args: TableArguments, output_dir: Path) -> Corpus:
     return corpus
 
 
-def _add_table(corpus: Corpus, table: pandas.DataFrame, args: TableArguments, folder: Path, sounds_dir: Path):
+def _add_table(
+    corpus: Corpus, table: pandas.DataFrame, args: TableArguments, folder: Path, sounds_dir: Path, part: str = ""
+):
+    """Adds a table's rows. `part` is the subfolder that it describes, whose files may have the names of another's."""
     captions = [name for name in args.caption_columns if name in table]
     files = [args.file_column] if args.file_column else AUDIO_COLUMNS
     file_column = next((name for name in files if name in table), None)
+    if file_column and len(table) and isinstance(table[file_column].iloc[0], dict):
+        table = _with_paths(table, file_column, table[file_column], sounds_dir, part or "row", args.id_column)
     id_column = args.id_column if args.id_column in table else None
     if len(captions) < len(args.caption_columns) or not (file_column or id_column):
         raise ValueError(
@@ -249,14 +255,12 @@ def _add_table(corpus: Corpus, table: pandas.DataFrame, args: TableArguments, fo
             f"(--caption_columns), and files {files} (--file_column) or ids '{args.id_column}' (--id_column)"
         )
     base = Path(args.audio_dir) if args.audio_dir else folder
-    if file_column and len(table) and isinstance(table[file_column].iloc[0], dict):
-        table = table.assign(**{file_column: _sound_paths(table[file_column], sounds_dir, f"{len(corpus.rows)}")})
     by_stem: dict[str, str] | None = None
     rows: dict[str, dict] = {}
     for record in table.to_dict("records"):
         named = record.get(file_column)
         named = named if isinstance(named, str) and named else None
-        row_id = (_text(record[id_column]) if id_column else "") or named or ""
+        row_id = (_text(record[id_column]) if id_column else "") or os.path.join(part, named or "")
         texts = [text for name in captions for text in _texts(record[name])]
         if args.merge_ids and row_id in rows:
             rows[row_id]["captions"] += texts
@@ -266,7 +270,7 @@ def _add_table(corpus: Corpus, table: pandas.DataFrame, args: TableArguments, fo
         if file is None:
             by_stem = _by_stem(base) if by_stem is None else by_stem
             stem = Path(named or row_id).stem
-            file = by_stem.get(stem) or by_stem.get(stem.partition(".")[0]) or by_stem.get(row_id)
+            file = by_stem.get(stem) or by_stem.get(row_id)
         used = {args.id_column, args.split_column, file_column, *captions}
         row = {"id": row_id, "file": file, "captions": texts, "named": named}
         split = _split_name(record.get(args.split_column))
@@ -280,7 +284,11 @@ def _add_table(corpus: Corpus, table: pandas.DataFrame, args: TableArguments, fo
 def _add_text_files(corpus: Corpus, folder: Path):
     files = list(walk(folder))
     texts = {os.path.splitext(file)[0]: file for file in files if file.endswith(".txt")}
-    sounds = {os.path.splitext(file)[0]: file for file in files if _may_be_audio(file)}
+    sounds: dict[str, str] = {}
+    for file in filter(_may_be_audio, files):
+        first = sounds.setdefault(os.path.splitext(file)[0], file)
+        if first != file:
+            corpus.reject(None, file, "second_file", f"{first} has the same stem")
     if not texts:
         raise FileNotFoundError(f"{folder} holds no {' or '.join(METADATA_FILES)}, and no .txt beside audio files")
     for stem in sorted(texts.keys() | sounds.keys()):
@@ -301,23 +309,28 @@ def _dataset_table(rows: datasets.Dataset, folder: Path, prefix: str, args: Tabl
     column = args.file_column or next((name for name in AUDIO_COLUMNS if name in rows.column_names), None)
     if not isinstance(rows.features.get(column), (dict, datasets.Audio)):
         return rows.to_pandas()
-    paths = _sound_paths(rows[column], folder, prefix)
-    return rows.remove_columns([column]).to_pandas().assign(**{column: paths})
+    return _with_paths(rows.remove_columns([column]).to_pandas(), column, rows[column], folder, prefix, args.id_column)
 
 
-def _sound_paths(sounds: Iterable[dict], folder: Path, prefix: str) -> list[str | None]:
-    """Paths of `{"path", "bytes"}`; bytes are written to files of `folder`."""
-    paths = []
+def _with_paths(
+    table: pandas.DataFrame, column: str, sounds: Iterable[dict], folder: Path, prefix: str, id_column: str
+) -> pandas.DataFrame:
+    """The table with paths for the sounds, `{"path", "bytes"}`; bytes become files of `folder`.
+    Where it has no ids, they are numbers.
+    """
+    paths, names = [], []
     for number, sound in enumerate(tqdm(sounds, desc="Reading sounds", unit="clip")):
-        path = sound["path"]
-        if sound["bytes"] is not None:
-            file = folder / f"{prefix}-{number:06d}{Path(path or '').suffix}"
+        path, content = sound["path"], sound["bytes"]
+        names.append(f"{prefix}-{number:06d}")
+        if content is not None:
+            file = folder / f"{names[-1]}{Path(path or '').suffix}"
             folder.mkdir(parents=True, exist_ok=True)
-            if not file.is_file() or file.read_bytes() != sound["bytes"]:
-                file.write_bytes(sound["bytes"])
+            if not file.is_file() or file.read_bytes() != content:
+                file.write_bytes(content)
             path = str(file.resolve())
         paths.append(path)
-    return paths
+    table = table.assign(**{column: paths})
+    return table if id_column in table else table.assign(**{id_column: names})
 
 
 def _text(value) -> str:

@@ -10,6 +10,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import sparse
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 HELD_OUT = ("test", "validation")
 
@@ -86,12 +89,15 @@ def assign_splits(
                 else:
                     left.append(rows)
             by_stratum[stratum] = left
+        if splits.count(name) < counts[name]:
+            found = f"{splits.count(name)} of {counts[name]}"
+            logger.warning(f"{name} has {found} rows: the groups that are left are larger than the room in it")
     return splits
 
 
 def _count(size: float, total: int) -> int:
-    """Rows of a split; a share is at least one row."""
-    return int(size) if size >= 1 or not size or not total else max(1, round(size * total))
+    """Rows of a split; a share of more than two rows is at least one."""
+    return int(size) if size >= 1 or not size else round(size * total) or int(total > 2)
 
 
 def _share_out(count: int, weights: dict[str, int]) -> dict[str, int]:

@@ -297,6 +297,20 @@ def test_pseudo_captions_are_references_of_one_clip(tmp_path):
     assert dict(zip(rows["id"], rows["captions"])) == {"TRA": captions, "TRB": ["only one"]}
 
 
+def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
+    for split in ("train", "test"):
+        sound = write_sound(tmp_path / "folder" / split / "0.wav")
+        (tmp_path / "folder" / split / "metadata.csv").write_text("file_name,caption\n0.wav,a song\n")
+    run("any", "--source", tmp_path / "folder", "--output_dir", tmp_path / "out")
+    assert dict(read_table(tmp_path / "out")["split"]) == {"train/0.wav": "train", "test/0.wav": "test"}
+    rows = datasets.Dataset.from_dict({"caption": ["a"], "audio": [{"path": "0.wav", "bytes": sound.read_bytes()}]})
+    rows.to_parquet(tmp_path / "table.parquet")
+    run(
+        "any", "--source", tmp_path / "table.parquet", "--output_dir", tmp_path / "held", "--validation", 0, "--test", 0
+    )
+    assert list(read_table(tmp_path / "held")["id"]) == ["row-000000"]
+
+
 # -- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +341,7 @@ def test_splits_cut_no_group_and_depend_on_seed_and_ids_alone(labels, seed, stra
     for name, group, (_, cluster, artist, _) in splits.values():
         for label in (("group", group), ("cluster", cluster), (artist, cluster % 5)):
             members[label].add(name)
+    assert not own or all(name == "test" for name, _, (_, cluster, *_) in splits.values() if cluster == 0)
     cut = [names for names in members.values() if len(names) > 1]
     assert all(own and names == {"train", "test"} for names in cut)  # the corpus's own test split may cut one
 
@@ -340,6 +355,12 @@ def test_groups_of_one_row_fill_the_splits_exactly():
     assert splits != assign_splits(ids, range(1000), {"test": 40, "validation": 0.05}, 1, halves)
     with pytest.raises(ValueError, match="there are 1000"):
         assign_splits(ids, range(1000), {"test": 999, "validation": 2})
+
+
+def test_a_group_that_reaches_into_the_corpus_own_test_split_is_not_held_out():
+    ids, own = [str(number) for number in range(100)], ["test", None] * 40 + [None] * 20
+    splits = assign_splits(ids, [number // 2 for number in range(100)], {"validation": 30}, given=own)
+    assert splits == [split or "train" for split in own[:80]] + ["validation"] * 20
 
 
 def test_the_default_shares_are_the_papers_counts():
@@ -404,6 +425,8 @@ def test_a_run_killed_while_it_probes_goes_on_and_ends_the_same(tracks, tmp_path
     monkeypatch.setattr(corpora.probe, "probe_audio", lambda file: probed.append(file) or probe_audio(file))
     resumed = run(*options, tmp_path / "killed")
     assert len(probed) == 120 - done and done > 0
+    corpora.probe.probe_files(files, known_file)
+    assert len(probed) == 120 - done
     assert read_table(tmp_path / "killed").equals(read_table(tmp_path / "whole"))
     assert {**resumed, "options": None} == {**whole, "options": None}
 
@@ -424,10 +447,12 @@ def is_alive(group: int) -> bool:
 
 
 def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, tmp_path, monkeypatch):
-    calls = []
+    calls, known_file = [], tmp_path / "probed.jsonl"
 
     def probe(file):
         calls.append(Path(file).name)
+        done = known_file.read_bytes().count(b"\n")
+        assert done == len(calls) - 1 or len(calls) > 50  # what is found is written at once
         if len(calls) == 50:
             signal.raise_signal(signal.SIGINT)
         return probe_audio(file)
@@ -435,11 +460,11 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
     monkeypatch.setattr(corpora.probe, "probe_audio", probe)
     files = [str(tracks / f"{number}.wav") for number in range(120)]
     with pytest.raises(KeyboardInterrupt):
-        corpora.probe.probe_files(files, tmp_path / "probed.jsonl")
-    found = corpora.probe.probe_files(random.Random(0).sample(files, 120), tmp_path / "probed.jsonl")
+        corpora.probe.probe_files(files, known_file)
+    found = corpora.probe.probe_files(random.Random(0).sample(files, 120), known_file)
     assert len(calls) == 121 and {line["duration"] for line in found} == {12.0}
     write_sound(tracks / "7.wav", 3)
-    found = corpora.probe.probe_files(files, tmp_path / "probed.jsonl")
+    found = corpora.probe.probe_files(files, known_file)
     assert calls[121:] == ["7.wav"] and found[7]["duration"] == 3.0
 
 
