@@ -139,7 +139,7 @@ def _from_audiofolder(path: Path, names: list[str]) -> Dataset:
     for folder in [parent / name for parent in (path, path / "data") for name in names]:
         for metadata in (folder / name for name in METADATA_FILES):
             if metadata.is_file():
-                return _without_split(_read_table(metadata), metadata.parent)
+                return _without_split(read_table(metadata), metadata.parent)
     for metadata in (path / name for name in METADATA_FILES):
         if metadata.is_file():
             return _from_table(metadata, names)
@@ -156,7 +156,7 @@ def _from_table(path: Path, names: list[str]) -> Dataset:
     The rows of a split: by the column `split`, by the folder that the paths begin with, or by the table's own
     name.
     """
-    table = _read_table(path)
+    table = read_table(path)
     if "split" in table.columns:
         splits = table["split"]
     elif path.stem in names or names == ["all"]:
@@ -177,7 +177,8 @@ def _first_folder(entry) -> str:
     return Path(entry).parts[0] if isinstance(entry, str) and entry else ""
 
 
-def _read_table(path: Path) -> pandas.DataFrame:
+def read_table(path: Path) -> pandas.DataFrame:
+    """A csv (all columns as text), jsonl, json or parquet file. `ValueError` where it is none, or broken."""
     try:
         if path.suffix == ".csv":
             # As text: an id such as 007, and a caption such as "null", stay what they are.

@@ -80,6 +80,36 @@ def load_audio(
     return _finish(channels, rate, duration, sampling_rate, name)
 
 
+def probe_audio(source: Source) -> dict[str, Any]:
+    """
+    What is in an audio or video file, found by decoding its beginning, end and middle 10 s; headers are often wrong.
+
+    Args:
+        source: as in `load_audio`.
+
+    Returns:
+        `duration` (s), `sampling_rate` (Hz), `channels`, and `notes`: kinds of [`AudioWarning`] of its middle.
+
+    Raises:
+        AudioError: where `load_audio` would raise.
+    """
+    name = _name_of(source)
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        _open_binary(source, name) as file,
+        _stream(file, name) as found,
+    ):
+        warnings.simplefilter("always")
+        duration = found.length() / found.rate
+        _finish(*found.read(None, 10.0), 10.0, 48_000, name)
+    return {
+        "duration": round(duration, 3),
+        "sampling_rate": found.rate,
+        "channels": found.channels,
+        "notes": [warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)],
+    }
+
+
 def prepare_waveform(
     waveform: Array,
     sampling_rate: float | None,
@@ -292,13 +322,19 @@ def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
 
 def _decode(file: BinaryIO, name: str, start: float | None, duration: float) -> tuple[np.ndarray, int]:
     """The wanted part of the first audio stream: `(C, N)` in the file's own sample type, and its rate in Hz."""
+    with _stream(file, name) as stream:
+        return stream.read(start, duration)
+
+
+@contextlib.contextmanager
+def _stream(file: BinaryIO, name: str) -> "Iterator[_AudioStream]":
     try:
         import av
     except ImportError as error:
         raise ImportError("Reading audio files needs PyAV: pip install av") from error
     try:
         with contextlib.closing(_AudioStream(av, _FileForFFmpeg(file), name)) as stream:
-            return stream.read(start, duration)
+            yield stream
     except (av.FFmpegError, OSError) as error:
         raise AudioError(f"{name}: unreadable ({error.strerror}); expected audio, or video with sound.") from error
 
@@ -334,12 +370,13 @@ class _AudioStream:
             raise AudioError(f"{name}: nothing in it can be decoded; expected an undamaged file of a known codec.")
         self.kind = _kind_of(first)
         self.rate = first.sample_rate
+        self.channels = first.layout.nb_channels
         self.origin = first.pts or 0
         self.samples_per_tick = float(first.time_base * first.sample_rate)
 
     def read(self, start: float | None, duration: float) -> tuple[np.ndarray, int]:
         """`duration` seconds from `start` (default: the middle), or what there is: `(C, N)`, and the rate in Hz."""
-        first, count = _window(self._length(), self.rate, start, duration, self.name)
+        first, count = _window(self.length(), self.rate, start, duration, self.name)
         for seek_to in (first - round(PREROLL * self.rate), None):
             pieces = self._pieces(seek_to, first, count)
             if pieces:
@@ -350,7 +387,7 @@ class _AudioStream:
         if self.container:
             self.container.close()
 
-    def _length(self) -> int:
+    def length(self) -> int:
         """Samples up to the end of the last frame that can be decoded."""
         claimed = (self.stream.duration or 0) * float(self.stream.time_base) or (self.container.duration or 0) / 1e6
         for seek_to in (round((claimed - PREROLL) * self.rate), None):

@@ -1,0 +1,107 @@
+"""
+Looks into audio files with several processes, and remembers what it found: an interrupted run goes on where it was.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from feature_extraction_rgmc import AudioError, probe_audio
+
+FILES_PER_TASK = 16
+
+
+def probe_files(files: Sequence[str], known_file: Path, num_proc: int = 1) -> list[dict]:
+    """
+    What is in each file, `{"duration", "sampling_rate", "channels", "notes", "problem"}`: s, Hz, and why it cannot be
+    used, or None.
+
+    Each result is a line of `known_file`, by the file's path, size and time of change, before the next is asked for:
+    of files that stand there nothing is read again. A file that could not be used is tried again.
+
+    Args:
+        files (`Sequence[str]`): Paths; one may stand there twice.
+        known_file (`Path`): A jsonl file; made where there is none.
+        num_proc (`int`, defaults to 1): Processes that decode.
+
+    Raises:
+        `BrokenProcessPool`: when a process dies, as of too little memory.
+    """
+    known = _read_known(known_file)
+    keys = {file: _key(file) for file in files}
+    new = sorted({file for file in files if keys[file] not in known})
+    known_file.parent.mkdir(parents=True, exist_ok=True)
+    _end_last_line(known_file)
+    progress = tqdm(total=len(new), desc="Probing audio", unit="file", disable=not new)
+    with open(known_file, "a", encoding="utf-8") as lines, progress:
+        for file, found in _probe_all(new, num_proc):
+            known[keys[file]] = found
+            lines.write(json.dumps({"key": keys[file], **found}, ensure_ascii=False) + "\n")
+            lines.flush()
+            progress.update()
+    return [known[keys[file]] for file in files]
+
+
+def _probe_all(files: list[str], num_proc: int):
+    if num_proc <= 1 or len(files) <= FILES_PER_TASK:
+        yield from ((file, _probe(file)) for file in files)
+        return
+    # Spawned: a fork would copy the threads' locks of torch. An executor, because a pool waits for ever for the dead.
+    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield from zip(files, executor.map(_probe, files, chunksize=FILES_PER_TASK))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    """Ctrl-C is the main process's to handle, and nobody would stop a worker whose main process was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _probe(file: str) -> dict:
+    try:
+        return {**probe_audio(file), "problem": None}
+    except AudioError as error:
+        return {"duration": None, "sampling_rate": None, "channels": None, "notes": [], "problem": str(error)}
+
+
+def _key(file: str) -> str:
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # probing will say why
+        return file
+    return f"{os.path.abspath(file)} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read_known(known_file: Path) -> dict[str, dict]:
+    known = {}
+    for line in known_file.read_bytes().splitlines() if known_file.is_file() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:  # the line at which a run was killed
+            continue
+        if found["problem"] is None:
+            known[found.pop("key")] = found
+    return known
+
+
+def _end_last_line(known_file: Path):
+    """So that what is written next does not join the line at which a run was killed."""
+    content = known_file.read_bytes() if known_file.is_file() else b""
+    if content and not content.endswith(b"\n"):
+        with open(known_file, "ab") as file:
+            file.write(b"\n")

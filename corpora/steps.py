@@ -1,0 +1,132 @@
+"""What is done with the rows of a raw corpus, one by one; each row that is left out is counted and says why."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pandas
+import pyarrow
+
+from corpora.dedup import deduplicate
+from corpora.probe import probe_files
+from corpora.readers import Corpus
+from corpora.splits import group_rows, natural_key
+from processing_rgmc import normalize_caption
+
+FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
+FIRST_COLUMNS += ["channels", "source", "license"]
+HIDDEN = {"file", "captions", "seconds", "notes", "problem", "named"}  # what rows carry from step to step
+LONGER_BY = 2.0  # s that a clip may last longer than the corpus says: containers are not exact
+LARGEST = 20  # clusters that the report shows
+
+
+def sort_rows(corpus: Corpus) -> list[dict]:
+    """Rows in the order of their ids; the first of an id stays."""
+    rows = sorted(corpus.rows, key=lambda row: (natural_key(row["id"]), row["file"] or "", row["captions"]))
+    kept: dict[str, dict] = {}
+    for row in rows:
+        if not row["id"]:
+            corpus.reject(None, row["file"], "no_id", "neither an id nor a file name")
+        elif row["id"] in kept:
+            first = kept[row["id"]]["file"]
+            corpus.reject(row["id"], row["file"], "double_id", f"the id stands twice; the row of {first} is kept")
+        else:
+            kept[row["id"]] = row
+    return list(kept.values())
+
+
+def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
+    """Sets `caption` and `caption_original`, the captions that have words, normalised and as they were."""
+    kept = []
+    for row in rows:
+        texts = {text: normalize_caption(text) for text in row["captions"]}
+        row["caption_original"] = [text for text in row["captions"] if texts[text]]
+        row["caption"] = [texts[text] for text in row["caption_original"]]
+        if row["caption"]:
+            kept.append(row)
+        else:
+            corpus.reject(row["id"], row["file"], "no_caption", f"no words in {row['captions']}")
+    return kept
+
+
+def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int) -> list[dict]:
+    """Rows whose file is there, can be decoded, and is no longer than the corpus says (a whole video, not its clip)."""
+    named = [row for row in rows if row["file"]]
+    for row in rows:
+        if not row["file"]:
+            corpus.reject(row["id"], row.get("named"), "no_audio", "no audio file was found")
+    kept = []
+    for row, found in zip(named, probe_files([row["file"] for row in named], known_file, num_proc)):
+        wanted = row.get("seconds")
+        if found["problem"]:
+            corpus.reject(row["id"], row["file"], "broken_audio", found["problem"])
+        elif wanted and found["duration"] > wanted + LONGER_BY:
+            reason = f"lasts {found['duration']:.1f} s; expected a clip of {wanted:g} s: cut it out of the video first"
+            corpus.reject(row["id"], row["file"], "not_the_clip", reason)
+        else:
+            row.update(found)
+            kept.append(row)
+    return kept
+
+
+def mark_clusters(rows: list[dict], ngram: int, threshold: float) -> dict:
+    """
+    Sets `cluster` of each row to the smallest id of its cluster. Rows of several captions are in one cluster when any
+    two of these are duplicates.
+
+    Args:
+        rows (`list[dict]`): In the order of their ids.
+        ngram (`int`), threshold (`float`): As in `deduplicate`.
+
+    Returns:
+        Numbers of clusters of several rows and of these rows, clusters by size, and the largest with examples.
+    """
+    captions = [caption for row in rows for caption in row["caption"]]
+    _, labels = deduplicate(captions, range(len(captions)), ngram, threshold)
+    labels = iter(labels.tolist())
+    members: dict[int, list[dict]] = {}
+    for row, group in zip(rows, group_rows([[next(labels) for _ in row["caption"]] for row in rows]).tolist()):
+        members.setdefault(group, []).append(row)
+        row["cluster"] = members[group][0]["id"]
+    several = sorted((found for found in members.values() if len(found) > 1), key=len, reverse=True)
+    return {
+        "clusters": len(several),
+        "rows": sum(map(len, several)),
+        "sizes": dict(sorted(Counter(map(len, several)).items())),
+        "largest": [
+            {"id": found[0]["id"], "rows": len(found), "examples": [row["caption"][0] for row in found[:5]]}
+            for found in several[:LARGEST]
+        ],
+    }
+
+
+def drop_duplicates(corpus: Corpus, rows: list[dict]) -> list[dict]:
+    """Of each cluster the smallest id that can be used."""
+    kept: dict[str, dict] = {}
+    for row in rows:
+        if row["cluster"] in kept:
+            first = kept[row["cluster"]]["id"]
+            corpus.reject(row["id"], row["file"], "duplicate", f"in the cluster of captions of which {first} is kept")
+        kept.setdefault(row["cluster"], row)
+    return list(kept.values())
+
+
+def make_table(rows: list[dict], license: str | None, output_dir: Path) -> pandas.DataFrame:
+    """`metadata.parquet`: paths as from `output_dir`; captions as lists where a row has several."""
+    several = any(len(row["caption"]) > 1 for row in rows)
+    base = os.path.realpath(output_dir)
+    records = []
+    for row in rows:
+        record = {"file_name": os.path.relpath(os.path.realpath(row["file"]), base), "license": license}
+        record |= {name: value for name, value in row.items() if name not in HIDDEN}
+        records.append(record | ({} if several else {name: row[name][0] for name in ("caption", "caption_original")}))
+    table = pandas.DataFrame(records).dropna(axis=1, how="all")
+    first = [name for name in FIRST_COLUMNS if name in table]
+    table = table[[*first, *(name for name in table if name not in first)]]
+    for name in table:
+        try:
+            pyarrow.array(table[name], from_pandas=True)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # a column of mixed kinds
+            table[name] = table[name].map(lambda value: json.dumps(value, ensure_ascii=False, default=str))
+    return table

@@ -1,0 +1,174 @@
+"""
+Makes of a raw corpus a folder that `train.py --dataset` takes (section 5 of the paper).
+
+    python prepare.py audiostock --raw_dir raw/audiostock --output_dir data/audiostock --num_proc 8
+    python prepare.py musiccaps --csv musiccaps-public.csv --audio_dir raw/musiccaps --output_dir data/musiccaps
+    python prepare.py song_describer --csv song_describer.csv --audio_dir raw/audio --output_dir data/song_describer
+    python prepare.py lp_musiccaps --source seungheondoh/LP-MusicCaps-MTT --audio_dir raw/mtt --output_dir data/lp_mtt
+    python prepare.py any --source table.csv --caption_columns text --file_column path --output_dir data/mine
+
+The folder holds `metadata.parquet`, `rejected.jsonl` (a line for each row that is left out), `report.json`,
+`report.md`, `report.html`, and `probed.jsonl`, with which an interrupted run goes on. `python prepare.py any --help`
+lists the options.
+"""
+
+import json
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from corpora.readers import OF_FILES, READERS, Corpus
+from corpora.report import write_report
+from corpora.splits import HELD_OUT, assign_splits, group_rows
+from corpora.steps import clean_captions, drop_duplicates, make_table, mark_clusters, probe_rows, sort_rows
+
+ORDER = ("train", *reversed(HELD_OUT))
+
+
+@dataclass
+class PrepareArguments:
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    dedup: str = field(
+        default="off",
+        metadata={
+            "help": "Near-duplicate captions: 'drop' all but the smallest id of a cluster (section 5), 'mark' "
+            "clusters, which no split then cuts, or 'off'."
+        },
+    )
+    ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})
+    threshold: float = field(default=0.8, metadata={"help": "Jaccard similarity that duplicates exceed."})
+    validation: float = field(default=0.05, metadata={"help": "Rows of the validation split; below 1: a share."})
+    test: float = field(
+        default=0.05,
+        metadata={"help": "Rows of the test split; below 1: a share. Not used where the corpus has a test split."},
+    )
+    stratify_column: str | None = field(
+        default=None, metadata={"help": "Column of whose values each split gets equal shares."}
+    )
+    group_columns: list[str] = field(
+        default_factory=lambda: ["track_id", "artist_id", "album_id", "artist", "album"],
+        metadata={"help": "Columns, where they exist, whose values no split cuts."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the splits."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that look into the audio files."})
+
+    def __post_init__(self):
+        if self.dedup not in ("drop", "mark", "off"):
+            raise ValueError(f"--dedup {self.dedup}: expected drop, mark or off")
+        if min(self.validation, self.test) < 0:
+            raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
+
+
+def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> dict:
+    """
+    Writes the files of `args.output_dir`.
+
+    Args:
+        corpus ([`Corpus`]): What a reader found.
+        args ([`PrepareArguments`])
+        name (`str`), source (`dict`): For the report: the corpus's name and the options of its reader.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        `ValueError`: when no row can be used, or splits are larger than the corpus.
+    """
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    listed = len(corpus.rows) + corpus.merged + sum(line["kind"] not in OF_FILES for line in corpus.rejected)
+
+    # 1. Rows with an id and a caption, in the order of their ids
+    rows = clean_captions(corpus, sort_rows(corpus))
+
+    # 2. Near-duplicate captions
+    clusters = None if args.dedup == "off" else mark_clusters(rows, args.ngram, args.threshold)
+
+    # 3. A corpus's own splits, before files are looked at: who lacks other clips has the same splits of the rest
+    given = any(row.get("split") for row in rows)
+    if given:
+        set_splits(rows, args)
+    before = Counter(row.get("split") for row in rows)
+
+    # 4. Files that can be decoded, and one of each cluster
+    rows = probe_rows(corpus, rows, output_dir / "probed.jsonl", args.num_proc)
+    if args.dedup == "drop":
+        rows = drop_duplicates(corpus, rows)
+    write_lines(output_dir / "rejected.jsonl", corpus.rejected)
+    kinds = dict(Counter(line["kind"] for line in corpus.rejected))
+    if not rows:
+        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why")
+
+    # 5. Splits of a corpus that has none
+    if not given:
+        set_splits(rows, args)
+    splits = Counter(row["split"] for row in rows)
+    before = sorted((before if given else splits).items(), key=lambda split: (*ORDER, split[0]).index(split[0]))
+
+    # 6. The table, which appears when all else is there, and the reports
+    table = make_table(rows, corpus.license, output_dir)
+    report = {
+        "corpus": name,
+        "options": {**source, **asdict(args)},
+        "listed": listed,
+        "merged": corpus.merged,
+        "rejected": kinds,
+        "kept": len(rows),
+        "splits": {split: {"found": splits[split], "total": total} for split, total in before},
+        "hours": round(float(table["duration"].sum()) / 3600, 3),
+        "notes": dict(Counter(note for row in rows for note in row["notes"])),
+        "clusters": clusters,
+    }
+    write_report(output_dir, report, table)
+    table.to_parquet(output_dir / "metadata.parquet.part", index=False)
+    os.replace(output_dir / "metadata.parquet.part", output_dir / "metadata.parquet")
+    return report
+
+
+def set_splits(rows: list[dict], args: PrepareArguments):
+    """Sets `split` of each row; the corpus's own splits are kept, and one that it has is not drawn again."""
+    columns = ["cluster", *args.group_columns]
+    labels = [[(name, str(row[name])) for name in columns if row.get(name) not in (None, "")] for row in rows]
+    strata = [row.get(args.stratify_column) for row in rows] if args.stratify_column else None
+    if strata and not any(strata):
+        raise ValueError(f"--stratify_column {args.stratify_column}: no row has such a column")
+    own = [row.get("split") for row in rows]
+    sizes = {name: 0 if name in own else getattr(args, name) for name in HELD_OUT}
+    ids = [row["id"] for row in rows]
+    for row, split in zip(rows, assign_splits(ids, group_rows(labels).tolist(), sizes, args.seed, strata, own)):
+        row["split"] = split
+
+
+def write_lines(path: Path, lines: list[dict]):
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
+    """A corpus's name, where its raw files are, and what is to be done with them."""
+    name = argv[0] if argv else "--help"
+    if name not in READERS:
+        raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)} as the first word, got {name}")
+    source_class, _, defaults = READERS[name]
+    parser = HfArgumentParser(
+        (source_class, PrepareArguments), prog=f"prepare.py {name}", formatter_class=ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(**defaults)
+    return name, *parser.parse_args_into_dataclasses(argv[1:])
+
+
+def main(argv: list[str]):
+    name, source, args = parse(argv)
+    corpus = READERS[name][1](source, Path(args.output_dir))
+    report = prepare(corpus, args, name, asdict(source))
+    print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])
+    print(f"\n{report['kept']} clips: train.py --dataset {args.output_dir}; more in {args.output_dir}/report.html")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

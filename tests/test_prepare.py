@@ -1,0 +1,489 @@
+"""What prepare.py promises: from raw corpora to folders that train.py takes, with every row accounted for."""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+import soundfile
+from conftest import CAPTIONS, ROOT, SHARED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training import config_file, read_lines
+
+import corpora.probe
+import prepare
+import train
+from corpora.splits import assign_splits, group_rows, natural_key
+from dataset_rgmc import load_captions
+from feature_extraction_rgmc import probe_audio
+
+MUSICCAPS = SHARED / "musiccaps" / "musiccaps-public.csv"
+LONG = "a calm piece of piano music that was recorded in a large hall at night"
+
+
+def write_sound(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(8000 * seconds), 1 + seed % 2))
+    soundfile.write(path, noise, 8000)
+    return path
+
+
+def run(*options) -> dict:
+    """Prepares a corpus in this process and returns its report, whose counts add up."""
+    options = list(map(str, options))
+    prepare.main(options)
+    folder = Path(options[options.index("--output_dir") + 1])
+    report = json.loads((folder / "report.json").read_text())
+    rejected = read_lines(folder / "rejected.jsonl")
+    besides = [line for line in rejected if line["kind"] in ("no_json", "second_file", "other_file")]
+    assert report["listed"] == report["kept"] + report["merged"] + len(rejected) - len(besides)
+    assert sum(report["rejected"].values()) == len(rejected) and all(line["reason"] for line in rejected)
+    assert report["kept"] == sum(split["found"] for split in report["splits"].values())
+    return report
+
+
+def found(report: dict) -> dict[str, int]:
+    return {name: split["found"] for name, split in report["splits"].items()}
+
+
+def read_table(folder: Path) -> pandas.DataFrame:
+    return pandas.read_parquet(folder / "metadata.parquet").set_index("id", drop=False)
+
+
+def train_once(folder: Path, tmp_path: Path):
+    train.main([str(config_file(tmp_path, folder, "checkpoint")), "--max_steps", "1", "--num_sample_captions", "0"])
+    assert read_lines(tmp_path / "checkpoint" / "log.jsonl")[-1]["step"] == 1
+    assert not (tmp_path / "checkpoint" / "skipped.jsonl").exists()
+
+
+# -- Audiostock -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def audiostock(tmp_path):
+    """Real shapes of JSON, and what goes wrong in a scrape of 250,000 tracks."""
+    raw = tmp_path / "raw"
+
+    def add(stem: str, content, sound: str | None = ".flac"):
+        path = raw / f"{stem}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), "utf-8")
+        if sound:
+            write_sound(raw / f"{stem}{sound}", seed=len(stem))
+
+    original = {"title": "静かな夜", "id": 100, "URL": "https://audiostock.net/audio/100", "impression": "calm, sad"}
+    tags = {"tag": ["piano", "solo"], "original_data": {**original, "purpose": ["film"], "scene": "night"}}
+    add("a/1", {"text": [f"{LONG} Version 10", "A long text."], **tags})
+    add("a/2", {"text": [LONG], "tag": "piano,solo", "original_data": {"id": "20"}})
+    add("a/3", {"text": f"{LONG}, version 9", "original_data": {"id": 9}})
+    (raw / "a/3.flac").write_bytes(b"no sound")  # the smallest id of its cluster cannot be used
+    add("a/4", {"short_text": "Café “Déjà-vu” ♪ 琴", "long_text": "…", "tags": ["koto"]}, ".ogg")
+    add("b/4", {"text": ["same stem in another folder"]}, ".mp3")
+    add("b/5", {"text": ["no sound beside it"]}, None)
+    add("b/6", '{"text": ["cut in the mid')
+    add("b/7", ["a list"])
+    add("b/8", {"text": ["!!! …"]})
+    add("b/10", {"text": ["the id again"], "original_data": {"id": 100}})
+    add("b/11", {"text": []})
+    write_sound(raw / "b/12.wav")
+    write_sound(raw / "a/1.wav")
+    for number, caption in enumerate(CAPTIONS):
+        add(f"c/{1000 + number}", {"text": [caption.title() + "."], "tag": [], "original_data": None})
+    return raw
+
+
+def test_an_audiostock_tree_becomes_a_corpus_and_is_trained_on(audiostock, tmp_path):
+    folder = tmp_path / "data" / "audiostock"
+    report = run("audiostock", "--raw_dir", audiostock, "--output_dir", folder, "--validation", 2, "--test", 3)
+    assert report["listed"] == 19 and report["kept"] == 11
+    kinds = {"no_audio": 1, "broken_json": 2, "no_caption": 2, "double_id": 1, "duplicate": 1, "broken_audio": 1}
+    assert report["rejected"] == {**kinds, "no_json": 1, "second_file": 1}
+    assert found(report) == {
+        "train": 6,
+        "validation": 2,
+        "test": 3,
+    }
+    assert report["clusters"]["clusters"] == 1 and report["clusters"]["largest"][0]["rows"] == 3
+
+    table = read_table(folder)
+    assert set(table["id"]) == {"20", "a/4", "b/4", *map(str, range(1000, 1008))}  # 9 is broken, and 20 before 100
+    assert (
+        table.loc["a/4", "caption"] == "café déjàvu 琴"
+        and table.loc["a/4", "caption_original"] == "Café “Déjà-vu” ♪ 琴"
+    )
+    assert list(table.loc["a/4", "tags"]) == ["koto"] and list(table.loc["20", "tags"]) == ["piano", "solo"]
+    (duplicate,) = [line for line in read_lines(folder / "rejected.jsonl") if line["kind"] == "duplicate"]
+    assert duplicate["id"] == "100" and " 20 " in duplicate["reason"]
+    for split in report["splits"]:
+        rows = load_captions(str(folder), split)
+        assert rows["captions"][:] == [[table.loc[row_id, "caption"]] for row_id in rows["id"]]
+        assert all(os.path.isfile(audio["path"]) for audio in rows["audio"])
+    for name in ("report.md", "report.html"):
+        assert "audio that cannot be decoded" in (folder / name).read_text("utf-8")
+    assert (folder / "report.html").read_text("utf-8").count("data:image/png;base64,") == 5
+    train_once(folder, tmp_path)
+
+
+def test_tags_of_audiostock_stay_as_columns(audiostock, tmp_path):
+    shutil.rmtree(audiostock / "b")
+    run("audiostock", "--raw_dir", audiostock, "--output_dir", tmp_path / "out", "--dedup", "mark")
+    row = read_table(tmp_path / "out").loc["100"]
+    lists = {name: list(row[name]) for name in ("tags", "purpose", "impression", "scene")}
+    assert lists == {"tags": ["piano", "solo"], "purpose": ["film"], "impression": ["calm", "sad"], "scene": ["night"]}
+    assert (row["title"], row["caption_long"], row["source"]) == (
+        "静かな夜",
+        "A long text.",
+        "https://audiostock.net/audio/100",
+    )
+    assert row["cluster"] == "9" and (row["duration"], row["sampling_rate"]) == (1.0, 8000)
+
+
+# -- MusicCaps, Song Describer ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not MUSICCAPS.is_file(), reason=f"{MUSICCAPS} is not there")
+def test_musiccaps_has_its_own_splits_whatever_clips_are_there(tmp_path):
+    table = pandas.read_csv(MUSICCAPS)
+    splits = ["test" if held_out else "train" for held_out in table["is_audioset_eval"]]
+    splits = assign_splits(list(table["ytid"]), range(len(table)), {"validation": 487}, seed=3, given=splits)
+    ids = defaultdict(list)
+    for ytid, split in zip(table["ytid"], splits):
+        if ytid[0] in "-_" or split != "test":
+            ids[split].append(ytid)
+    start = dict(zip(table["ytid"], table["start_s"]))
+    a, b, c, d, e = ids["train"][:5]
+    v, w = ids["validation"][:2]
+    x, y = ids["test"][:2]
+    names = [f"{a}.wav", f"[{b}]-[{start[b]}-{start[b] + 10}].wav", f"{c}_{start[c]}_{start[c] + 10}.flac"]
+    names += [f"Y{d}_{start[d]}.000_{start[d] + 10}.000.wav", f"My Song [{v}].wav", f"My-Song-{w}.ogg", f"sub/Y{x}.wav"]
+    names += [f"{y}_{1000 * start[y]}_{1000 * start[y] + 10000}.wav"]
+    for seed, name in enumerate(names):
+        write_sound(tmp_path / "clips" / name, 10, seed)
+    write_sound(tmp_path / "clips" / f"{e}.wav", 31)  # the whole video
+    for name in (f"{ids['test'][2]}_{start[ids['test'][2]] + 1}.wav", "abcdefghijk.wav", f"Copy [{a}].wav"):
+        write_sound(tmp_path / "clips" / name)
+
+    folder = tmp_path / "musiccaps"
+    options = ["--csv", MUSICCAPS, "--audio_dir", tmp_path / "clips", "--output_dir", folder, "--seed", 3]
+    report = run("musiccaps", *options)
+    assert report["listed"] == 5521
+    assert report["rejected"] == {"no_audio": 5521 - 9, "not_the_clip": 1, "other_file": 3}
+    assert report["splits"] == {
+        "train": {"found": 4, "total": 2663 - 487},
+        "validation": {"found": 2, "total": 487},
+        "test": {"found": 2, "total": 2858},
+    }
+    prepared = read_table(folder)
+    assert dict(zip(prepared["id"], prepared["split"])) == {
+        **dict.fromkeys((a, b, c, d), "train"),
+        **dict.fromkeys((v, w), "validation"),
+        **dict.fromkeys((x, y), "test"),
+    }
+    for row in prepared.to_dict("records"):
+        assert Path(row["file_name"]).name in {Path(name).name for name in names} and row["id"] in row["file_name"]
+        assert len(row["aspect_list"]) and all(isinstance(aspect, str) for aspect in row["aspect_list"])
+    train_once(folder, tmp_path)
+
+
+def test_song_describer_gives_all_references_of_a_track_for_evaluation(tmp_path):
+    lines = ["caption_id,track_id,caption,is_valid_subset,familiarity,artist_id,album_id,path,duration"]
+    texts = [
+        ("1004034", "A Calm song.", True),
+        ("1004034", "Slow; soft", True),
+        ("77", "Rock!", True),
+        ("5", "x", False),
+    ]
+    for number, (track, text, valid) in enumerate(texts):
+        lines.append(f"{number},{track},{text},{valid},0,artist_1,album_1,{track[-2:]}/{track}.mp3,240")
+        write_sound(tmp_path / "audio" / f"{track[-2:]}/{track}.2min.mp3", 2)
+    (tmp_path / "song_describer.csv").write_text("\n".join(lines))
+    options = ["song_describer", "--csv", tmp_path / "song_describer.csv", "--audio_dir", tmp_path / "audio"]
+    report = run(*options, "--valid_subset", "true", "--output_dir", tmp_path / "out")
+    assert (
+        report["merged"] == 1 and report["rejected"] == {"not_valid_subset": 1} and list(report["splits"]) == ["test"]
+    )
+    rows = load_captions(str(tmp_path / "out"), "test")
+    assert dict(zip(rows["id"], rows["captions"])) == {"77": ["rock"], "1004034": ["a calm song", "slow soft"]}
+    assert read_table(tmp_path / "out").loc["77", "duration"] < 3  # not the track's 240 s
+
+
+# -- tables, folders, datasets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "bytes", "audiofolder", "txt", "saved"])
+def test_a_corpus_of_any_kind(kind, tmp_path):
+    raw = tmp_path / "raw"
+    texts = {"one": "A Slow Song!", "two": "Fast, loud", "three": "3rd: odd"}
+    sounds = [str(write_sound(raw / f"{name}.wav", seed=seed)) for seed, name in enumerate(texts)]
+    names = [f"{name}.wav" for name in texts]
+    table = pandas.DataFrame(
+        {"key": list(texts), "words": list(texts.values()), "path": names, "audio": ["x", "y", "z"]}
+    )
+    options = ["--source", raw / f"table.{kind}", "--id_column", "key", "--caption_columns", "words"]
+    options += ["--file_column", "path"]
+    rows = datasets.Dataset.from_dict({"key": table["key"], "words": table["words"], "audio": sounds})
+    rows = rows.cast_column("audio", datasets.Audio())
+    if kind == "csv":
+        table.to_csv(raw / "table.csv", index=False)
+    elif kind == "jsonl":
+        table.to_json(raw / "table.jsonl", orient="records", lines=True)
+    elif kind == "parquet":
+        table.to_parquet(raw / "table.parquet")
+    elif kind in ("bytes", "saved"):
+        rows = rows.cast_column("audio", datasets.Audio(decode=False))
+        held = [{"path": name, "bytes": Path(sound).read_bytes()} for name, sound in zip(names, sounds)]
+        rows = rows.remove_columns("audio").add_column("audio", held)
+        if kind == "saved":
+            rows.cast_column("audio", datasets.Audio()).save_to_disk(tmp_path / "saved")
+        else:
+            rows.to_parquet(tmp_path / "table.parquet")
+        options[1] = tmp_path / ("saved" if kind == "saved" else "table.parquet")
+        options[-1] = "audio"
+    elif kind == "audiofolder":
+        for number, split in enumerate(("train", "val", "test")):
+            (tmp_path / "folder" / split).mkdir(parents=True)
+            shutil.copy(sounds[number], tmp_path / "folder" / split / "0.wav")
+            text = f'file_name,key,words\n0.wav,{table["key"][number]},"{table["words"][number]}"\n'
+            (tmp_path / "folder" / split / "metadata.csv").write_text(text)
+        options[1], options[-1] = tmp_path / "folder", "file_name"
+    else:
+        for name, text in texts.items():
+            (raw / f"{name}.txt").write_text(text)
+        options = ["--source", raw]
+    report = run("any", *options, "--output_dir", tmp_path / "out", "--validation", 1, "--test", 1)
+    assert found(report) == {
+        "train": 1,
+        "validation": 1,
+        "test": 1,
+    }
+    rows = [row for split in report["splits"] for row in load_captions(str(tmp_path / "out"), split)]
+    assert {row["id"]: row["captions"] for row in rows} == {
+        "one": ["a slow song"],
+        "two": ["fast loud"],
+        "three": ["3rd odd"],
+    }
+    for row in rows:
+        assert Path(row["audio"]["path"]).read_bytes() == (raw / f"{row['id']}.wav").read_bytes()
+
+
+def test_pseudo_captions_are_references_of_one_clip(tmp_path):
+    names = ["caption_writing", "caption_summary", "caption_paraphrase"]
+    table = pandas.DataFrame(
+        {"track_id": ["TRA", "TRB"], "tag": [["pop"], ["folk", "calm"]], "path": ["f/a.mp3", None]}
+    )
+    table = table.assign(**{name: [f"{name} 1", ""] for name in names})
+    table.loc[1, "caption_summary"] = "only one"
+    table.to_parquet(tmp_path / "table.parquet")
+    write_sound(tmp_path / "audio/f/a.mp3", 2)
+    write_sound(tmp_path / "audio/x/TRB.clip.mp3", 2)
+    options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio"]
+    report = run("lp_musiccaps", *options, "--output_dir", tmp_path / "out")
+    assert list(report["splits"]) == ["train"]
+    rows = load_captions(str(tmp_path / "out"), "train")
+    captions = ["captionwriting 1", "captionsummary 1", "captionparaphrase 1"]
+    assert dict(zip(rows["id"], rows["captions"])) == {"TRA": captions, "TRB": ["only one"]}
+
+
+def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
+    for split in ("train", "test"):
+        sound = write_sound(tmp_path / "folder" / split / "0.wav")
+        (tmp_path / "folder" / split / "metadata.csv").write_text("file_name,caption\n0.wav,a song\n")
+    run("any", "--source", tmp_path / "folder", "--output_dir", tmp_path / "out")
+    assert dict(read_table(tmp_path / "out")["split"]) == {"train/0.wav": "train", "test/0.wav": "test"}
+    rows = datasets.Dataset.from_dict({"caption": ["a"], "audio": [{"path": "0.wav", "bytes": sound.read_bytes()}]})
+    rows.to_parquet(tmp_path / "table.parquet")
+    run(
+        "any", "--source", tmp_path / "table.parquet", "--output_dir", tmp_path / "held", "--validation", 0, "--test", 0
+    )
+    assert list(read_table(tmp_path / "held")["id"]) == ["row-000000"]
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abc"), st.booleans()), min_size=3, max_size=60),
+    seed=st.integers(0, 99),
+    stratified=st.booleans(),
+    own=st.booleans(),
+    order=st.randoms(use_true_random=False),
+)
+def test_splits_cut_no_group_and_depend_on_seed_and_ids_alone(labels, seed, stratified, own, order):
+    rows = [(str(row), cluster, artist, half) for row, (cluster, artist, half) in enumerate(labels)]
+
+    def split(rows):
+        groups = group_rows(
+            [[("cluster", cluster), ("artist", (artist, cluster % 5))] for _, cluster, artist, _ in rows]
+        )
+        given = ["test" if cluster == 0 else None for _, cluster, *_ in rows] if own else None
+        sizes = {"validation": 0.2} if own else {"validation": 0.2, "test": 0.25}
+        strata = [half for *_, half in rows] if stratified else None
+        found = assign_splits([row_id for row_id, *_ in rows], groups, sizes, seed, strata, given)
+        return {row[0]: (name, group, row) for row, name, group in zip(rows, found, groups)}
+
+    splits, again = split(rows), split(order.sample(rows, len(rows)))
+    assert all(again[row_id][0] == name for row_id, (name, *_) in splits.items())
+    members = defaultdict(set)
+    for name, group, (_, cluster, artist, _) in splits.values():
+        for label in (("group", group), ("cluster", cluster), (artist, cluster % 5)):
+            members[label].add(name)
+    assert not own or all(name == "test" for name, _, (_, cluster, *_) in splits.values() if cluster == 0)
+    cut = [names for names in members.values() if len(names) > 1]
+    assert all(own and names == {"train", "test"} for names in cut)  # the corpus's own test split may cut one
+
+
+def test_groups_of_one_row_fill_the_splits_exactly():
+    ids = [str(number) for number in range(1000)]
+    halves = [number % 4 == 0 for number in range(1000)]
+    splits = assign_splits(ids, range(1000), {"test": 40, "validation": 0.05}, 0, halves)
+    assert [splits.count(name) for name in ("train", "validation", "test")] == [910, 50, 40]
+    assert sum(half for half, split in zip(halves, splits) if split == "test") == 10
+    assert splits != assign_splits(ids, range(1000), {"test": 40, "validation": 0.05}, 1, halves)
+    with pytest.raises(ValueError, match="there are 1000"):
+        assign_splits(ids, range(1000), {"test": 999, "validation": 2})
+
+
+def test_a_group_that_reaches_into_the_corpus_own_test_split_is_not_held_out():
+    ids, own = [str(number) for number in range(100)], ["test", None] * 40 + [None] * 20
+    splits = assign_splits(ids, [number // 2 for number in range(100)], {"validation": 30}, given=own)
+    assert splits == [split or "train" for split in own[:80]] + ["validation"] * 20
+
+
+def test_the_default_shares_are_the_papers_counts():
+    defaults = prepare.READERS["audiostock"][2]
+    splits = assign_splits([str(row) for row in range(200_170)], range(200_170), defaults)
+    assert [splits.count(name) for name in ("train", "validation", "test")] == [184_242, 7_925, 8_003]
+
+
+def test_ids_are_ordered_as_numbers():
+    assert sorted(["b/10", "10", "9", "b/9", "a"], key=natural_key) == ["9", "10", "a", "b/9", "b/10"]
+
+
+def test_no_split_cuts_a_cluster_or_an_artist_in_whatever_order_the_rows_come(tmp_path):
+    draw, tables = random.Random(0), []
+    lines = [(f"{row}", f"{LONG} in style {draw.randrange(12)}", f"artist {draw.randrange(25)}") for row in range(60)]
+    for name in ("straight", "shuffled"):
+        table = pandas.DataFrame(lines, columns=["id", "caption", "artist"])
+        table["path"] = str(write_sound(tmp_path / "one.wav"))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        options = ["--dedup", "mark", "--threshold", "0.95", "--validation", "0.2", "--test", "0.2", "--seed", "5"]
+        run("any", "--source", tmp_path / f"{name}.csv", "--output_dir", tmp_path / name, *options)
+        tables.append(read_table(tmp_path / name))
+        draw.shuffle(lines)
+    assert tables[0].equals(tables[1]) and set(tables[0]["split"]) >= {"train", "test"}
+    for column in ("cluster", "artist", "caption"):
+        assert tables[0].groupby(column)["split"].nunique().max() == 1
+
+
+# -- probing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracks(tmp_path):
+    """A folder of many sounds beside texts."""
+    first = write_sound(tmp_path / "raw/0.wav", 12)
+    for number in range(120):
+        (tmp_path / f"raw/{number}.txt").write_text(f"caption of number {number}")
+        if number:
+            shutil.copy(first, tmp_path / f"raw/{number}.wav")
+    return tmp_path / "raw"
+
+
+def test_a_run_killed_while_it_probes_goes_on_and_ends_the_same(tracks, tmp_path, monkeypatch):
+    options = ["any", "--source", tracks, "--output_dir"]
+    whole = run(*options, tmp_path / "whole")
+    known_file = tmp_path / "killed" / "probed.jsonl"
+    files = [str(tracks / f"{number}.wav") for number in range(120)]
+    code = f"from corpora.probe import *; probe_files({files}, Path({str(known_file)!r}), num_proc=2)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: known_file.is_file() and known_file.stat().st_size > 0, 120)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_alive(process.pid), 30)  # its workers, too
+
+    done = len(known_file.read_bytes().splitlines())
+    with open(known_file, "a") as file:
+        file.write('{"key": "cut in the mid')
+    probed = []
+    monkeypatch.setattr(corpora.probe, "probe_audio", lambda file: probed.append(file) or probe_audio(file))
+    resumed = run(*options, tmp_path / "killed")
+    assert len(probed) == 120 - done and done > 0
+    corpora.probe.probe_files(files, known_file)
+    assert len(probed) == 120 - done
+    assert read_table(tmp_path / "killed").equals(read_table(tmp_path / "whole"))
+    assert {**resumed, "options": None} == {**whole, "options": None}
+
+
+def wait_for(condition, seconds: float):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, tmp_path, monkeypatch):
+    calls, known_file = [], tmp_path / "probed.jsonl"
+
+    def probe(file):
+        calls.append(Path(file).name)
+        done = known_file.read_bytes().count(b"\n")
+        assert done == len(calls) - 1 or len(calls) > 50  # what is found is written at once
+        if len(calls) == 50:
+            signal.raise_signal(signal.SIGINT)
+        return probe_audio(file)
+
+    monkeypatch.setattr(corpora.probe, "probe_audio", probe)
+    files = [str(tracks / f"{number}.wav") for number in range(120)]
+    with pytest.raises(KeyboardInterrupt):
+        corpora.probe.probe_files(files, known_file)
+    found = corpora.probe.probe_files(random.Random(0).sample(files, 120), known_file)
+    assert len(calls) == 121 and {line["duration"] for line in found} == {12.0}
+    write_sound(tracks / "7.wav", 3)
+    found = corpora.probe.probe_files(files, known_file)
+    assert calls[121:] == ["7.wav"] and found[7]["duration"] == 3.0
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_without_a_usable_row_says_why(tmp_path):
+    (tmp_path / "table.csv").write_text("id,caption\n1,a song\n2,!\n")
+    with pytest.raises(ValueError, match=r"no row of 2 can be used .*no_caption.*no_audio.*rejected.jsonl"):
+        run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out")
+    assert len(read_lines(tmp_path / "out" / "rejected.jsonl")) == 2
+    with pytest.raises(ValueError, match=r"columns id, caption: expected the captions \['text'\]"):
+        run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text")
+    with pytest.raises(SystemExit, match="audiostock, musiccaps"):
+        prepare.main(["audioset"])
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare.__doc__
+    commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
+    assert {prepare.parse(command)[0] for command in commands} == set(prepare.READERS)
+    assert len(commands) >= 11
