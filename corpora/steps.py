@@ -22,7 +22,7 @@ LARGEST = 20  # clusters that the report shows
 
 
 def sort_rows(corpus: Corpus) -> list[dict]:
-    """Rows in the order of their ids; of an id that stands twice the first row stays, one with a file if there is one."""
+    """Rows in the order of their ids; of an id that stands twice the first row with a file stays."""
     rows = sorted(
         corpus.rows,
         key=lambda row: (natural_key(row["id"]), row["file"] is None, row["file"] or "", row["captions"]),
