@@ -22,8 +22,11 @@ LARGEST = 20  # clusters that the report shows
 
 
 def sort_rows(corpus: Corpus) -> list[dict]:
-    """Rows in the order of their ids; the first of an id stays."""
-    rows = sorted(corpus.rows, key=lambda row: (natural_key(row["id"]), row["file"] or "", row["captions"]))
+    """Rows in the order of their ids; of an id that stands twice the first row with a file stays."""
+    rows = sorted(
+        corpus.rows,
+        key=lambda row: (natural_key(row["id"]), row["file"] is None, row["file"] or "", row["captions"]),
+    )
     kept: dict[str, dict] = {}
     for row in rows:
         if not row["id"]:

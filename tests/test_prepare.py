@@ -96,7 +96,7 @@ def audiostock(tmp_path):
     add("b/6", '{"text": ["cut in the mid')
     add("b/7", ["a list"])
     add("b/8", {"text": ["!!! …"]})
-    add("b/10", {"text": ["the id again"], "original_data": {"id": 100}})
+    add("b/10", {"text": ["the id again"], "original_data": {"id": 100}}, None)  # the row with a sound is kept
     add("b/11", {"text": []})
     write_sound(raw / "b/12.wav")
     write_sound(raw / "a/1.wav")
