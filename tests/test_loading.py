@@ -172,7 +172,7 @@ def set_in_config(**fields):
         ("config.json", set_in_config(conditioning="video"), "expected one of .*'audio', 'candidate'.*, got video"),
         ("model.safetensors", remove, "no file named model.safetensors"),
         ("model.safetensors", cut, "checkpoint is damaged or cut short"),
-        ("datastore/embeddings.safetensors", cut, "checkpoint is damaged or cut short"),
+        ("datastore/embeddings.safetensors", cut, "checkpoint/datastore is damaged"),
         ("datastore/embeddings.safetensors", remove, "datastore/embeddings.safetensors"),
         ("datastore/captions.parquet", cut, "captions.parquet"),
         ("datastore/datastore.json", remove, "a datastore of 8 captions, but its files"),
