@@ -6,11 +6,10 @@ Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder 
 import unicodedata
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
-from types import GeneratorType
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     AutoTokenizer,
     BatchFeature,
@@ -180,6 +179,16 @@ class Clip:
     candidates: str | list[str]
 
 
+class Stream(IterableDataset):
+    """Clips one by one, as they come: of a generator, transformers 5.6 would collect them all first."""
+
+    def __init__(self, clips: Iterable):
+        self.clips = clips
+
+    def __iter__(self):
+        return iter(self.clips)
+
+
 class MusicCaptioningPipeline(PushesModelCard, Pipeline):
     """
     Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
@@ -230,11 +239,11 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
             if isinstance(inputs, Sized) and isinstance(entries, Sized) and len(inputs) != len(entries):
                 raise ValueError(f"Got {len(inputs)} clips but candidates for {len(entries)}: they must match 1:1")
             inputs = (Clip(audio, entry) for audio, entry in zip(inputs, entries, strict=True))
-        elif not one and not isinstance(inputs, (Dataset, GeneratorType)):
-            inputs = (audio for audio in inputs)
         if listed:
             inputs = list(inputs)
             return super().__call__(inputs, **kwargs) if inputs else []
+        if not one and not isinstance(inputs, Dataset):
+            inputs = Stream(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, sampling_rate=None, generate_kwargs=None, **kwargs):

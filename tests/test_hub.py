@@ -158,6 +158,7 @@ def loaded(hub, published, folder):
     results = [process.communicate(timeout=300) for process in both]
     failed = [i for i, process in enumerate(both) if process.returncode]
     assert len(failed) < 2, [err for _, err in results]
+    assert all("transformers_modules" in results[i][1] for i in failed), results[failed[0]][1]
     for i in failed:  # transformers copies code without a lock: the loser, which met half of it, has to try again
         results[i] = (output_of(start(LOAD, both[i].args[3], **options)), "")
     both = [json.loads(out.splitlines()[-1]) for out, _ in results]

@@ -100,6 +100,7 @@ def test_datasets_and_generators_are_captioned_as_they_come(make_captioner, file
     rows = Dataset.from_dict({"audio": files})
     for clips in (KeyDataset(rows, "audio"), rows["audio"], (file for file in files), iter(files)):
         found = captioner(clips, batch_size=2)
+        assert not isinstance(found, list)
         assert [clip["caption"] for clip in found] == expected
     found = captioner(KeyDataset(rows, "audio"), candidates=(caption for caption in CAPTIONS[:5]))
     assert [clip["candidates"][0]["text"] for clip in found] == CAPTIONS[:5]
