@@ -21,6 +21,8 @@ from test_clap_score import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
+from corpora.leakage import LeakageArguments, main
+from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner, own_ids
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
@@ -441,6 +443,76 @@ def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
     results, _ = run("without", clap_model=str(tmp_path / "nowhere"))
     assert results["systems"]["rgmc"]["scores"]["clap_at[nowhere]"] == {"value": None}
     assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
+
+
+# -- leaks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leakage(tmp_path) -> str:
+    """A report in which two clips of the test split leak, one of them twice."""
+    captions = {"train": [CAPTIONS[3], "other"], "test": SPLITS["test"]}
+    ids = {"train": ["train-0", "train-1"], "test": IDS}
+    hashes = {"train": ["a", "b"], "test": [None, "b", "c", "a", None]}
+    clips = {name: Clips(ids[name], [[text] for text in captions[name]], ids[name], hashes[name]) for name in ids}
+    options = {"ngram": 5, "threshold": 0.8, "model": "/somewhere/clap", "audio_threshold": 0.99}
+    write_leaks(tmp_path, {"train_split": "train", "options": options, **find_leaks(clips)})
+    return str(tmp_path / "leakage.json")
+
+
+def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leakage, corpus, tmp_path, capsys):
+    clap = save_checkpoint(tmp_path / "tiny-clap", *tiny_clap())
+    whole, _ = run("whole", table=[3, 4], clap_model=clap)
+    results, lines = run(table=[3, 4], clap_model=clap, leakage=leakage)
+    assert {line["id"]: line.pop("leaks") for line in lines} == {
+        **{row_id: [] for row_id in IDS},
+        "test-1": ["exact_caption", "identical_audio"],
+        "test-3": ["identical_audio"],
+    }
+    assert results["systems"] == whole["systems"] and results["n"] == 5
+    without = results["without_leaks"]
+    assert without["n"] == 3 and without["left_out"] == {"exact_caption": 1, "identical_audio": 2}
+    kept = [lines[row] for row in (0, 2, 4)]
+    files = [str(corpus / "test" / FILES[row]) for row in (0, 2, 4)]
+    references = [line["references"] for line in kept]
+    metric, systems, clap_scores = load_metric("clap_score"), {}, {}
+    for key, of in results["systems"].items():
+        systems[key] = System(of["title"], of["source"], captions_by(kept, key), [line["candidate"] for line in kept])
+        options = {"predictions": systems[key].captions, "references": references, "audio": files, "model": clap}
+        clap_scores[key] = metric.compute(**options, per_item=True)
+    wanted, *_ = score_systems(systems, references, SPLITS["train"], False, 20, 0, clap_scores)
+    assert without["systems"].keys() == wanted.keys()
+    for key, system in wanted.items():
+        for part in ("scores", "difference"):
+            for name, score in system.get(part, {}).items():
+                assert without["systems"][key][part][name] == pytest.approx(score, abs=1e-4), (key, name)
+    printed = capsys.readouterr().out.partition("Table 3 ")[2].partition("Table 3 ")[2]  # of the second run
+    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 7 + 3
+    for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
+        assert "2 of 5 clips leak from the split train and are left out: exact captions 1, identical audio 2." in text
+        assert "by clap above 0.99" in text
+
+
+def test_where_every_clip_leaks_none_is_scored_without(run, tmp_path, corpus, capsys):
+    main(LeakageArguments(str(corpus), str(tmp_path), splits=["train", "test"]), Accelerator())
+    results, _ = run(leakage=str(tmp_path / "leakage.json"), masked=False)
+    assert results["without_leaks"]["n"] == 0 and results["without_leaks"]["systems"] == {}
+    printed = capsys.readouterr().out
+    assert "5 of 5 clips leak" in printed and "None is left to score" in printed and "0 without leaks" not in printed
+
+
+def test_leaks_are_looked_at_without_captioning_again(run, leakage, tmp_path, monkeypatch):
+    _, wanted = run("whole", masked=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.score_systems", None)
+        with pytest.raises(TypeError):
+            run("cut", masked=False)
+    monkeypatch.setattr(Captioner, "_caption_batch", None)
+    with pytest.raises(ValueError, match="is no report of leaks"):  # before anything else
+        run("cut", masked=False, leakage=str(tmp_path / "nowhere"))
+    results, lines = run("cut", masked=False, leakage=leakage)
+    assert [line["captions"] for line in lines] == [line["captions"] for line in wanted]
+    assert results["without_leaks"]["n"] == 3
 
 
 def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
