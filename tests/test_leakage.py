@@ -247,23 +247,23 @@ def test_a_recording_in_another_format_is_near_and_not_identical(model, make_mod
         write_clap(tmp_path / "model")
     folder = write_corpus(tmp_path / "corpus", {"train": CAPTIONS[:3], "test": CAPTIONS[3:7]})
     noise = np.random.default_rng(0).standard_normal(10 * 44_100) * np.linspace(0, 0.2, 10 * 44_100)
-    soundfile.write(folder / "train" / "1.wav", noise, 44_100)
-    soundfile.write(folder / "test" / "0.mp3", noise, 44_100)
-    shutil.move(folder / "test" / "0.mp3", folder / "test" / "0.wav")
-    write_tone(folder / "test" / "1.wav", 1700)
-    shutil.copy(folder / "train" / "1.wav", folder / "test" / "2.wav")
-    (folder / "test" / "3.wav").write_bytes(b"no sound")
+    soundfile.write(folder / "train" / "2.wav", noise, 44_100)
+    (folder / "test" / "0.wav").write_bytes(b"no sound")
+    soundfile.write(folder / "test" / "1.mp3", noise, 44_100)
+    shutil.move(folder / "test" / "1.mp3", folder / "test" / "1.wav")
+    write_tone(folder / "test" / "2.wav", 1700)
+    shutil.copy(folder / "train" / "2.wav", folder / "test" / "3.wav")
     options = {"splits": ["train", "test"], "cache_dir": str(tmp_path / "cache"), "model": str(tmp_path / "model")}
     leaks = run(folder, tmp_path / "out", audio_threshold=0.999, max_skipped=0.5, **options)
     assert counts(leaks["train", "test"]) == {
         "exact_caption": (0, [], []),
         "near_caption": (0, [], []),
-        "identical_audio": (1, ["train-1"], ["test-2"]),
-        "near_audio": (1, ["train-1"], ["test-0"]),
+        "identical_audio": (1, ["train-2"], ["test-3"]),
+        "near_audio": (1, ["train-2"], ["test-1"]),
     }
     splits = report_of(tmp_path / "out")["splits"]
     assert [splits[name]["embedded"] for name in ("train", "test")] == [3, 3]
-    assert "test-3" in (tmp_path / "out" / "skipped.jsonl").read_text(encoding="utf-8")
+    assert "test-0" in (tmp_path / "out" / "skipped.jsonl").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_compared_is_an_error(folder, tmp_path):
