@@ -471,8 +471,13 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         Gives the model the captions that it retrieves from; `None` takes them away.
 
         Raises:
-            `ValueError`: when another encoder made the datastore's embeddings.
+            `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings.
         """
+        if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
+            raise TypeError(
+                f"Expected a CaptionDatastore or None, got {datastore!r}: `CaptionDatastore.from_pretrained(...)` "
+                "loads one from a folder or the Hub, `CaptionDatastore.build(model, rows)` makes one"
+            )
         if datastore is not None and datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "

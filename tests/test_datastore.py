@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import faiss
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import CAPTIONS, ROOT, write_corpus, write_tone
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from test_retrieval import make_datastore, make_rows, unit_vectors
 
@@ -95,6 +96,33 @@ def test_songs_that_cannot_be_used_are_errors_that_name_them(make_model, process
         build(audio="nowhere.wav")
     with pytest.raises(ValueError, match=r"must be unique.*song-0"):
         build(id="song-0", audio="nowhere.wav")  # before hours of decoding
+    with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* has no caption"):
+        build(caption=float("nan"))  # what pandas makes of an empty cell
+    with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* text as license, got \['MIT'\]"):
+        build(license=["MIT"])
+
+
+def test_songs_in_another_container_are_taken_or_refused_with_what_is_expected(make_model, processor, songs):
+    model = make_model()
+    expected = CaptionDatastore.build(model, songs, processor)
+    rows = [{**song, "captions": captions} for song, captions in zip(songs, ([], None, [None, "?"], float("nan")))]
+    for container in (songs, rows):
+        datastore = CaptionDatastore.build(model, (row for row in container), processor)
+        assert datastore.rows[:] == expected.rows[:]
+    for container in (DatasetDict(train=Dataset.from_list(songs)), "corpus", songs[0], pandas.DataFrame(songs)):
+        with pytest.raises(ValueError, match=f"in a {type(container).__name__}: expected a datasets.Dataset or a list"):
+            CaptionDatastore.build(model, container, processor)
+    for wrong in ("corpus", songs):
+        with pytest.raises(TypeError, match=r"Expected a CaptionDatastore.*from_pretrained.*build"):
+            model.set_datastore(wrong)
+
+
+def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_model, processor, songs):
+    unreadable = [songs[0] | {"audio": "nowhere.wav"}]
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
+        CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Float")
+    with pytest.raises(ValueError, match="storage 'int4': expected one of float32, float16, int8"):
+        CaptionDatastore.build(make_model(), unreadable, processor, storage="int4")
 
 
 def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs):
@@ -206,6 +234,48 @@ def test_a_change_that_is_refused_changes_nothing(make_model, processor, songs):
     assert datastore.embeddings.shape == (2, 32)
 
 
+def test_ids_may_be_numbers_wherever_they_are_asked_for(make_model, processor, songs):
+    model = make_model()
+    songs = [song | {"id": number} for number, song in enumerate(songs)]
+    datastore = CaptionDatastore.build(model, songs, processor)
+    queries = embed(model, processor, songs)
+    by_text = datastore.search(queries, exclude_ids=["0", "1", None, "3"])
+    assert by_text.ids[0] != ["0"] and by_text.ids[2] == ["2"]
+    assert datastore.search(queries, exclude_ids=[0, 1, None, 3]) == by_text
+    with pytest.raises(ValueError, match="4 queries but 2 `exclude_ids`"):
+        datastore.search(queries, exclude_ids=["0", "1"])
+    datastore.remove([0, "2"])
+    datastore.remove(3)
+    assert datastore.rows["id"][:] == ["1"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_index_that_is_not_filled_to_the_end_is_not_searched(error, monkeypatch):
+    datastore = make_datastore(50, string_factory="HNSW8", storage="float16")
+    expected = make_datastore(50, storage="float16").search(unit_vectors(4, seed=1)).ids
+    blocks = retrieval_rgmc._blocks
+
+    def interrupted(*args):
+        yield next(blocks(*args))
+        raise error
+
+    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 8)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(retrieval_rgmc, "_blocks", interrupted)
+        datastore.search(unit_vectors(4, seed=1))
+    assert datastore.search(unit_vectors(4, seed=1)).ids == expected
+    assert datastore.index.ntotal == 50
+
+
+def test_an_index_for_which_there_are_too_few_captions_is_an_error_and_is_not_saved(tmp_path):
+    datastore = make_datastore(5, string_factory="IVF8,Flat")
+    with pytest.raises(ValueError, match=r"'IVF8,Flat' cannot be trained with 5 captions.*fewer cells, or 'Flat'"):
+        datastore.search(unit_vectors(1))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        datastore.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_index_follows_the_rows():
     datastore = make_datastore(50, string_factory="HNSW8")
     assert datastore.search(datastore.embeddings[7:8]).ids == [["song-7"]]
@@ -262,6 +332,16 @@ def test_an_embedding_that_is_no_unit_vector_is_refused_in_every_storage(storage
             CaptionDatastore(make_rows(3), vectors, "f00d", storage=storage)
     with pytest.raises(ValueError, match="float32, float16, int8"):
         make_datastore(3, storage="float64")
+
+
+def test_embeddings_of_one_storage_are_read_into_another():
+    stored, queries = make_datastore(300, storage="int8"), unit_vectors(40, seed=1)
+    expected = stored.search(queries)
+    for storage in STORAGES:
+        datastore = CaptionDatastore(stored.rows, stored.embeddings, "f00d", storage=storage)
+        found = datastore.search(queries)
+        assert found.ids == expected.ids
+        np.testing.assert_allclose(found.similarities, expected.similarities, atol=1e-3)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
@@ -352,10 +432,14 @@ def repeat_an_id(table):
         ("embeddings.safetensors", truncate, "damaged"),
         ("embeddings.safetensors", Path.unlink, r"embeddings\.safetensors"),
         ("datastore.json", Path.unlink, r"datastore\.json"),
+        ("datastore.json", truncate, r"datastore\.json is damaged"),
+        ("datastore.json", lambda path: path.write_text("[]"), r"datastore\.json has format version None"),
+        ("datastore.json", lambda path: path.write_text('{"format_version": 2}'), "lacks rows, embedding_size, string"),
+        ("index.faiss", truncate, r"index\.faiss is damaged"),
     ],
 )
 def test_a_damaged_datastore_is_an_error_that_says_what_is_wrong(file, damage, error, tmp_path):
-    make_datastore(5).save_pretrained(tmp_path)
+    make_datastore(5, string_factory="HNSW8").save_pretrained(tmp_path)
     damage(tmp_path / file)
     with pytest.raises((ValueError, OSError), match=error):
         CaptionDatastore.from_pretrained(tmp_path)
