@@ -30,12 +30,12 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
-    from .model_card_rgmc import PushesModelCard
+    from .model_card_rgmc import PushesCheckpoint
     from .pretrained_rgmc import load_clap_audio, load_text_model
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
-    from model_card_rgmc import PushesModelCard
+    from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
@@ -117,7 +117,7 @@ class RGMCMapper(nn.Module):
         return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
-class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
+class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     """
     Captions music from its sound and from the caption of the most similar song of a datastore.
 
@@ -536,13 +536,17 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
         self.set_datastore(self.datastore)  # refuses one that the encoder has been trained away from
         self.config.datastore_rows = 0 if self.datastore is None else len(self.datastore)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
+        if is_main_process:  # before the rest, with which it may be pushed
             directory = os.path.join(save_directory, "datastore")
             if self.datastore is None:
                 shutil.rmtree(directory, ignore_errors=True)
             else:
                 self.datastore.save_pretrained(directory)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        # Of what `save_pretrained(push_to_hub=True)` finds in the folder, which it does not push.
+        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if name != "datastore"}
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

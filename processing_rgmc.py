@@ -3,6 +3,7 @@ Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder 
 `music-captioning` pipeline, from files to captions.
 """
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ from transformers.utils import logging
 
 try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from .model_card_rgmc import PushesModelCard
+    from .model_card_rgmc import PushesCheckpoint
     from .retrieval_rgmc import join_candidates, left_pad
 except ImportError:
     from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from model_card_rgmc import PushesModelCard
+    from model_card_rgmc import PushesCheckpoint
     from retrieval_rgmc import join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,7 @@ def normalize_caption(caption: str) -> str:
     return " ".join(kept.split())
 
 
-class RGMCProcessor(PushesModelCard, ProcessorMixin):
+class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
     """
     Prepares audio and, where wanted, candidate captions for [`RGMCModel`].
 
@@ -189,7 +190,7 @@ class Stream(IterableDataset):
         return iter(self.clips)
 
 
-class MusicCaptioningPipeline(PushesModelCard, Pipeline):
+class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
     """
     Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
 
@@ -310,7 +311,14 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
         chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
         return (chosen * kept).sum(1) / kept.sum(1)
 
-    def save_pretrained(self, save_directory: str, **kwargs):
-        """Writes the whole checkpoint: model, datastore, processor and code."""
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
+        """
+        Writes the whole checkpoint: model, datastore, processor and code. With `push_to_hub` it is pushed, too, as
+        `push_to_hub(repo_id, ...)` does it; without a `repo_id` it takes the name of the folder.
+        """
+        names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+        hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **hub_kwargs})

@@ -140,6 +140,8 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.server.blobs[value["oid"]]
+                elif line["key"] == "deletedFolder":
+                    files = {name: files[name] for name in files if not name.startswith(value["path"])}
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             sha = hashlib.sha1(f"{repo} {len(self.server.repos[repo])}".encode()).hexdigest()

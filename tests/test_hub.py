@@ -34,6 +34,7 @@ PUSHED = {
     *("datastore/captions.parquet", "datastore/datastore.json", "datastore/embeddings.safetensors"),
 }
 DATASTORE = {name for name in PUSHED if name.startswith("datastore/")}
+PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def start(code: str, *args: str, folder: Path, environment: dict) -> subprocess.Popen:
@@ -65,9 +66,10 @@ PUBLISH = """
 import runpy, shutil, sys
 import torch
 import train
+from huggingface_hub import upload_file
 from pathlib import Path
 from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor
+from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
 from training.checkpoints import push_model
 
 train.main(sys.argv[1:])
@@ -78,11 +80,20 @@ for part in (model.mapper, model.text_model):
     for weight in part.parameters():
         torch.nn.init.normal_(weight, std=0.5)
 model.save_pretrained("changed")
+for stray in ("datastore/skipped.jsonl", "model-old/model.safetensors", "backup/modeling_rgmc.py"):
+    Path("changed", stray).parent.mkdir(exist_ok=True)
+    Path("changed", stray).write_text("mine")
 sys.argv = ["training.checkpoints", "changed", "tester/rgmc-tiny"]
 runpy.run_module("training.checkpoints", run_name="__main__")
 
+captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+captioner.save_pretrained("whole", push_to_hub=True, repo_id="tester/whole")
+model.save_pretrained("whole", push_to_hub=True, repo_id="tester/model")
+
 push_model(Path("changed"), "tester/without", private=True)
+upload_file(path_or_fileobj=b"mine", path_in_repo="backup/modeling_rgmc.py", repo_id="tester/without")
 model.set_datastore(None)
+captioner.push_to_hub("tester/whole")
 shutil.copytree("changed", "without")
 model.save_pretrained("without")
 push_model(Path("without"), "tester/without", private=True)
@@ -185,9 +196,17 @@ def test_what_is_pushed_names_no_place_on_this_machine_and_no_circumstance_of_it
 
 
 def test_a_second_push_takes_away_what_the_model_no_longer_has(hub, published):
-    with_datastore, without = published["tester/without"]
+    with_datastore, _, without = published["tester/without"]
     assert hub.files("tester/without", with_datastore).keys() == PUSHED
-    assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE
+    assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE | {"backup/modeling_rgmc.py"}
+    with_datastore, *_, without = published["tester/whole"]
+    assert hub.files("tester/whole", with_datastore).keys() == PUSHED
+    assert hub.files("tester/whole", without).keys() == PUSHED - DATASTORE
+
+
+def test_a_model_that_is_pushed_as_it_is_saved_has_its_datastore(hub, published):
+    assert hub.files("tester/model").keys() == PUSHED - PROCESSOR
+    assert "`datastore/` holds 6 captions" in hub.files("tester/model")["README.md"].decode()
 
 
 def test_the_card_states_the_run(hub, published):
