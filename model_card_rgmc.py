@@ -20,7 +20,7 @@ from transformers import pipeline
 
 checkpoint = "{checkpoint}"  # the id of this repository, or its folder
 captioner = pipeline("music-captioning", model=checkpoint, trust_remote_code=True)
-print(captioner("song.mp3"))  # {{"caption": …, "score": …, "candidates": [{{"id": …, "text": …, "similarity": …}}]}}
+print(captioner("song.mp3"))  # {{"caption": …, "score": …, "candidates": [{{"id": …, "text": …, "similarity": …, …}}]}}
 ```
 
 Or, with the parts in hand:
@@ -79,6 +79,8 @@ def model_card(
             "library_name": "transformers",
             "pipeline_tag": "audio-text-to-text",
             "license": model_license or "unknown",
+            "code_license": "mit",
+            "datastore_license": (datastore_license or "unknown") if rows else None,
             "base_model": repositories or None,
             **metadata,
             "tags": ["music", "music-captioning", "retrieval-augmented-generation", *metadata.get("tags", ())],

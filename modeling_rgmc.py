@@ -256,6 +256,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         The audio encoder `f` (section 3.1): log-mel `(B, 1, T, F)` in dB to L2-normalised float32 embeddings `(B, E)`,
         whose dot product is their similarity.
         """
+        bins = self.config.audio_config.num_mel_bins
+        if input_features.ndim != 4 or (input_features.shape[1], input_features.shape[3]) != (1, bins):
+            raise ValueError(
+                f"`input_features` must be log-mels of shape (B, 1, T, {bins}), got {tuple(input_features.shape)}: the "
+                "processor makes them of files and waveforms"
+            )
         dtype = self.audio_tower.audio_projection.linear1.weight.dtype
         input_features = input_features.to(self.device, dtype)
         if self.audio_tower.training and self.config.spec_augment:
@@ -272,6 +278,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.config.uses_audio:
+            if len(audio_embeds) != len(input_ids):
+                raise ValueError(
+                    f"Got {len(audio_embeds)} clips but candidates for {len(input_ids)}: they must match 1:1"
+                )
             prefix = self.mapper(audio_embeds.to(self.mapper.linear1.weight.dtype)).to(inputs_embeds.dtype)  # (B, P, D)
             inputs_embeds = torch.cat([prefix, inputs_embeds], dim=1)  # (B, P + L, D)
             attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)

@@ -111,8 +111,8 @@ class CaptionDatastore:
             What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
 
     Raises:
-        `ValueError`: when a column is missing, lengths differ, an id stands twice, or an embedding is not a unit
-        vector.
+        `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
+        or there is no such `storage`.
     """
 
     def __init__(
@@ -169,9 +169,7 @@ class CaptionDatastore:
             `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used,
             and for a `storage` or `string_factory` that does not exist.
         """
-        _check_storage(storage)
-        if string_factory != "Flat":
-            _make_index(model.config.audio_config.projection_dim, string_factory)  # before hours of decoding
+        check_search(model.config.audio_config.projection_dim, string_factory, storage)  # before hours of decoding
         processor = processor or _processor_of(model)
         rows, sounds = _read_songs(dataset, processor)
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
@@ -471,9 +469,12 @@ def _make_index(size: int, string_factory: str):
         ) from error
 
 
-def _check_storage(storage: str):
+def check_search(size: int, string_factory: str, storage: str):
+    """Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers could not be of this kind."""
     if storage not in STORAGES:
         raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
+    if string_factory != "Flat":
+        _make_index(size, string_factory)
 
 
 def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
@@ -483,7 +484,7 @@ def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
     int8 numbers are those of the vector with its largest one at ±127. Only its direction counts: what is read is
     normalised again, so that there is no scale to be stored.
     """
-    _check_storage(storage)
+    check_search(vectors.shape[1], "Flat", storage)
     if vectors.dtype == storage:
         return np.ascontiguousarray(vectors)
     if vectors.dtype == np.int8:

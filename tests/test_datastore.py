@@ -123,6 +123,16 @@ def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_mode
         CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Float")
     with pytest.raises(ValueError, match="storage 'int4': expected one of float32, float16, int8"):
         CaptionDatastore.build(make_model(), unreadable, processor, storage="int4")
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
+        make_datastore(5, string_factory="IVF4,Float").search(unit_vectors(1))
+
+
+def test_the_command_refuses_such_a_search_before_it_looks_at_the_corpus(checkpoint, tmp_path):
+    args = build_datastore.DatastoreArguments(
+        model=str(checkpoint), dataset="nowhere", output_dir=str(tmp_path / "store"), string_factory="HNSWx"
+    )
+    with pytest.raises(ValueError, match="string_factory 'HNSWx' is no index of FAISS"):
+        build_datastore.main(args, Accelerator())
 
 
 def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs):

@@ -215,6 +215,8 @@ def test_the_card_states_the_run(hub, published):
     assert metadata == {
         "library_name": "transformers",
         "license": "cc-by-4.0",
+        "code_license": "mit",
+        "datastore_license": "unknown",
         "pipeline_tag": "audio-text-to-text",
         "tags": ["music", "music-captioning", "retrieval-augmented-generation"],
     }
