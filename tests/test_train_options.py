@@ -149,6 +149,7 @@ def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
 def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
     uploads = []
     monkeypatch.setattr("training.checkpoints.create_repo", RecordingHub().create_repo)
+    monkeypatch.setattr("training.checkpoints.list_repo_files", lambda repo_id: [])
     monkeypatch.setattr("training.checkpoints.upload_folder", lambda **upload: uploads.append(upload))
     options = ["--push_to_hub", "true", "--hub_model_id", "somebody/rgmc", "--test_split", "test"]
     folder = run(tmp_path, corpus, *options)
