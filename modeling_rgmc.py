@@ -481,7 +481,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Gives the model the captions that it retrieves from; `None` takes them away.
 
         Raises:
-            `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings.
+            `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings, or its
+            captions are tokens of another decoder.
         """
         if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
             raise TypeError(
@@ -496,6 +497,13 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 "<checkpoint> --dataset <corpus> --output_dir <folder>`, or `CaptionDatastore.build(model, rows)`. A "
                 "checkpoint whose own datastore this is loads with `load_datastore=False`; a model cast by hand "
                 "(`model.half()`) differs too: load it with `dtype=` instead."
+            )
+        vocab_size = self.config.text_config.vocab_size
+        if datastore is not None and datastore.vocab_size not in (None, vocab_size):
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) holds tokens of a decoder of {datastore.vocab_size} words, "
+                f"this model's has {vocab_size}: they would be other captions. Rebuild it with this model: `python "
+                "build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
         self.datastore = datastore
 

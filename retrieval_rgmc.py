@@ -109,6 +109,8 @@ class CaptionDatastore:
             of FAISS with vectors of its own, approximate and faster: [`~CaptionDatastore.index`].
         storage (`str`, defaults to `"float32"`):
             What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
+        vocab_size (`int`, *optional*):
+            Of the decoder that the tokens are for: those of another one would be other words.
 
     Raises:
         `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
@@ -122,8 +124,10 @@ class CaptionDatastore:
         encoder_fingerprint: str,
         string_factory: str = "Flat",
         storage: str = "float32",
+        vocab_size: int | None = None,
     ):
         self.encoder_fingerprint = encoder_fingerprint
+        self.vocab_size = vocab_size
         self.string_factory = string_factory
         self.storage = storage
         self._set_rows(rows, embeddings)
@@ -173,7 +177,8 @@ class CaptionDatastore:
         processor = processor or _processor_of(model)
         rows, sounds = _read_songs(dataset, processor)
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
-        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage)
+        vocab_size = model.config.text_config.vocab_size
+        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage, vocab_size)
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
@@ -327,7 +332,8 @@ class CaptionDatastore:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
-        pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
+        table = self.rows.with_format("arrow")[:].replace_schema_metadata()  # without the hash of its making
+        pyarrow.parquet.write_table(table, staging / "captions.parquet")
         if index is not None:
             _import_faiss().write_index(index, str(staging / INDEX_FILE))
         description = {
@@ -339,6 +345,7 @@ class CaptionDatastore:
             "storage": self.storage,
             "string_factory": self.string_factory,
             "encoder_fingerprint": self.encoder_fingerprint,
+            "vocab_size": self.vocab_size,
         }
         (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
@@ -442,7 +449,8 @@ class CaptionDatastore:
                 f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: they "
                 "are files of two datastores"
             )
-        datastore = cls(rows, embeddings, description["encoder_fingerprint"], string_factory, storage)
+        fingerprint, vocab_size = description["encoder_fingerprint"], description.get("vocab_size")
+        datastore = cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size)
         if string_factory != "Flat":
             index_file = find(INDEX_FILE, _raise_exceptions_for_missing_entries=False)
             if index_file is not None:

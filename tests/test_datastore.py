@@ -506,6 +506,15 @@ def test_another_datastore_gives_other_candidates_and_captions_unless_candidates
     assert ignoring[0] == ignoring[1]
 
 
+def test_tokens_of_another_decoder_are_refused_where_the_encoder_is_the_same(make_model, processor, songs, tmp_path):
+    CaptionDatastore.build(make_model(), songs, processor).save_pretrained(tmp_path / "store")
+    other = make_model()
+    other.resize_token_embeddings(500)
+    assert other.encoder_fingerprint() == make_model().encoder_fingerprint()
+    with pytest.raises(ValueError, match=r"tokens of a decoder of \d+ words, this model's has 500.*Rebuild"):
+        other.set_datastore(CaptionDatastore.from_pretrained(tmp_path / "store"))
+
+
 @pytest.mark.parametrize("folder", ["", "datastore"])
 def test_a_pushed_datastore_is_read_back_by_its_id(folder, tmp_path, monkeypatch):
     commit = tmp_path / "models--somebody--store" / "snapshots" / "abc"
