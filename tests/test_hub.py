@@ -164,6 +164,7 @@ def loaded(hub, published, folder):
     """What a process loads from the Hub beside another one, with an empty cache; and the files that were asked for."""
     del hub.log[:]
     checkpoints = [(REPO, None), (REPO, published[REPO][0]), ("tester/without", None), ("tester/bare", None)]
+    checkpoints.append(("tester/without", published["tester/without"][0]))  # whose datastore main no longer has
     options = {"folder": folder, "environment": hub.environment(folder / "cache")}
     both = [start(LOAD, json.dumps(checkpoints), **options), start(LOAD, json.dumps(checkpoints[:1]), **options)]
     results = [process.communicate(timeout=300) for process in both]
@@ -236,12 +237,12 @@ def test_a_bare_model_is_pushed_with_our_card_and_not_with_a_form(hub, published
 
 
 def test_the_hub_gives_back_what_it_was_given(loaded, local, published):
-    main, pinned, without, bare = loaded[0].values()
-    assert main["pipeline"] == approximately(local["changed"])
+    main, pinned, without, bare, before = loaded[0].values()
+    assert main["pipeline"] == before["pipeline"] == approximately(local["changed"])
     assert pinned["pipeline"] == approximately(local["checkpoint-500"])
     assert without["pipeline"] == bare["pipeline"] == approximately(local["without"])
     assert len({entry["caption"] for entry in (main, pinned, without)}) == 3
-    for entry in (main, pinned, without, bare):
+    for entry in loaded[0].values():
         assert entry["classes"] == ["RGMCModel", "RGMCProcessor", "RGMCConfig", "RGMCFeatureExtractor"]
         assert entry["caption"] == entry["pipeline"]["caption"]
 
@@ -256,9 +257,8 @@ def approximately(clip: dict) -> dict:
 
 def test_loading_asks_for_the_checkpoint_and_nothing_else(loaded, published):
     downloads = loaded[1]
-    expected = {f"{REPO}/{name}" for name in PUSHED - {"README.md"}}
-    for repo in ("tester/without", "tester/bare"):
-        expected |= {f"{repo}/{name}" for name in PUSHED - DATASTORE - {"README.md"}}
+    expected = {f"{repo}/{name}" for repo in (REPO, "tester/without") for name in PUSHED - {"README.md"}}
+    expected |= {f"tester/bare/{name}" for name in PUSHED - DATASTORE - {"README.md"}}
     assert {*downloads} == expected
 
 
