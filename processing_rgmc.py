@@ -23,11 +23,11 @@ from transformers.utils import logging
 
 try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from .model_card_rgmc import PushesCheckpoint
+    from .model_card_rgmc import PushesCheckpoint, model_card
     from .retrieval_rgmc import join_candidates, left_pad
 except ImportError:
     from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from model_card_rgmc import PushesCheckpoint
+    from model_card_rgmc import PushesCheckpoint, model_card
     from retrieval_rgmc import join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -321,12 +321,18 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
 
     def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
         """
-        Writes the whole checkpoint: model, datastore, processor and code. With `push_to_hub` it is pushed, too, as
-        `push_to_hub(repo_id, ...)` does it; without a `repo_id` it takes the name of the folder.
+        Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
+        `push_to_hub` it is pushed, too, as `push_to_hub(repo_id, ...)` does it; without a `repo_id` it takes the name
+        of the folder.
         """
         names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
         hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        name = os.path.basename(os.path.normpath(save_directory))
+        card = os.path.join(save_directory, "README.md")
+        if not os.path.exists(card):
+            with open(card, "w", encoding="utf-8") as file:
+                file.write(model_card(name, self.model.config))
         if push_to_hub:
-            self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **hub_kwargs})
+            self.push_to_hub(**{"repo_id": name, **hub_kwargs})

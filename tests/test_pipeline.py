@@ -169,3 +169,7 @@ def test_a_saved_pipeline_is_a_whole_checkpoint(make_captioner, files, tmp_path)
     for found, wanted in zip(one["candidates"], other["candidates"], strict=True):
         assert found == {**wanted, "similarity": pytest.approx(wanted["similarity"])}
     assert (tmp_path / "processing_rgmc.py").exists()
+    assert "`datastore/` holds 5 captions" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text("my own", encoding="utf-8")
+    captioner.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "my own"
