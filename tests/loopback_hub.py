@@ -20,6 +20,7 @@ class LoopbackHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.private: set[str] = set()
         self.blobs: dict[str, bytes] = {}  # uploaded, by SHA-256, and not yet committed
         self.log: list[str] = []
         self.lock = threading.Lock()
@@ -93,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
             tree = [{"type": "file", "path": path, "oid": "0", "size": len(files[path])} for path in sorted(files)]
             return self.answer(200, tree)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        return self.answer(200, {"id": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+        return self.answer(
+            200, {"id": repo, "sha": commit, "private": repo in self.server.private, "tags": [], "siblings": siblings}
+        )
 
     do_HEAD = do_GET
 
@@ -113,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             repo = f"{fields.get('organization') or 'tester'}/{fields['name']}"
             known = repo in self.server.repos
             self.server.repos.setdefault(repo, {"0" * 40: {}})
+            if fields.get("private") and not known:
+                self.server.private.add(repo)
             return self.answer(409 if known else 200, {"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})

@@ -378,6 +378,24 @@ def test_a_loaded_datastore_may_be_saved_where_it_came_from(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_datastore_that_is_not_saved_to_the_end_is_none(tmp_path, monkeypatch):
+    make_datastore(300).save_pretrained(tmp_path)
+    moved, replace = [], os.replace
+
+    def interrupted(*args):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(replace(*args))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retrieval_rgmc.os, "replace", interrupted)
+        make_datastore(300, storage="float16").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no datastore: expected the files datastore\.json"):
+        CaptionDatastore.from_pretrained(tmp_path)
+    make_datastore(200).save_pretrained(tmp_path)
+    assert len(CaptionDatastore.from_pretrained(tmp_path)) == 200
+
+
 def test_an_index_is_saved_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
     datastore = make_datastore(300, string_factory="IVF4,Flat", storage="float16")
     faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=4")

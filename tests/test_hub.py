@@ -197,6 +197,7 @@ def test_what_is_pushed_names_no_place_on_this_machine_and_no_circumstance_of_it
 
 
 def test_a_second_push_takes_away_what_the_model_no_longer_has(hub, published):
+    assert hub.private == {"tester/without"}
     with_datastore, _, without = published["tester/without"]
     assert hub.files("tester/without", with_datastore).keys() == PUSHED
     assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE | {"backup/modeling_rgmc.py"}

@@ -14,6 +14,7 @@ import train
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from training.arguments import TrainingArguments
+from training.checkpoints import push_model
 from training.lora import add_lora, merged_state_dict
 from training.throughput import matrix_peak
 
@@ -166,6 +167,12 @@ def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
     assert not any("checkpoint-" in name or name.startswith("eval") or name.endswith("jsonl") for name in pushed)
     whole = json.loads((folder / "config.json").read_text())
     assert whole["datastore_rows"] == 13
+
+
+def test_a_folder_that_is_no_whole_checkpoint_is_not_pushed(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no README\.md, generation_config\.json, model.*processing_rgmc\.py"):
+        push_model(tmp_path, "somebody/rgmc", private=False)
 
 
 def test_micro_batches_hold_captions_of_similar_length():
