@@ -332,8 +332,7 @@ class CaptionDatastore:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
-        table = self.rows.with_format("arrow")[:].replace_schema_metadata()  # without the hash of its making
-        pyarrow.parquet.write_table(table, staging / "captions.parquet")
+        pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
         if index is not None:
             _import_faiss().write_index(index, str(staging / INDEX_FILE))
         description = {

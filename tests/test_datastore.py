@@ -24,6 +24,7 @@ import build_datastore
 import retrieval_rgmc
 from dataset_rgmc import load_captions
 from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import STORAGES, CaptionDatastore, search_exactly
 
 
@@ -135,11 +136,17 @@ def test_the_command_refuses_such_a_search_before_it_looks_at_the_corpus(checkpo
         build_datastore.main(args, Accelerator())
 
 
-def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs):
-    loaded = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), songs)
+def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs, monkeypatch):
+    model = RGMCModel.from_pretrained(checkpoint)
+    loaded = CaptionDatastore.build(model, songs)
     np.testing.assert_array_equal(loaded.embeddings, CaptionDatastore.build(make_model(), songs, processor).embeddings)
     with pytest.raises(ValueError, match="pass processor="):
         CaptionDatastore.build(make_model(), songs)
+    asked = []
+    monkeypatch.setattr(RGMCProcessor, "from_pretrained", lambda *args, **kwargs: asked.append(kwargs) or processor)
+    model.config._commit_hash = "c" * 40  # as of a model of the Hub
+    CaptionDatastore.build(model, songs[:1])
+    assert asked == [{"revision": "c" * 40}]
 
 
 def test_the_readmes_lines_run_with_the_code_of_a_checkpoint_alone(checkpoint, tmp_path):
