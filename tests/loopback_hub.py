@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             repo = f"{fields.get('organization') or 'tester'}/{fields['name']}"
             known = repo in self.server.repos
             self.server.repos.setdefault(repo, {"0" * 40: {}})
-            if fields.get("private") and not known:
+            if not known and (fields.get("private") or fields.get("visibility") == "private"):
                 self.server.private.add(repo)
             return self.answer(409 if known else 200, {"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})
         if path == "/api/validate-yaml":
