@@ -30,8 +30,12 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
+
+    # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
+    from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .model_card_rgmc import PushesCheckpoint
     from .pretrained_rgmc import load_clap_audio, load_text_model
+    from .processing_rgmc import RGMCProcessor  # noqa: F401
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
