@@ -23,11 +23,12 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
+from configuration_rgmc import RGMCConfig
 from dataset_rgmc import load_captions
 from evaluation.captioning import Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore
+from retrieval_rgmc import CaptionDatastore, check_search
 from training.refresh import build_datastore, datastore_rows
 
 
@@ -71,6 +72,8 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
     Unusable rows are listed in `skipped.jsonl` there.
     """
     # 1. The clips
+    config = RGMCConfig.from_pretrained(args.model)
+    check_search(config.audio_config.projection_dim, args.string_factory, args.storage)
     processor = RGMCProcessor.from_pretrained(args.model)
     split = Split(
         load_captions(args.dataset, args.split, args.caption_column, args.id_column),

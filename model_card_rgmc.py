@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, delete_folder, file_exists
 from transformers import PreTrainedConfig
 
 CARD = """---
@@ -20,7 +20,7 @@ from transformers import pipeline
 
 checkpoint = "{checkpoint}"  # the id of this repository, or its folder
 captioner = pipeline("music-captioning", model=checkpoint, trust_remote_code=True)
-print(captioner("song.mp3"))  # {{"caption": …, "score": …, "candidates": [{{"id": …, "text": …, "similarity": …}}]}}
+print(captioner("song.mp3"))  # {{"caption": …, "score": …, "candidates": [{{"id": …, "text": …, "similarity": …, …}}]}}
 ```
 
 Or, with the parts in hand:
@@ -79,6 +79,8 @@ def model_card(
             "library_name": "transformers",
             "pipeline_tag": "audio-text-to-text",
             "license": model_license or "unknown",
+            "code_license": "mit",
+            "datastore_license": (datastore_license or "unknown") if rows else None,
             "base_model": repositories or None,
             **metadata,
             "tags": ["music", "music-captioning", "retrieval-augmented-generation", *metadata.get("tags", ())],
@@ -100,16 +102,22 @@ def is_hub_id(name) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
-class PushesModelCard:
+class PushesCheckpoint:
     """
-    For what `transformers.utils.PushToHubMixin` pushes: where the repository has no card yet, transformers makes a form
-    to be filled in, and this replaces the form.
+    For what `transformers.utils.PushToHubMixin` pushes. Where the repository has no card yet, transformers makes a form
+    to be filled in, and this replaces the form. A datastore that a former push left there would be that of this model:
+    it is deleted where this model has none.
     """
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        model = getattr(self, "model", self)
         path = Path(working_dir, "README.md")
         if path.is_file() and "# Model Card for Model ID" in path.read_text(encoding="utf-8"):
-            config = getattr(getattr(self, "model", self), "config", None)
             tags = ModelCard.load(path).data.tags or ()  # those that push_to_hub was given
-            path.write_text(model_card(repo_id, config, tags=tags), encoding="utf-8")
+            card = model_card(repo_id, getattr(model, "config", None), tags=tags)
+            path.write_text(card, encoding="utf-8")
+        if getattr(model, "datastore", self) is None and not kwargs.get("create_pr"):
+            place = {"repo_id": repo_id, "revision": kwargs.get("revision"), "token": kwargs.get("token")}
+            if file_exists(filename="datastore/datastore.json", **place):
+                delete_folder("datastore", commit_message="Delete the datastore of the former model", **place)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)

@@ -30,12 +30,16 @@ from transformers.utils import logging
 
 try:
     from .configuration_rgmc import RGMCConfig
-    from .model_card_rgmc import PushesModelCard
+
+    # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
+    from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
+    from .model_card_rgmc import PushesCheckpoint
     from .pretrained_rgmc import load_clap_audio, load_text_model
+    from .processing_rgmc import RGMCProcessor  # noqa: F401
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 except ImportError:
     from configuration_rgmc import RGMCConfig
-    from model_card_rgmc import PushesModelCard
+    from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
 
@@ -117,7 +121,7 @@ class RGMCMapper(nn.Module):
         return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
-class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
+class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     """
     Captions music from its sound and from the caption of the most similar song of a datastore.
 
@@ -256,6 +260,12 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         The audio encoder `f` (section 3.1): log-mel `(B, 1, T, F)` in dB to L2-normalised float32 embeddings `(B, E)`,
         whose dot product is their similarity.
         """
+        bins = self.config.audio_config.num_mel_bins
+        if input_features.ndim != 4 or (input_features.shape[1], input_features.shape[3]) != (1, bins):
+            raise ValueError(
+                f"`input_features` must be log-mels of shape (B, 1, T, {bins}), got {tuple(input_features.shape)}: the "
+                "processor makes them of files and waveforms"
+            )
         dtype = self.audio_tower.audio_projection.linear1.weight.dtype
         input_features = input_features.to(self.device, dtype)
         if self.audio_tower.training and self.config.spec_augment:
@@ -272,6 +282,10 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.config.uses_audio:
+            if len(audio_embeds) != len(input_ids):
+                raise ValueError(
+                    f"Got {len(audio_embeds)} clips but candidates for {len(input_ids)}: they must match 1:1"
+                )
             prefix = self.mapper(audio_embeds.to(self.mapper.linear1.weight.dtype)).to(inputs_embeds.dtype)  # (B, P, D)
             inputs_embeds = torch.cat([prefix, inputs_embeds], dim=1)  # (B, P + L, D)
             attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
@@ -471,8 +485,14 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         Gives the model the captions that it retrieves from; `None` takes them away.
 
         Raises:
-            `ValueError`: when another encoder made the datastore's embeddings.
+            `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings, or its
+            captions are tokens of another decoder.
         """
+        if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
+            raise TypeError(
+                f"Expected a CaptionDatastore or None, got {datastore!r}: `CaptionDatastore.from_pretrained(...)` "
+                "loads one from a folder or the Hub, `CaptionDatastore.build(model, rows)` makes one"
+            )
         if datastore is not None and datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
@@ -481,6 +501,13 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
                 "<checkpoint> --dataset <corpus> --output_dir <folder>`, or `CaptionDatastore.build(model, rows)`. A "
                 "checkpoint whose own datastore this is loads with `load_datastore=False`; a model cast by hand "
                 "(`model.half()`) differs too: load it with `dtype=` instead."
+            )
+        vocab_size = self.config.text_config.vocab_size
+        if datastore is not None and datastore.vocab_size not in (None, vocab_size):
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) holds tokens of a decoder of {datastore.vocab_size} words, "
+                f"this model's has {vocab_size}: they would be other captions. Rebuild it with this model: `python "
+                "build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
         self.datastore = datastore
 
@@ -531,13 +558,17 @@ class RGMCModel(PushesModelCard, PreTrainedModel, GenerationMixin):
         """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
         self.set_datastore(self.datastore)  # refuses one that the encoder has been trained away from
         self.config.datastore_rows = 0 if self.datastore is None else len(self.datastore)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
+        if is_main_process:  # before the rest, with which it may be pushed
             directory = os.path.join(save_directory, "datastore")
             if self.datastore is None:
                 shutil.rmtree(directory, ignore_errors=True)
             else:
                 self.datastore.save_pretrained(directory)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        # Of what `save_pretrained(push_to_hub=True)` finds in the folder, which it does not push.
+        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if name != "datastore"}
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

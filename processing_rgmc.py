@@ -3,6 +3,7 @@ Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder 
 `music-captioning` pipeline, from files to captions.
 """
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ from transformers.utils import logging
 
 try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from .model_card_rgmc import PushesModelCard
+    from .model_card_rgmc import PushesCheckpoint, model_card
     from .retrieval_rgmc import join_candidates, left_pad
 except ImportError:
     from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from model_card_rgmc import PushesModelCard
+    from model_card_rgmc import PushesCheckpoint, model_card
     from retrieval_rgmc import join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,15 @@ def normalize_caption(caption: str) -> str:
     return " ".join(kept.split())
 
 
-class RGMCProcessor(PushesModelCard, ProcessorMixin):
+def list_captions(entry: str | Iterable[str]) -> list[str]:
+    """A clip's candidates, one or several, as a list."""
+    captions = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else list(entry)
+    if not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"The candidates of a clip are a caption or a list of captions, got {entry!r}")
+    return captions
+
+
+class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
     """
     Prepares audio and, where wanted, candidate captions for [`RGMCModel`].
 
@@ -117,7 +126,7 @@ class RGMCProcessor(PushesModelCard, ProcessorMixin):
 
         Raises:
             `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
-            clip.
+            clip, or one is no text.
         """
         if return_tensors != "pt":
             raise ValueError(f"RGMCProcessor makes PyTorch tensors (return_tensors='pt'), got {return_tensors!r}")
@@ -127,10 +136,8 @@ class RGMCProcessor(PushesModelCard, ProcessorMixin):
         if audio is not None:
             inputs.update(self.feature_extractor(audio, sampling_rate=sampling_rate, **kwargs))
         if candidates is not None:
-            prompts = [
-                self.encode_prompt([entry] if isinstance(entry, str) else entry)
-                for entry in ([candidates] if isinstance(candidates, str) else candidates)
-            ]
+            one = isinstance(candidates, str) or not isinstance(candidates, Iterable)
+            prompts = [self.encode_prompt(list_captions(entry)) for entry in ([candidates] if one else candidates)]
             if audio is not None and len(prompts) != len(inputs["input_features"]):
                 raise ValueError(
                     f"Got {len(inputs['input_features'])} clips but candidates for {len(prompts)}: they must match 1:1"
@@ -171,6 +178,9 @@ class RGMCProcessor(PushesModelCard, ProcessorMixin):
 RGMCProcessor.register_for_auto_class()
 
 
+CANDIDATE = ("id", "text", "similarity", "source", "license")
+
+
 @dataclass
 class Clip:
     """A sound, and the captions that the decoder is shown with it."""
@@ -189,7 +199,7 @@ class Stream(IterableDataset):
         return iter(self.clips)
 
 
-class MusicCaptioningPipeline(PushesModelCard, Pipeline):
+class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
     """
     Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
 
@@ -222,7 +232,8 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
             - `score` (`float`): the mean log probability of the caption's tokens, its end included, given the sound and
               the candidates; after a beam search this is the `sequences_scores` of `generate`;
             - `candidates` (`list[dict]`): the captions that the decoder was shown, the most similar first, as `text`,
-              `id` and `similarity` (dot product, -1 to 1); the latter two are `None` where they were given.
+              with `id`, `similarity` (dot product, -1 to 1), `source` and `license` in the datastore; all but `text`
+              are `None` where they were given, the last two also where the datastore does not know them.
 
         Raises:
             `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
@@ -253,8 +264,8 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
     def preprocess(self, clip: Any, sampling_rate: int | None = None) -> dict[str, Any]:
         if not isinstance(clip, Clip):
             return dict(self.processor(audio=[clip], sampling_rate=sampling_rate))
-        given = (clip.candidates,) if isinstance(clip.candidates, str) else tuple(clip.candidates)
-        inputs = self.processor(audio=[clip.audio], candidates=[list(given)], sampling_rate=sampling_rate)
+        given = tuple(list_captions(clip.candidates))
+        inputs = self.processor(audio=[clip.audio], candidates=[given], sampling_rate=sampling_rate)
         return {**inputs, "candidates": given}
 
     def _forward(self, inputs: dict[str, Any], **generate_kwargs) -> dict[str, list[dict[str, Any]]]:
@@ -263,16 +274,14 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
         if "candidates" in inputs:
             given = inputs["candidates"]
             given = [given] if isinstance(given, tuple) else given  # of one clip, or of a batch
-            shown = [[{"id": None, "text": text, "similarity": None} for text in texts] for texts in given]
+            shown = [[dict.fromkeys(CANDIDATE) | {"text": text} for text in texts] for texts in given]
             prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         else:
             found = model.retrieve(audio_embeds) if model.retrieves else None
             shown = [[] for _ in audio_embeds]
             if found:
-                shown = [
-                    [{"id": row_id, "text": text, "similarity": number} for row_id, text, number in zip(*columns)]
-                    for columns in zip(found.ids, found.captions, found.similarities)
-                ]
+                fields = zip(found.ids, found.captions, found.similarities, found.sources, found.licenses)
+                shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
             prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
         tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
         if len(tokens) != len(audio_embeds):
@@ -310,7 +319,20 @@ class MusicCaptioningPipeline(PushesModelCard, Pipeline):
         chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
         return (chosen * kept).sum(1) / kept.sum(1)
 
-    def save_pretrained(self, save_directory: str, **kwargs):
-        """Writes the whole checkpoint: model, datastore, processor and code."""
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
+        """
+        Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
+        `push_to_hub` it is pushed, too, as `push_to_hub(repo_id, ...)` does it; without a `repo_id` it takes the name
+        of the folder.
+        """
+        names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+        hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        name = os.path.basename(os.path.normpath(save_directory))
+        card = os.path.join(save_directory, "README.md")
+        if not os.path.exists(card):
+            with open(card, "w", encoding="utf-8") as file:
+                file.write(model_card(name, self.model.config))
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": name, **hub_kwargs})

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,10 +109,12 @@ class CaptionDatastore:
             of FAISS with vectors of its own, approximate and faster: [`~CaptionDatastore.index`].
         storage (`str`, defaults to `"float32"`):
             What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
+        vocab_size (`int`, *optional*):
+            Of the decoder that the tokens are for: those of another one would be other words.
 
     Raises:
-        `ValueError`: when a column is missing, lengths differ, an id stands twice, or an embedding is not a unit
-        vector.
+        `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
+        or there is no such `storage`.
     """
 
     def __init__(
@@ -122,8 +124,10 @@ class CaptionDatastore:
         encoder_fingerprint: str,
         string_factory: str = "Flat",
         storage: str = "float32",
+        vocab_size: int | None = None,
     ):
         self.encoder_fingerprint = encoder_fingerprint
+        self.vocab_size = vocab_size
         self.string_factory = string_factory
         self.storage = storage
         self._set_rows(rows, embeddings)
@@ -159,19 +163,22 @@ class CaptionDatastore:
         Args:
             model (`RGMCModel`)
             dataset (`datasets.Dataset` or `list[dict]`):
-                A row per song with `audio` (anything that the processor takes), `caption` or `captions` (of which the
+                A row per song with `audio` (anything that the processor takes), `captions` or `caption` (of which the
                 first is taken), `id` (else the name of the audio's file), and optionally `source` and `license`.
             processor (`RGMCProcessor`, *optional*): By default that of the checkpoint that the model was loaded from.
             batch_size (`int`, defaults to 16): Clips that are embedded at once.
             string_factory, storage (`str`): As in the class.
 
         Raises:
-            `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used.
+            `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used,
+            and for a `storage` or `string_factory` that does not exist.
         """
+        check_search(model.config.audio_config.projection_dim, string_factory, storage)  # before hours of decoding
         processor = processor or _processor_of(model)
         rows, sounds = _read_songs(dataset, processor)
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
-        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage)
+        vocab_size = model.config.text_config.vocab_size
+        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage, vocab_size)
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
@@ -197,14 +204,14 @@ class CaptionDatastore:
         joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
         self._set_rows(joined, np.concatenate([self.embeddings, embeddings]))
 
-    def remove(self, ids: list[str]):
+    def remove(self, ids: str | list[str]):
         """
-        Takes rows away, in this datastore itself.
+        Takes rows away, in this datastore itself, by their ids.
 
         Raises:
             `ValueError`: for an id that it does not have. Nothing is removed then.
         """
-        ids = [ids] if isinstance(ids, str) else list(ids)
+        ids = [str(row_id) for row_id in ([ids] if isinstance(ids, (str, int)) else ids)]
         unknown = [row_id for row_id in ids if row_id not in self._row_of_id]
         if unknown:
             raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
@@ -243,6 +250,8 @@ class CaptionDatastore:
         queries = np.ascontiguousarray(torch.as_tensor(queries).detach().float().cpu().numpy())
         if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
             raise ValueError(f"Queries must have the shape (B, {self.embeddings.shape[1]}), got {queries.shape}")
+        if exclude_ids is not None and len(exclude_ids) != len(queries):
+            raise ValueError(f"Got {len(queries)} queries but {len(exclude_ids)} `exclude_ids`: they must match 1:1")
         wanted = k if exclude_ids is None else k + 1
         if torch.device(device).type != "cpu" and self.string_factory == "Flat" and len(self):
             rows, similarities = search_exactly(self.embeddings, queries, wanted, device)
@@ -252,7 +261,7 @@ class CaptionDatastore:
             similarities, rows = self.index.search(queries, wanted)
         if exclude_ids is not None:
             # Excluded by id and never by rank: of two equal songs either may come first.
-            own_rows = np.array([self._row_of_id.get(row_id, -1) for row_id in exclude_ids])
+            own_rows = np.array([-1 if name is None else self._row_of_id.get(str(name), -1) for name in exclude_ids])
             kept_first = np.argsort(rows == own_rows[:, None], axis=1, kind="stable")[:, :k]
             rows = np.take_along_axis(rows, kept_first, axis=1)
             similarities = np.take_along_axis(similarities, kept_first, axis=1)
@@ -292,14 +301,20 @@ class CaptionDatastore:
         set in it: `faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=32")`.
         """
         if self._index is None:
-            faiss = _import_faiss()
-            self._index = faiss.index_factory(self.embeddings.shape[1], self.string_factory, faiss.METRIC_INNER_PRODUCT)
-            if not self._index.is_trained:
+            index = _make_index(self.embeddings.shape[1], self.string_factory)
+            if not index.is_trained:
                 every = math.ceil(len(self) / INDEX_TRAINING_ROWS)
-                self._index.train(np.ascontiguousarray(self.read_embeddings(slice(None, None, every))))
+                try:
+                    index.train(np.ascontiguousarray(self.read_embeddings(slice(None, None, every))))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"The index {self.string_factory!r} cannot be trained with {len(self)} captions ({error}): "
+                        "take one of fewer cells, or 'Flat', which is exact"
+                    ) from error
             # What is float32 already goes in at once: an index that grows is copied again and again.
             for _, block in _blocks(self.embeddings, len(self) if self.storage == "float32" else BLOCK_ROWS):
-                self._index.add(block)
+                index.add(block)
+            self._index = index  # whole: an interruption leaves none
         return self._index
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -311,14 +326,15 @@ class CaptionDatastore:
         """
         _, pyarrow = _import_datasets()
         directory = Path(save_directory)
+        index = self.index if self.string_factory != "Flat" and len(self) else None
         # Beside their place first: the former files may be what this datastore's embeddings are mapped from.
         staging = directory / ".incomplete"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
         pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
-        if self.string_factory != "Flat" and len(self):
-            _import_faiss().write_index(self.index, str(staging / INDEX_FILE))
+        if index is not None:
+            _import_faiss().write_index(index, str(staging / INDEX_FILE))
         description = {
             "format_version": FORMAT_VERSION,
             "rows": len(self),
@@ -328,8 +344,9 @@ class CaptionDatastore:
             "storage": self.storage,
             "string_factory": self.string_factory,
             "encoder_fingerprint": self.encoder_fingerprint,
+            "vocab_size": self.vocab_size,
         }
-        (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n")
+        (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
             (directory / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "datastore.json"):
@@ -401,13 +418,19 @@ class CaptionDatastore:
         if description_file is None:
             return None
         folder = Path(description_file).parent
-        description = json.loads(Path(description_file).read_text())
+        try:
+            description = dict(json.loads(Path(description_file).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{description_file} is damaged ({error}): copy it again, or rebuild it") from error
         version = description.get("format_version")
         if version not in (1, FORMAT_VERSION):
             raise ValueError(
                 f"{description_file} has format version {version}, but this code reads versions 1 to "
                 f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
+        needed = ("rows", "embedding_size", "string_factory", "encoder_fingerprint")
+        if missing := [name for name in needed if name not in description]:
+            raise ValueError(f"{description_file} lacks {', '.join(missing)}: copy it again, or rebuild it")
         try:
             rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet")))
             embeddings = load_file(find("embeddings.safetensors"))["embeddings"].numpy()  # mapped
@@ -425,17 +448,40 @@ class CaptionDatastore:
                 f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: they "
                 "are files of two datastores"
             )
-        datastore = cls(rows, embeddings, description["encoder_fingerprint"], string_factory, storage)
+        fingerprint, vocab_size = description["encoder_fingerprint"], description.get("vocab_size")
+        datastore = cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size)
         if string_factory != "Flat":
             index_file = find(INDEX_FILE, _raise_exceptions_for_missing_entries=False)
             if index_file is not None:
-                datastore._index = _import_faiss().read_index(index_file)
+                try:
+                    datastore._index = _import_faiss().read_index(index_file)
+                except RuntimeError as error:
+                    raise ValueError(f"{index_file} is damaged ({error}): without it, it is made anew") from error
                 if (datastore._index.ntotal, datastore._index.d) != expected:
                     raise ValueError(f"{index_file} is the index of another datastore: without it, it is made anew")
         return datastore
 
 
 # -- embeddings in memory and in files --------------------------------------------------------------------------------
+
+
+def _make_index(size: int, string_factory: str):
+    faiss = _import_faiss()
+    try:
+        return faiss.index_factory(size, string_factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"string_factory {string_factory!r} is no index of FAISS for vectors of {size} numbers ({error}): expected "
+            "'Flat', or such as 'HNSW32' or 'IVF1024,SQ8'"
+        ) from error
+
+
+def check_search(size: int, string_factory: str, storage: str):
+    """Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers could not be of this kind."""
+    if storage not in STORAGES:
+        raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
+    if string_factory != "Flat":
+        _make_index(size, string_factory)
 
 
 def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
@@ -445,10 +491,13 @@ def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
     int8 numbers are those of the vector with its largest one at ±127. Only its direction counts: what is read is
     normalised again, so that there is no scale to be stored.
     """
-    if storage not in STORAGES:
-        raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
-    if vectors.dtype == storage or storage == "float32":
-        return np.ascontiguousarray(vectors, dtype=np.float32 if storage == "float32" else None)
+    check_search(vectors.shape[1], "Flat", storage)
+    if vectors.dtype == storage:
+        return np.ascontiguousarray(vectors)
+    if vectors.dtype == np.int8:
+        vectors = decode_embeddings(vectors)
+    if storage == "float32":
+        return np.ascontiguousarray(vectors, dtype=np.float32)
     encoded = np.empty(vectors.shape, storage)
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = vectors[start : start + BLOCK_ROWS]
@@ -519,14 +568,20 @@ def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["d
             if isinstance(feature, datasets.Audio):  # decoding is the processor's work
                 dataset = dataset.cast_column(column, datasets.Audio(decode=False))
     songs = {name: [] for name in ("ids", "captions", *PROVENANCE)}
+    dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # which is gone through twice
     for number, row in enumerate(dataset):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"Row {number} of the datastore to be built is a {type(row).__name__}, in a {type(dataset).__name__}: "
+                "expected a datasets.Dataset or a list of dicts with `audio`, `caption` and `id` (of a DatasetDict one "
+                'split, of a DataFrame `.to_dict("records")`, of a folder `load_dataset("audiofolder", ...)`)'
+            )
         audio = row.get("audio")
         path = audio.get("path") if isinstance(audio, dict) else audio
         row_id = row.get("id")
-        if row_id is None and isinstance(path, (str, os.PathLike)):
-            row_id = Path(path).name
-        captions = row.get("captions", row.get("caption"))
-        captions = [captions] if isinstance(captions, str) else captions or []
+        if row_id in (None, ""):
+            row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
+        captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
         caption = next(filter(None, map(normalize_caption, captions)), None)
         for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
             if value is None:
@@ -537,10 +592,18 @@ def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["d
         songs["ids"].append(str(row_id))
         songs["captions"].append(caption)
         for name in PROVENANCE:
+            if not isinstance(row.get(name), str | None):
+                raise ValueError(f"Row {number} (id {row_id!r}): expected a text as {name}, got {row[name]!r}")
             songs[name].append(row.get(name))
     _check_ids(songs["ids"])
     rows = make_rows(songs.pop("ids"), songs.pop("captions"), processor, **songs)
     return rows, (row["audio"] for row in dataset)
+
+
+def _texts(entry) -> list[str]:
+    """Of a caption, a list of captions, or nothing (which in a table may be NaN)."""
+    entries = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else entry
+    return [text for text in entries if isinstance(text, str)]
 
 
 @torch.no_grad()

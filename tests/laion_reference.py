@@ -103,9 +103,12 @@ def make_laion(size: str) -> SimpleNamespace:
         roberta.setattr(module, "RobertaModel", small)
         model = module.CLAP(**settings).eval()
     for seed, part in enumerate((model.audio_branch, model.audio_projection, model.text_branch, model.text_projection)):
-        fixed = {name: tensor.clone() for name, tensor in part.state_dict().items() if "extractor" in name}
+        names = {name for name in part.state_dict() if not name.endswith("num_batches_tracked")}  # torch fills those in
+        fixed = {name: part.state_dict()[name].clone() for name in names if "extractor" in name}
         shake(part, seed)
-        part.load_state_dict(fixed, strict=False)  # Fourier basis and mel filters
+        kept = part.load_state_dict(fixed, strict=False)  # Fourier basis and mel filters
+        assert kept.unexpected_keys == [] and {*kept.missing_keys} == names - fixed.keys(), kept
+        assert len(fixed) == (3 if part is model.audio_branch else 0), [*fixed]
 
     # Its training/data.py imports a dozen packages for other functions than these.
     source = ast.parse((folder / "training" / "data.py").read_text())

@@ -20,6 +20,7 @@ class LoopbackHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.private: set[str] = set()
         self.blobs: dict[str, bytes] = {}  # uploaded, by SHA-256, and not yet committed
         self.log: list[str] = []
         self.lock = threading.Lock()
@@ -93,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
             tree = [{"type": "file", "path": path, "oid": "0", "size": len(files[path])} for path in sorted(files)]
             return self.answer(200, tree)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        return self.answer(200, {"id": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+        return self.answer(
+            200, {"id": repo, "sha": commit, "private": repo in self.server.private, "tags": [], "siblings": siblings}
+        )
 
     do_HEAD = do_GET
 
@@ -113,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             repo = f"{fields.get('organization') or 'tester'}/{fields['name']}"
             known = repo in self.server.repos
             self.server.repos.setdefault(repo, {"0" * 40: {}})
+            if not known and (fields.get("private") or fields.get("visibility") == "private"):
+                self.server.private.add(repo)
             return self.answer(409 if known else 200, {"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
@@ -140,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.server.blobs[value["oid"]]
+                elif line["key"] == "deletedFolder":
+                    files = {name: files[name] for name in files if not name.startswith(value["path"])}
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             sha = hashlib.sha1(f"{repo} {len(self.server.repos[repo])}".encode()).hexdigest()

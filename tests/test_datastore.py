@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import faiss
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import CAPTIONS, ROOT, write_corpus, write_tone
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from test_retrieval import make_datastore, make_rows, unit_vectors
 
@@ -23,6 +24,7 @@ import build_datastore
 import retrieval_rgmc
 from dataset_rgmc import load_captions
 from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import STORAGES, CaptionDatastore, search_exactly
 
 
@@ -95,13 +97,56 @@ def test_songs_that_cannot_be_used_are_errors_that_name_them(make_model, process
         build(audio="nowhere.wav")
     with pytest.raises(ValueError, match=r"must be unique.*song-0"):
         build(id="song-0", audio="nowhere.wav")  # before hours of decoding
+    with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* has no caption"):
+        build(caption=float("nan"))  # what pandas makes of an empty cell
+    with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* text as license, got \['MIT'\]"):
+        build(license=["MIT"])
 
 
-def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs):
-    loaded = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), songs)
+def test_songs_in_another_container_are_taken_or_refused_with_what_is_expected(make_model, processor, songs):
+    model = make_model()
+    expected = CaptionDatastore.build(model, songs, processor)
+    rows = [{**song, "captions": captions} for song, captions in zip(songs, ([], None, [None, "?"], float("nan")))]
+    for container in (songs, rows):
+        datastore = CaptionDatastore.build(model, (row for row in container), processor)
+        assert datastore.rows[:] == expected.rows[:]
+    for container in (DatasetDict(train=Dataset.from_list(songs)), "corpus", songs[0], pandas.DataFrame(songs)):
+        with pytest.raises(ValueError, match=f"in a {type(container).__name__}: expected a datasets.Dataset or a list"):
+            CaptionDatastore.build(model, container, processor)
+    for wrong in ("corpus", songs):
+        with pytest.raises(TypeError, match=r"Expected a CaptionDatastore.*from_pretrained.*build"):
+            model.set_datastore(wrong)
+
+
+def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_model, processor, songs):
+    unreadable = [songs[0] | {"audio": "nowhere.wav"}]
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
+        CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Float")
+    with pytest.raises(ValueError, match="storage 'int4': expected one of float32, float16, int8"):
+        CaptionDatastore.build(make_model(), unreadable, processor, storage="int4")
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
+        make_datastore(5, string_factory="IVF4,Float").search(unit_vectors(1))
+
+
+def test_the_command_refuses_such_a_search_before_it_looks_at_the_corpus(checkpoint, tmp_path):
+    args = build_datastore.DatastoreArguments(
+        model=str(checkpoint), dataset="nowhere", output_dir=str(tmp_path / "store"), string_factory="HNSWx"
+    )
+    with pytest.raises(ValueError, match="string_factory 'HNSWx' is no index of FAISS"):
+        build_datastore.main(args, Accelerator())
+
+
+def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, checkpoint, songs, monkeypatch):
+    model = RGMCModel.from_pretrained(checkpoint)
+    loaded = CaptionDatastore.build(model, songs)
     np.testing.assert_array_equal(loaded.embeddings, CaptionDatastore.build(make_model(), songs, processor).embeddings)
     with pytest.raises(ValueError, match="pass processor="):
         CaptionDatastore.build(make_model(), songs)
+    asked = []
+    monkeypatch.setattr(RGMCProcessor, "from_pretrained", lambda *args, **kwargs: asked.append(kwargs) or processor)
+    model.config._commit_hash = "c" * 40  # as of a model of the Hub
+    CaptionDatastore.build(model, songs[:1])
+    assert asked == [{"revision": "c" * 40}]
 
 
 def test_the_readmes_lines_run_with_the_code_of_a_checkpoint_alone(checkpoint, tmp_path):
@@ -206,6 +251,48 @@ def test_a_change_that_is_refused_changes_nothing(make_model, processor, songs):
     assert datastore.embeddings.shape == (2, 32)
 
 
+def test_ids_may_be_numbers_wherever_they_are_asked_for(make_model, processor, songs):
+    model = make_model()
+    songs = [song | {"id": number} for number, song in enumerate(songs)]
+    datastore = CaptionDatastore.build(model, songs, processor)
+    queries = embed(model, processor, songs)
+    by_text = datastore.search(queries, exclude_ids=["0", "1", None, "3"])
+    assert by_text.ids[0] != ["0"] and by_text.ids[2] == ["2"]
+    assert datastore.search(queries, exclude_ids=[0, 1, None, 3]) == by_text
+    with pytest.raises(ValueError, match="4 queries but 2 `exclude_ids`"):
+        datastore.search(queries, exclude_ids=["0", "1"])
+    datastore.remove([0, "2"])
+    datastore.remove(3)
+    assert datastore.rows["id"][:] == ["1"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_index_that_is_not_filled_to_the_end_is_not_searched(error, monkeypatch):
+    datastore = make_datastore(50, string_factory="HNSW8", storage="float16")
+    expected = make_datastore(50, storage="float16").search(unit_vectors(4, seed=1)).ids
+    blocks = retrieval_rgmc._blocks
+
+    def interrupted(*args):
+        yield next(blocks(*args))
+        raise error
+
+    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 8)
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(retrieval_rgmc, "_blocks", interrupted)
+        datastore.search(unit_vectors(4, seed=1))
+    assert datastore.search(unit_vectors(4, seed=1)).ids == expected
+    assert datastore.index.ntotal == 50
+
+
+def test_an_index_for_which_there_are_too_few_captions_is_an_error_and_is_not_saved(tmp_path):
+    datastore = make_datastore(5, string_factory="IVF8,Flat")
+    with pytest.raises(ValueError, match=r"'IVF8,Flat' cannot be trained with 5 captions.*fewer cells, or 'Flat'"):
+        datastore.search(unit_vectors(1))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        datastore.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_index_follows_the_rows():
     datastore = make_datastore(50, string_factory="HNSW8")
     assert datastore.search(datastore.embeddings[7:8]).ids == [["song-7"]]
@@ -229,6 +316,8 @@ def test_a_smaller_storage_is_smaller_and_finds_the_same(storage, size, tmp_path
     assert np.abs(np.array(found.similarities)[:, :1] - similarities).max() < {4: 1e-7, 2: 1e-3, 1: 0.02}[size]
     np.testing.assert_allclose(np.linalg.norm(datastore.read_embeddings(slice(None)), axis=1), 1, atol=1e-6)
     assert datastore.embeddings.nbytes == 300 * 16 * size
+    if storage == "int8":  # all of its range: numbers of 512 are small
+        assert (np.abs(datastore.embeddings).max(axis=1) == 127).all()
     datastore.save_pretrained(tmp_path)
     assert (tmp_path / "embeddings.safetensors").stat().st_size < 300 * 16 * size + 200
     loaded = CaptionDatastore.from_pretrained(tmp_path)
@@ -264,6 +353,16 @@ def test_an_embedding_that_is_no_unit_vector_is_refused_in_every_storage(storage
         make_datastore(3, storage="float64")
 
 
+def test_embeddings_of_one_storage_are_read_into_another():
+    stored, queries = make_datastore(300, storage="int8"), unit_vectors(40, seed=1)
+    expected = stored.search(queries)
+    for storage in STORAGES:
+        datastore = CaptionDatastore(stored.rows, stored.embeddings, "f00d", storage=storage)
+        found = datastore.search(queries)
+        assert found.ids == expected.ids
+        np.testing.assert_allclose(found.similarities, expected.similarities, atol=1e-3)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
 @pytest.mark.parametrize("storage", STORAGES)
 def test_loaded_embeddings_are_mapped_from_their_file(storage, tmp_path):
@@ -284,6 +383,24 @@ def test_a_loaded_datastore_may_be_saved_where_it_came_from(tmp_path):
     datastore.save_pretrained(tmp_path)
     np.testing.assert_array_equal(CaptionDatastore.from_pretrained(tmp_path).embeddings, unit_vectors(300)[1:])
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_datastore_that_is_not_saved_to_the_end_is_none(tmp_path, monkeypatch):
+    make_datastore(300).save_pretrained(tmp_path)
+    moved, replace = [], os.replace
+
+    def interrupted(*args):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(replace(*args))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retrieval_rgmc.os, "replace", interrupted)
+        make_datastore(300, storage="float16").save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no datastore: expected the files datastore\.json"):
+        CaptionDatastore.from_pretrained(tmp_path)
+    make_datastore(200).save_pretrained(tmp_path)
+    assert len(CaptionDatastore.from_pretrained(tmp_path)) == 200
 
 
 def test_an_index_is_saved_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
@@ -352,10 +469,14 @@ def repeat_an_id(table):
         ("embeddings.safetensors", truncate, "damaged"),
         ("embeddings.safetensors", Path.unlink, r"embeddings\.safetensors"),
         ("datastore.json", Path.unlink, r"datastore\.json"),
+        ("datastore.json", truncate, r"datastore\.json is damaged"),
+        ("datastore.json", lambda path: path.write_text("[]"), r"datastore\.json has format version None"),
+        ("datastore.json", lambda path: path.write_text('{"format_version": 2}'), "lacks rows, embedding_size, string"),
+        ("index.faiss", truncate, r"index\.faiss is damaged"),
     ],
 )
 def test_a_damaged_datastore_is_an_error_that_says_what_is_wrong(file, damage, error, tmp_path):
-    make_datastore(5).save_pretrained(tmp_path)
+    make_datastore(5, string_factory="HNSW8").save_pretrained(tmp_path)
     damage(tmp_path / file)
     with pytest.raises((ValueError, OSError), match=error):
         CaptionDatastore.from_pretrained(tmp_path)
@@ -410,6 +531,15 @@ def test_another_datastore_gives_other_candidates_and_captions_unless_candidates
     assert seen == [[[CAPTIONS[0]]], [[CAPTIONS[4]]]]
     assert captions[0] != captions[1]
     assert ignoring[0] == ignoring[1]
+
+
+def test_tokens_of_another_decoder_are_refused_where_the_encoder_is_the_same(make_model, processor, songs, tmp_path):
+    CaptionDatastore.build(make_model(), songs, processor).save_pretrained(tmp_path / "store")
+    other = make_model()
+    other.resize_token_embeddings(500)
+    assert other.encoder_fingerprint() == make_model().encoder_fingerprint()
+    with pytest.raises(ValueError, match=r"tokens of a decoder of \d+ words, this model's has 500.*Rebuild"):
+        other.set_datastore(CaptionDatastore.from_pretrained(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("folder", ["", "datastore"])

@@ -34,6 +34,7 @@ PUSHED = {
     *("datastore/captions.parquet", "datastore/datastore.json", "datastore/embeddings.safetensors"),
 }
 DATASTORE = {name for name in PUSHED if name.startswith("datastore/")}
+PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def start(code: str, *args: str, folder: Path, environment: dict) -> subprocess.Popen:
@@ -65,9 +66,10 @@ PUBLISH = """
 import runpy, shutil, sys
 import torch
 import train
+from huggingface_hub import upload_file
 from pathlib import Path
 from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor
+from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
 from training.checkpoints import push_model
 
 train.main(sys.argv[1:])
@@ -78,11 +80,20 @@ for part in (model.mapper, model.text_model):
     for weight in part.parameters():
         torch.nn.init.normal_(weight, std=0.5)
 model.save_pretrained("changed")
+for stray in ("datastore/skipped.jsonl", "model-old/model.safetensors", "backup/modeling_rgmc.py"):
+    Path("changed", stray).parent.mkdir(exist_ok=True)
+    Path("changed", stray).write_text("mine")
 sys.argv = ["training.checkpoints", "changed", "tester/rgmc-tiny"]
 runpy.run_module("training.checkpoints", run_name="__main__")
 
+captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+captioner.save_pretrained("whole", push_to_hub=True, repo_id="tester/whole")
+model.save_pretrained("whole", push_to_hub=True, repo_id="tester/model")
+
 push_model(Path("changed"), "tester/without", private=True)
+upload_file(path_or_fileobj=b"mine", path_in_repo="backup/modeling_rgmc.py", repo_id="tester/without")
 model.set_datastore(None)
+captioner.push_to_hub("tester/whole")
 shutil.copytree("changed", "without")
 model.save_pretrained("without")
 push_model(Path("without"), "tester/without", private=True)
@@ -153,6 +164,7 @@ def loaded(hub, published, folder):
     """What a process loads from the Hub beside another one, with an empty cache; and the files that were asked for."""
     del hub.log[:]
     checkpoints = [(REPO, None), (REPO, published[REPO][0]), ("tester/without", None), ("tester/bare", None)]
+    checkpoints.append(("tester/without", published["tester/without"][0]))  # whose datastore main no longer has
     options = {"folder": folder, "environment": hub.environment(folder / "cache")}
     both = [start(LOAD, json.dumps(checkpoints), **options), start(LOAD, json.dumps(checkpoints[:1]), **options)]
     results = [process.communicate(timeout=300) for process in both]
@@ -185,9 +197,18 @@ def test_what_is_pushed_names_no_place_on_this_machine_and_no_circumstance_of_it
 
 
 def test_a_second_push_takes_away_what_the_model_no_longer_has(hub, published):
-    with_datastore, without = published["tester/without"]
+    assert hub.private == {"tester/without"}
+    with_datastore, _, without = published["tester/without"]
     assert hub.files("tester/without", with_datastore).keys() == PUSHED
-    assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE
+    assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE | {"backup/modeling_rgmc.py"}
+    with_datastore, *_, without = published["tester/whole"]
+    assert hub.files("tester/whole", with_datastore).keys() == PUSHED
+    assert hub.files("tester/whole", without).keys() == PUSHED - DATASTORE
+
+
+def test_a_model_that_is_pushed_as_it_is_saved_has_its_datastore(hub, published):
+    assert hub.files("tester/model").keys() == PUSHED - PROCESSOR
+    assert "`datastore/` holds 6 captions" in hub.files("tester/model")["README.md"].decode()
 
 
 def test_the_card_states_the_run(hub, published):
@@ -196,6 +217,8 @@ def test_the_card_states_the_run(hub, published):
     assert metadata == {
         "library_name": "transformers",
         "license": "cc-by-4.0",
+        "code_license": "mit",
+        "datastore_license": "unknown",
         "pipeline_tag": "audio-text-to-text",
         "tags": ["music", "music-captioning", "retrieval-augmented-generation"],
     }
@@ -215,12 +238,12 @@ def test_a_bare_model_is_pushed_with_our_card_and_not_with_a_form(hub, published
 
 
 def test_the_hub_gives_back_what_it_was_given(loaded, local, published):
-    main, pinned, without, bare = loaded[0].values()
-    assert main["pipeline"] == approximately(local["changed"])
+    main, pinned, without, bare, before = loaded[0].values()
+    assert main["pipeline"] == before["pipeline"] == approximately(local["changed"])
     assert pinned["pipeline"] == approximately(local["checkpoint-500"])
     assert without["pipeline"] == bare["pipeline"] == approximately(local["without"])
     assert len({entry["caption"] for entry in (main, pinned, without)}) == 3
-    for entry in (main, pinned, without, bare):
+    for entry in loaded[0].values():
         assert entry["classes"] == ["RGMCModel", "RGMCProcessor", "RGMCConfig", "RGMCFeatureExtractor"]
         assert entry["caption"] == entry["pipeline"]["caption"]
 
@@ -235,9 +258,8 @@ def approximately(clip: dict) -> dict:
 
 def test_loading_asks_for_the_checkpoint_and_nothing_else(loaded, published):
     downloads = loaded[1]
-    expected = {f"{REPO}/{name}" for name in PUSHED - {"README.md"}}
-    for repo in ("tester/without", "tester/bare"):
-        expected |= {f"{repo}/{name}" for name in PUSHED - DATASTORE - {"README.md"}}
+    expected = {f"{repo}/{name}" for repo in (REPO, "tester/without") for name in PUSHED - {"README.md"}}
+    expected |= {f"tester/bare/{name}" for name in PUSHED - DATASTORE - {"README.md"}}
     assert {*downloads} == expected
 
 

@@ -3,6 +3,8 @@ What RGMCModel promises: the paper's sizes and decoding, batches equal to single
 failures.
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -372,8 +374,14 @@ def test_a_prompt_that_leaves_no_room_for_the_caption_is_an_error(make_model, lo
 
 
 def test_generate_without_audio_says_what_it_needs(make_model):
+    model = make_model()
+    for shape in ((2, 64, 1001), (2, 480_000), (2, 2, 1001, 64), (2, 1, 64, 1001)):
+        with pytest.raises(ValueError, match=rf"log-mels of shape \(B, 1, T, 64\), got {re.escape(str(shape))}"):
+            model.generate(torch.zeros(shape))
+    with pytest.raises(ValueError, match="2 clips but candidates for 1: they must match 1:1"):
+        model.generate(torch.zeros(2, 1, 1001, 64), input_ids=torch.tensor([[5, 0]]))
     with pytest.raises(ValueError, match="input_features"):
-        make_model().generate()
+        model.generate()
 
 
 # -- retrieval inside the model --------------------------------------------------------------------------------------

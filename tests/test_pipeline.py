@@ -36,7 +36,8 @@ def make_captioner(make_model, processor, files):
             captions = CAPTIONS[: len(files)]
             tokens = [processor.encode_candidate(caption) for caption in captions]
             ids = [f"song-{row}" for row in range(len(files))]
-            rows = Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens})
+            licenses = ["CC-BY-4.0", *[None] * (len(files) - 1)]
+            rows = Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, "license": licenses})
             model.set_datastore(CaptionDatastore(rows, embeddings, model.encoder_fingerprint()))
         return MusicCaptioningPipeline(model=model, processor=processor, device="cpu", **options)
 
@@ -58,6 +59,7 @@ def test_the_pipeline_says_what_the_model_says_and_what_it_was_shown(make_captio
         (candidate,) = clip["candidates"]
         assert (candidate["id"], candidate["text"]) == (f"song-{row}", CAPTIONS[row])
         assert candidate["similarity"] == pytest.approx(1, abs=1e-5)
+        assert (candidate["source"], candidate["license"]) == (None, None if row else "CC-BY-4.0")
         assert clip.keys() == {"caption", "score", "candidates"}
 
 
@@ -112,7 +114,8 @@ def test_given_candidates_stand_in_for_the_retrieved_ones(make_captioner, files)
     inputs = captioner.processor(audio=files[0], candidates=["Sad piano!"])
     caption = captioner.processor.batch_decode(captioner.model.generate(**inputs), skip_special_tokens=True)[0]
     assert clip["caption"] == caption != captioner(files[0])["caption"]
-    assert clip["candidates"] == [{"id": None, "text": "Sad piano!", "similarity": None}]
+    unknown = dict.fromkeys(("id", "similarity", "source", "license"))
+    assert clip["candidates"] == [{"text": "Sad piano!", **unknown}]
     assert make_captioner(with_datastore=False)(files[0])["candidates"] == []
 
 
@@ -145,6 +148,9 @@ def test_wrong_calls_say_what_is_expected(make_captioner, files):
         captioner(np.zeros(8000, np.float32))
     with pytest.raises(ValueError, match="2 clips but candidates for 1: they must match 1:1"):
         captioner(files[:2], candidates="one for both")
+    for wrong in (5, ["sad", None], [["sad"]]):
+        with pytest.raises(ValueError, match=r"are a caption or a list of captions, got (5|\['sad', None|\[\['sad)"):
+            captioner(files[0], candidates=wrong)
     with pytest.raises(ValueError, match="num_bems"):
         captioner(files[0], num_bems=2)
     with pytest.raises(ValueError, match="leave out `num_return_sequences`"):
@@ -163,3 +169,7 @@ def test_a_saved_pipeline_is_a_whole_checkpoint(make_captioner, files, tmp_path)
     for found, wanted in zip(one["candidates"], other["candidates"], strict=True):
         assert found == {**wanted, "similarity": pytest.approx(wanted["similarity"])}
     assert (tmp_path / "processing_rgmc.py").exists()
+    assert "`datastore/` holds 5 captions" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text("my own", encoding="utf-8")
+    captioner.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "my own"

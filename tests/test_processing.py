@@ -53,6 +53,9 @@ def test_wrong_calls_say_what_is_expected(processor):
     waveform = np.zeros(48_000, np.float32)
     with pytest.raises(ValueError, match="1:1"):
         processor(audio=[waveform, waveform], sampling_rate=48_000, candidates=["one"])
+    for wrong in (5, ["one", None], [["one", 2]]):
+        with pytest.raises(ValueError, match=r"a caption or a list of captions, got (5|None|\['one', 2\])"):
+            processor(candidates=wrong)
     with pytest.raises(ValueError, match="audio="):
         processor()
     with pytest.raises(ValueError, match="PyTorch"):

@@ -1,6 +1,7 @@
 """What the options of train.py promise: refresh, parts, adapters, trackers, samples."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import train
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from training.arguments import TrainingArguments
+from training.checkpoints import push_model, save_model
 from training.lora import add_lora, merged_state_dict
 from training.throughput import matrix_peak
 
@@ -149,6 +151,7 @@ def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
 def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
     uploads = []
     monkeypatch.setattr("training.checkpoints.create_repo", RecordingHub().create_repo)
+    monkeypatch.setattr("training.checkpoints.list_repo_files", lambda repo_id: [])
     monkeypatch.setattr("training.checkpoints.upload_folder", lambda **upload: uploads.append(upload))
     options = ["--push_to_hub", "true", "--hub_model_id", "somebody/rgmc", "--test_split", "test"]
     folder = run(tmp_path, corpus, *options)
@@ -165,6 +168,30 @@ def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
     assert not any("checkpoint-" in name or name.startswith("eval") or name.endswith("jsonl") for name in pushed)
     whole = json.loads((folder / "config.json").read_text())
     assert whole["datastore_rows"] == 13
+
+
+def test_a_model_that_is_not_saved_to_the_end_is_none(make_model, processor, tmp_path, monkeypatch):
+    save_model(tmp_path, make_model(), processor, "a card")
+    replace = os.replace
+
+    def interrupted(source, target):
+        if target == tmp_path / "generation_config.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("training.checkpoints.os.replace", interrupted)
+        save_model(tmp_path, make_model(), processor, "a card")
+    with pytest.raises(OSError, match=r"has no config\.json"):
+        RGMCModel.from_pretrained(tmp_path)
+    save_model(tmp_path, make_model(), processor, "a card")
+    assert RGMCModel.from_pretrained(tmp_path).config.datastore_rows == 0
+
+
+def test_a_folder_that_is_no_whole_checkpoint_is_not_pushed(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no README\.md, generation_config\.json, model.*processing_rgmc\.py"):
+        push_model(tmp_path, "somebody/rgmc", private=False)
 
 
 def test_micro_batches_hold_captions_of_similar_length():

@@ -11,17 +11,19 @@ import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, list_repo_files, upload_folder
 
 from configuration_rgmc import RGMCConfig
 from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import DATASTORE_FILES, INDEX_FILE
 from training.refresh import Neighbors
 
 # Options that a resumed run may change: they do not change what is learned, but for where it ends and, with
@@ -33,11 +35,14 @@ FREE_OPTIONS = {
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "model_license", "datastore_license"),
 }
 
-# What is pushed to the Hub, and nothing else.
+# What is pushed to the Hub, and nothing else: `is_model_file`.
 MODEL_FILES = [
-    *("README.md", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("*_rgmc.py", "datastore/*", ".eval_results/*.yaml"),
-    *("processor_config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("README.md", "config.json", "generation_config.json", "*_rgmc.py", ".eval_results/*.yaml"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *(f"datastore/{name}" for name in (*DATASTORE_FILES, INDEX_FILE)),
+    *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    # Of tokenizers that have no tokenizer.json.
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 ]
 
 
@@ -189,6 +194,11 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     staging.rmdir()
 
 
+def is_model_file(name: str) -> bool:
+    """Whether `name`, a file's path in its checkpoint, is one of `MODEL_FILES`, where a star stands for no folder."""
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in MODEL_FILES)
+
+
 def push_model(output_dir: Path, repo_id: str | None, private: bool):
     """
     Pushes the model in `output_dir`, and of the folder nothing else. Files of a former model that this one does not
@@ -197,16 +207,17 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool):
     Raises:
         `FileNotFoundError`: when the folder does not hold a whole checkpoint.
     """
-    needed = ["README.md", "config.json", "generation_config.json", "model*.safetensors", "processor_config.json"]
+    needed = ["README.md", "config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"]
     missing = [name for name in [*needed, "modeling_rgmc.py", "processing_rgmc.py"] if not [*output_dir.glob(name)]]
     if missing:
         raise FileNotFoundError(f"{output_dir} is no checkpoint that train.py wrote: it has no {', '.join(missing)}")
-    repo = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True)
+    repo_id = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True).repo_id
+    files = [path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if path.is_file()]
     upload_folder(
-        repo_id=repo.repo_id,
+        repo_id=repo_id,
         folder_path=output_dir,
-        allow_patterns=MODEL_FILES,
-        delete_patterns=MODEL_FILES,
+        allow_patterns=[*filter(is_model_file, files)],
+        delete_patterns=[*filter(is_model_file, list_repo_files(repo_id))],
         commit_message="Upload the model",
     )
 

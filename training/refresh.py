@@ -77,7 +77,8 @@ def build_datastore(
 ) -> CaptionDatastore:
     """The training captions with the current encoder's embeddings of their songs."""
     embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the datastore's songs")
-    return CaptionDatastore(rows, embeds, model.encoder_fingerprint(), string_factory, storage)
+    vocab_size = model.config.text_config.vocab_size
+    return CaptionDatastore(rows, embeds, model.encoder_fingerprint(), string_factory, storage, vocab_size)
 
 
 def find_neighbors(
