@@ -185,17 +185,20 @@ class TableArguments:
     source: str = field(
         metadata={
             "help": "csv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
-            "(a line is a caption), save_to_disk folder, or Hub id."
+            "(a line is a caption), save_to_disk folder, Hub id, or folder of a Hub dataset's parquet files."
         }
     )
     audio_dir: str | None = field(default=None, metadata={"help": "Where the files are; beside the table if unset."})
     caption_columns: list[str] = field(
         default_factory=lambda: ["caption"], metadata={"help": "Columns of a caption or of a list of captions."}
     )
-    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names where it is missing."})
+    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names where there is no 'id'."})
     file_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the files, found by path or by stem; the ids' files where there is none."},
+        metadata={
+            "help": "Column of the files, found by path, else by a name that no other file has; of "
+            f"{', '.join(AUDIO_COLUMNS)} the first that is there, else the ids' files."
+        },
     )
     split_column: str = field(default="split", metadata={"help": "Column of splits, which are kept where it exists."})
     keep_splits: bool = field(default=True, metadata={"help": "Whether the corpus's own splits are kept."})
