@@ -653,8 +653,10 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
 
     monkeypatch.setattr(corpora.probe, "probe_audio", probe)
     files = [str(tracks / f"{number}.wav") for number in range(120)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         corpora.probe.probe_files(files, known_file)
+    signal.signal(signal.SIGINT, before)
     found = corpora.probe.probe_files(random.Random(0).sample(files, 120), known_file)
     assert len(calls) == 121 and {line["duration"] for line in found} == {12.0}
     write_sound(tracks / "7.wav", 3)
