@@ -239,6 +239,8 @@ def test_song_describer_gives_all_references_of_a_track_for_evaluation(tmp_path)
     rows = load_captions(str(tmp_path / "out"), "test")
     assert dict(zip(rows["id"], rows["captions"])) == {"77": ["rock"], "1004034": ["a calm song", "slow soft"]}
     assert read_table(tmp_path / "out").loc["77", "duration"] < 3  # not the track's 240 s
+    report = run(*options, "--output_dir", tmp_path / "all")
+    assert (report["listed"], report["kept"], report["rejected"]) == (4, 3, {})
 
 
 # -- tables, folders, datasets ----------------------------------------------------------------------------------------
@@ -431,6 +433,12 @@ def test_a_dataset_may_lack_sounds_and_ids(tmp_path):
         assert report["rejected"] == {"no_id": 1}
         table = read_table(tmp_path / "out")
         assert list(table["id"]) == [f"{name}-000001", f"{name}-000002"] and list(table["caption"]) == ["b", "c"]
+    sounds[1]["bytes"] = write_sound(tmp_path / "one.wav", 3).read_bytes()
+    datasets.Dataset.from_dict({"caption": ["a", "b", "c"], "audio": sounds}, features=features).to_parquet(
+        tmp_path / "changed.parquet"
+    )
+    run("any", "--source", tmp_path / "changed.parquet", "--output_dir", tmp_path / "out", "--validation", 0)
+    assert list(read_table(tmp_path / "out")["duration"]) == [3, 1]
 
 
 def test_columns_that_were_named_have_to_be_there(tmp_path):
