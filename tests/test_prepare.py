@@ -551,6 +551,12 @@ def test_a_group_that_reaches_into_the_corpus_own_test_split_is_not_held_out():
     assert splits == [split or "train" for split in own[:80]] + ["validation"] * 20
 
 
+def test_a_split_that_no_group_fits_into_is_announced(caplog):
+    splits = assign_splits([str(row) for row in range(20)], [0] * 18 + [1, 2], {"test": 3})
+    assert splits.count("test") == 2
+    assert "test has 2 of 3 rows" in caplog.text and "largest of all has 18 rows" in caplog.text
+
+
 def test_the_default_shares_are_the_papers_counts():
     defaults = prepare.READERS["audiostock"][2]
     splits = assign_splits([str(row) for row in range(200_170)], range(200_170), defaults)
