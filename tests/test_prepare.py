@@ -551,6 +551,12 @@ def test_a_group_that_reaches_into_the_corpus_own_test_split_is_not_held_out():
     assert splits == [split or "train" for split in own[:80]] + ["validation"] * 20
 
 
+def test_shares_are_rounded_and_at_least_a_row():
+    for rows, share, expected in ((10, 0.05, 1), (18, 0.1, 2), (3, 0.05, 1), (2, 0.05, 0), (10, 0, 0), (10, 1, 1)):
+        splits = assign_splits([str(row) for row in range(rows)], range(rows), {"test": share})
+        assert splits.count("test") == expected
+
+
 def test_a_split_that_no_group_fits_into_is_announced(caplog):
     splits = assign_splits([str(row) for row in range(20)], [0] * 18 + [1, 2], {"test": 3})
     assert splits.count("test") == 2
@@ -676,6 +682,11 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
     write_sound(tracks / "7.wav", 3)
     found = corpora.probe.probe_files(files, known_file)
     assert calls[121:] == ["7.wav"] and found[7]["duration"] == 3.0
+    time_of_change = (tracks / "7.wav").stat().st_mtime_ns
+    write_sound(tracks / "7.wav", 3, seed=2)  # as large as before
+    os.utime(tracks / "7.wav", ns=(time_of_change + 10**9,) * 2)
+    corpora.probe.probe_files(files, known_file)
+    assert calls[122:] == ["7.wav"]
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
