@@ -27,6 +27,7 @@ import corpora.probe
 import prepare
 import train
 from corpora.splits import assign_splits, group_rows, natural_key
+from corpora.steps import mark_clusters
 from dataset_rgmc import load_captions
 from feature_extraction_rgmc import probe_audio
 
@@ -318,6 +319,13 @@ def test_pseudo_captions_are_references_of_one_clip(tmp_path):
     rows = load_captions(str(tmp_path / "out"), "train")
     captions = ["captionwriting 1", "captionsummary 1", "captionparaphrase 1"]
     assert dict(zip(rows["id"], rows["captions"])) == {"TRA": captions, "TRB": ["only one"]}
+
+
+def test_clips_are_duplicates_where_any_two_of_their_captions_are():
+    captions = [["slow song", "sad piano"], ["rock", "sad piano"], ["sad", "rock"], ["piano"]]
+    rows = [{"id": str(row), "caption": texts} for row, texts in enumerate(captions)]
+    assert mark_clusters(rows, 5, 0.8)["sizes"] == {3: 1}
+    assert [row["cluster"] for row in rows] == ["0", "0", "0", "3"]
 
 
 def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
