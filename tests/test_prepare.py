@@ -711,6 +711,16 @@ def test_a_corpus_without_a_usable_row_says_why(tmp_path):
         prepare.main(["audioset"])
 
 
+def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
+    write_sound(tmp_path / "1.wav")
+    row = {"id": "<b>|`x`\n$y$", "caption": "<script>alert(1)</script> R&B", "path": "1.wav"}
+    (tmp_path / "table.jsonl").write_text(json.dumps(row))
+    run("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "out", "--license", "<i>")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<b>" not in page and "<i>" not in page and "&lt;b&gt;|`x`" in page
+    assert r"| \<b>\|\`x\` \$y\$ |" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
 def test_the_commands_of_the_readme_are_understood():
     text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare.__doc__
     commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
