@@ -48,7 +48,7 @@ def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
         row["caption_original"] = [text for text in row["captions"] if texts[text]]
         row["caption"] = [texts[text] for text in row["caption_original"]]
         empty = len(row["captions"]) - len(row["caption"])
-        row["notes"] = ["one of its captions has no words"] if empty else []
+        row["notes"] = ["some of its captions have no words"] if empty else []
         if row["caption"]:
             kept.append(row)
         else:

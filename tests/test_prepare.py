@@ -315,10 +315,22 @@ def test_pseudo_captions_are_references_of_one_clip(tmp_path):
     write_sound(tmp_path / "audio/x/TRB.clip.mp3", 2)
     options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio"]
     report = run("lp_musiccaps", *options, "--output_dir", tmp_path / "out")
-    assert list(report["splits"]) == ["train"] and report["notes"]["one of its captions has no words"] == 1
+    assert list(report["splits"]) == ["train"] and report["notes"]["some of its captions have no words"] == 1
     rows = load_captions(str(tmp_path / "out"), "train")
     captions = ["captionwriting 1", "captionsummary 1", "captionparaphrase 1"]
     assert dict(zip(rows["id"], rows["captions"])) == {"TRA": captions, "TRB": ["only one"]}
+
+
+def test_pseudo_captions_of_musiccaps_are_found_by_their_files_names(tmp_path):
+    ytids = ["-0Gj8-vB1q4", "abcdefghijk", "a_b-c_30_40"]
+    table = pandas.DataFrame({"ytid": ytids, "fname": [f"[{ytid}]-[30-40]" for ytid in ytids]})
+    table = table.assign(caption_writing="a", caption_summary="b", caption_paraphrase="c")
+    table.to_parquet(tmp_path / "table.parquet")
+    for name in table["fname"]:
+        write_sound(tmp_path / f"audio/{name}.wav")
+    options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio", "--output_dir"]
+    report = run("lp_musiccaps", *options, tmp_path / "out", "--id_column", "ytid", "--file_column", "fname")
+    assert found(report) == {"train": 3} and set(read_table(tmp_path / "out")["id"]) == set(ytids)
 
 
 def test_clips_are_duplicates_where_any_two_of_their_captions_are():
