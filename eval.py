@@ -3,6 +3,7 @@ Captions a split with a checkpoint and makes the paper's tables of it (sections 
 
     accelerate launch eval.py --model outputs/demo --dataset data/demo --output_dir outputs/demo/eval
     accelerate launch eval.py <as before> --table 3 4 --audio_only_model outputs/demo-audio --predictions ltu=ltu.jsonl
+    accelerate launch eval.py <as before> --leakage outputs/leakage/leakage.json
 
 Options are the fields of `EvaluationArguments`; `--help` lists them.
 """
@@ -18,7 +19,6 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from functools import partial
@@ -30,15 +30,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
 from dataset_rgmc import load_captions
 from evaluation.captioning import Captioner, Split
+from evaluation.leaks import read_leaks, score_without_leaks
 from evaluation.model_card import update_model_card, write_eval_results
 from evaluation.report import write_report
 from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
-from evaluation.systems import OPTIONS, TABLES, check_checkpoints, make_systems, read_predictions, rows_of
+from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from evaluation.tables import draw_examples, format_caption_table, format_table
 from feature_extraction_rgmc import load_audio
 
@@ -88,6 +90,13 @@ class EvaluationArguments:
     predictions: list[str] | None = field(
         default=None,
         metadata={"help": 'Other systems, each as name=file.jsonl of lines {"id": …, "prediction": …}.'},
+    )
+    leakage: str | None = field(
+        default=None,
+        metadata={
+            "help": "leakage.json of python -m corpora.leakage or prepare.py: scores also without the clips that leak "
+            "into the split from the training split."
+        },
     )
     meteor: bool = field(default=True, metadata={"help": "METEOR 1.5, which needs Java and about 1 GB."})
     clap_model: str | None = field(
@@ -149,6 +158,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     load_split = partial(load_rows, args)
     split = load_split(args.split)
+    leaks = read_leaks(args.leakage, args.split, split.rows) if args.leakage else None
     load = partial(
         Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
     )
@@ -173,16 +183,21 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
     # 3. Scores
     audio = usable_audio(split, ids)
-    clap_scores = clap and clap_scorer(clap, lines, audio["audio"])
-    described, item_scores, unavailable = score_systems(
-        systems,
-        [line["references"] for line in lines],
-        captioner.model.datastore.rows["caption"][:],
-        args.meteor,
-        args.bootstrap,
-        args.seed,
-        clap_scores,
+    clap_scores = clap and score_by_clap(clap, systems, lines, audio["audio"])
+    score = partial(
+        score_systems,
+        training_captions=captioner.model.datastore.rows["caption"][:],
+        samples=args.bootstrap,
+        seed=args.seed,
+        metric=load_metric("caption_metrics"),
     )
+    described, item_scores, unavailable = score(
+        systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
+    )
+    without_leaks = {}
+    if leaks is not None:
+        score = partial(score, meteor=args.meteor and "meteor_1.5" not in unavailable)
+        without_leaks = {"without_leaks": score_without_leaks(leaks, systems, lines, clap_scores, score)}
     if not args.meteor:
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
     if not args.clap_model:
@@ -196,6 +211,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         "metrics": metric_titles([*described["rgmc"]["scores"], *unavailable]),
         "unavailable": unavailable,
         "systems": described,
+        **without_leaks,
         "tables": {str(table): keys for table, (keys, _) in rows.items()},
         "side_by_side": side_by_side,
         "missing": {key: way for _, missing in rows.values() for key, way in missing.items()},
@@ -243,16 +259,16 @@ def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate
     return metric, options
 
 
-def clap_scorer(clap: tuple[evaluate.EvaluationModule, dict], lines: list[dict], audio) -> Callable[[list[str]], dict]:
-    """A function from captions to their CLAP scores; the clips are embedded once."""
+def score_by_clap(
+    clap: tuple[evaluate.EvaluationModule, dict], systems: dict[str, System], lines: list[dict], audio
+) -> dict[str, dict]:
+    """The CLAP scores of each system; the clips are embedded once."""
     metric, options = clap
-    references = [line["references"] for line in lines]
-    embeds = metric.embed_audio(audio, **options)
-
-    def score(captions: list[str]) -> dict:
-        return metric.compute(predictions=captions, references=references, audio=embeds, per_item=True, **options)
-
-    return score
+    options |= {"references": [line["references"] for line in lines], "audio": metric.embed_audio(audio, **options)}
+    return {
+        key: metric.compute(predictions=system.captions, per_item=True, **options)
+        for key, system in tqdm(systems.items(), desc="CLAP scores", unit="system")
+    }
 
 
 def metric_titles(names: list[str]) -> dict[str, str]:

@@ -8,8 +8,8 @@ Makes of a raw corpus a folder that `train.py --dataset` takes (section 5 of the
     python prepare.py any --source table.csv --caption_columns text --file_column path --output_dir data/mine
 
 The folder holds `metadata.parquet`, `rejected.jsonl` (a line for each row that is left out), `report.json`,
-`report.md`, `report.html`, and `probed.jsonl`, with which an interrupted run goes on. `python prepare.py any --help`
-lists the options.
+`report.md`, `report.html`, `leakage.json` (what one split has of another), and `probed.jsonl` and `hashed.jsonl`, with
+which an interrupted run goes on. `python prepare.py any --help` lists the options.
 """
 
 import json
@@ -25,11 +25,19 @@ from transformers import HfArgumentParser
 
 from corpora.readers import OF_FILES, READERS, Corpus
 from corpora.report import write_report
-from corpora.splits import HELD_OUT, assign_splits, group_rows
-from corpora.steps import HIDDEN, clean_captions, drop_duplicates, make_table, mark_clusters, probe_rows, sort_rows
+from corpora.splits import HELD_OUT, SPLITS, assign_splits, group_rows
+from corpora.steps import (
+    HIDDEN,
+    clean_captions,
+    drop_duplicates,
+    make_table,
+    mark_clusters,
+    probe_rows,
+    report_leaks,
+    sort_rows,
+)
 from dataset_rgmc import METADATA_FILES
 
-ORDER = ("train", *reversed(HELD_OUT))
 GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
 NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}
 NOBODY |= {"unknown album", "untitled", "none", "null", "nan", "n/a", "na", "-", "?"}
@@ -117,9 +125,12 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     if not given:
         set_splits(rows, args)
     splits = Counter(row["split"] for row in rows)
-    before = sorted((before if given else splits).items(), key=lambda split: (*ORDER, split[0]).index(split[0]))
+    before = sorted((before if given else splits).items(), key=lambda split: (*SPLITS, split[0]).index(split[0]))
 
-    # 6. The table, which appears when all else is there, and the reports
+    # 6. What they have of each other
+    leaks = report_leaks(rows, output_dir, args.ngram, args.threshold, args.num_proc)
+
+    # 7. The table, which appears when all else is there, and the reports
     table = make_table(rows, corpus.license, output_dir)
     report = {
         "corpus": name,
@@ -132,8 +143,12 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
         "hours": round(float(table["duration"].sum()) / 3600, 3),
         "notes": dict(Counter(note for row in rows for note in row["notes"])),
         "clusters": clusters,
+        "leaks": [
+            {"splits": leak["splits"], "pairs": {kind: found["pairs"] for kind, found in leak["kinds"].items()}}
+            for leak in (leaks["leaks"] if leaks else [])
+        ],
     }
-    write_report(output_dir, report, table)
+    write_report(output_dir, report, table, leaks)
     table.to_parquet(output_dir / "metadata.parquet.part", index=False)
     os.replace(output_dir / "metadata.parquet.part", output_dir / "metadata.parquet")
     return report

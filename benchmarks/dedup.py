@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from benchmarks.train import machine
-from corpora.dedup import _by_rarity, _distinct_sets, deduplicate, similar_pairs
+from corpora.dedup import _by_rarity, deduplicate, distinct_sets, similar_pairs
 
 RESULTS = Path(__file__).parent / "results"
 MOODS = "calm dark happy sad epic tense dreamy gentle wild solemn bright nostalgic heroic playful eerie warm".split()
@@ -63,7 +63,7 @@ def make_family(n: int, seed: int) -> list[str]:
 
 def all_pairs(captions: list[str]) -> set[tuple[int, int]]:
     """The reference: every set with every other."""
-    sets, _ = _distinct_sets(captions, 5)
+    sets, _ = distinct_sets(captions, 5)
     tokens = _by_rarity(sets)
     overlaps = sparse.triu(tokens @ tokens.T, k=1).tocoo()
     sizes = np.diff(tokens.indptr)
@@ -73,7 +73,8 @@ def all_pairs(captions: list[str]) -> set[tuple[int, int]]:
 
 
 def our_pairs(captions: list[str]) -> set[tuple[int, int]]:
-    return set(map(tuple, similar_pairs(_distinct_sets(captions, 5)[0], 0.8).tolist()))
+    pairs, _ = similar_pairs(distinct_sets(captions, 5)[0], 0.8)
+    return set(map(tuple, pairs.tolist()))
 
 
 def measure(way, captions: list[str], answers):

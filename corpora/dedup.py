@@ -44,19 +44,23 @@ def deduplicate(
         raise ValueError(f"{len(captions)} captions and {len(ids)} ids: expected one id for each caption")
     if len(set(ids)) != len(ids):
         raise ValueError(f"ids must be unique; {len(ids) - len(set(ids))} of {len(ids)} stand there again")
-    if ngram < 1 or not 0 <= threshold < 1:
-        raise ValueError(f"ngram {ngram}, threshold {threshold}: expected at least 1, and from 0 to below 1")
-    sets, set_of_caption = _distinct_sets(captions, ngram)
-    pairs = similar_pairs(sets, threshold)
+    check_options(ngram, threshold)
+    sets, set_of_caption = distinct_sets(captions, ngram)
+    pairs, _ = similar_pairs(sets, threshold)
     links = sparse.coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(sets), len(sets)))
     _, cluster_of_set = sparse.csgraph.connected_components(links, directed=False)
     return _choose(ids, cluster_of_set[set_of_caption])
 
 
-def similar_pairs(sets: list[frozenset], threshold: float) -> np.ndarray:
+def check_options(ngram: int, threshold: float):
+    if ngram < 1 or not 0 <= threshold < 1:
+        raise ValueError(f"ngram {ngram}, threshold {threshold}: expected at least 1, and from 0 to below 1")
+
+
+def similar_pairs(sets: list[frozenset], threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    All pairs `(P, 2)`, i < j, of distinct non-empty sets whose Jaccard similarity is above `threshold`; an empty set is
-    in none.
+    All pairs `(P, 2)`, i < j, of distinct non-empty sets whose Jaccard similarity is above `threshold`, and these
+    similarities `(P,)`; an empty set is in none.
     """
     limit = Fraction(str(threshold))  # 4/5 is not above 0.8, whatever floats say
     p, q = limit.numerator, limit.denominator
@@ -72,7 +76,7 @@ def similar_pairs(sets: list[frozenset], threshold: float) -> np.ndarray:
     by_token = prefixes.T.tocsr()
     # How many sets a row may meet, so that a block of rows meets no more than BLOCK_ENTRIES.
     met = np.cumsum(prefixes @ np.diff(by_token.indptr)) if len(sets) else np.zeros(0)
-    found = [np.zeros((0, 2), np.int64)]
+    found, similarities = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     start = 0
     while start < len(sets):
         limit_met = (met[start - 1] if start else 0) + BLOCK_ENTRIES
@@ -85,13 +89,15 @@ def similar_pairs(sets: list[frozenset], threshold: float) -> np.ndarray:
         for part in range(0, len(first), BLOCK_ENTRIES // 16):
             one, two = first[part : part + BLOCK_ENTRIES // 16], second[part : part + BLOCK_ENTRIES // 16]
             overlap = tokens[one].multiply(tokens[two]).sum(axis=1)
-            similar = q * overlap > p * (sizes[one] + sizes[two] - overlap)
+            union = sizes[one] + sizes[two] - overlap
+            similar = q * overlap > p * union
             found.append(np.stack([one[similar], two[similar]], axis=1))
+            similarities.append(overlap[similar] / union[similar])
         start = end
-    return np.concatenate(found)
+    return np.concatenate(found), np.concatenate(similarities)
 
 
-def _distinct_sets(captions: Sequence[str], ngram: int) -> tuple[list[frozenset], np.ndarray]:
+def distinct_sets(captions: Sequence[str], ngram: int) -> tuple[list[frozenset], np.ndarray]:
     """The different sets of n-grams, and for each caption its set; each caption without words has one of its own."""
     numbers: dict[frozenset, int] = {}
     sets, set_of_caption = [], np.empty(len(captions), np.int64)

@@ -2,12 +2,13 @@
 Looks into audio files with several processes, and remembers what it found: an interrupted run goes on where it was.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,10 +19,35 @@ from feature_extraction_rgmc import AudioError, probe_audio
 FILES_PER_TASK = 16
 
 
-def probe_files(files: Sequence[str], known_file: Path, num_proc: int = 1) -> list[dict]:
+def probe(file: str) -> dict:
     """
-    What is in each file, `{"duration", "sampling_rate", "channels", "notes", "problem"}`: s, Hz, and why it cannot be
+    What is in a file, `{"duration", "sampling_rate", "channels", "notes", "problem"}`: s, Hz, and why it cannot be
     used, or None.
+    """
+    try:
+        return {**probe_audio(file), "problem": None}
+    except AudioError as error:
+        return {"duration": None, "sampling_rate": None, "channels": None, "notes": [], "problem": str(error)}
+
+
+def hash_file(file: str) -> dict:
+    """SHA-256 of a file's bytes, `{"sha256", "problem"}`: one of the two is None."""
+    try:
+        with open(file, "rb") as content:
+            return {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "problem": None}
+    except OSError as error:
+        return {"sha256": None, "problem": str(error)}
+
+
+def probe_files(
+    files: Sequence[str],
+    known_file: Path,
+    num_proc: int = 1,
+    look: Callable[[str], dict] = probe,
+    title: str = "Probing audio",
+) -> list[dict]:
+    """
+    What `look` says of each file.
 
     Each result is a line of `known_file`, by the file's path, size and time of change, before the next is asked for:
     of files that stand there nothing is read again. A file that could not be used is tried again.
@@ -30,6 +56,8 @@ def probe_files(files: Sequence[str], known_file: Path, num_proc: int = 1) -> li
         files (`Sequence[str]`): Paths; one may stand there twice.
         known_file (`Path`): A jsonl file; made where there is none.
         num_proc (`int`, defaults to 1): Processes that decode.
+        look: [`probe`] or [`hash_file`]; each has a `known_file` of its own.
+        title (`str`): Of the progress bar.
 
     Raises:
         `BrokenProcessPool`: when a process dies, as of too little memory.
@@ -39,9 +67,9 @@ def probe_files(files: Sequence[str], known_file: Path, num_proc: int = 1) -> li
     new = sorted({file for file in files if keys[file] not in known})
     known_file.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(known_file)
-    progress = tqdm(total=len(new), desc="Probing audio", unit="file", disable=not new)
+    progress = tqdm(total=len(new), desc=title, unit="file", disable=not new)
     with open(known_file, "a", encoding="utf-8") as lines, progress:
-        for file, found in _probe_all(new, num_proc):
+        for file, found in _look_into_all(new, look, num_proc):
             known[keys[file]] = found
             lines.write(json.dumps({"key": keys[file], **found}, ensure_ascii=False) + "\n")
             lines.flush()
@@ -49,14 +77,14 @@ def probe_files(files: Sequence[str], known_file: Path, num_proc: int = 1) -> li
     return [known[keys[file]] for file in files]
 
 
-def _probe_all(files: list[str], num_proc: int):
+def _look_into_all(files: list[str], look: Callable[[str], dict], num_proc: int):
     if num_proc <= 1 or len(files) <= FILES_PER_TASK:
-        yield from ((file, _probe(file)) for file in files)
+        yield from ((file, look(file)) for file in files)
         return
     # Spawned: a fork would copy the threads' locks of torch. An executor, because a pool waits for ever for the dead.
     executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from zip(files, executor.map(_probe, files, chunksize=FILES_PER_TASK))
+        yield from zip(files, executor.map(look, files, chunksize=FILES_PER_TASK))
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -70,13 +98,6 @@ def _start_worker():
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def _probe(file: str) -> dict:
-    try:
-        return {**probe_audio(file), "problem": None}
-    except AudioError as error:
-        return {"duration": None, "sampling_rate": None, "channels": None, "notes": [], "problem": str(error)}
 
 
 def _key(file: str) -> str:

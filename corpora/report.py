@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
+from corpora.leaks import KINDS as LEAKS
+from corpora.leaks import QUANTILES, leak_rule
 from corpora.readers import OF_FILES
 from evaluation.tables import markdown_table, markdown_text
 
@@ -40,7 +42,7 @@ table { border-collapse: collapse; font-size: .875rem; } th, td { padding: .3rem
 border-bottom: 1px solid #ddd; vertical-align: top; overflow-wrap: anywhere; }"""
 
 
-def write_report(output_dir: Path, report: dict, table: pandas.DataFrame):
+def write_report(output_dir: Path, report: dict, table: pandas.DataFrame, leaks: dict | None = None):
     """
     Writes the three reports and `plots/*.png` to `output_dir`.
 
@@ -48,10 +50,11 @@ def write_report(output_dir: Path, report: dict, table: pandas.DataFrame):
         output_dir (`Path`): A folder.
         report (`dict`): What `report.json` is to hold.
         table (`pandas.DataFrame`): What `metadata.parquet` is to hold.
+        leaks (`dict`, *optional*): What `leakage.json` holds.
     """
     (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     captions = [text for entry in table["caption"] for text in ([entry] if isinstance(entry, str) else entry)]
-    sections = _sections(report, table, captions)
+    sections = _sections(report, table, captions, leaks)
     title = f"{report['corpus']}: {report['kept']:,} clips, {report['hours']:,.1f} hours"
     markdown, page = [f"# {title}"], [f"<h1>{html.escape(title)}</h1>"]
     for heading, header, rows in sections:
@@ -72,7 +75,9 @@ def write_report(output_dir: Path, report: dict, table: pandas.DataFrame):
     (output_dir / "report.html").write_text(page, encoding="utf-8")
 
 
-def _sections(report: dict, table: pandas.DataFrame, captions: list[str]) -> list[tuple[str, list, list]]:
+def _sections(
+    report: dict, table: pandas.DataFrame, captions: list[str], leaks: dict | None
+) -> list[tuple[str, list, list]]:
     """Headings, each with the header and the rows of its table."""
     rejected, clusters = report["rejected"], report["clusters"]
     count = "{:,}".format
@@ -92,6 +97,8 @@ def _sections(report: dict, table: pandas.DataFrame, captions: list[str]) -> lis
         ("Splits", ["split", "found", "total"], splits),
         ("Sizes", ["", "least", "25 %", "median", "75 %", "most"], spread),
     ]
+    leak_counts, worst_leaks = leak_sections(leaks, EXAMPLES) if leaks else ([], [])
+    sections += leak_counts
     if clusters:
         heading = f"Near-duplicates: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
         shown = [[of["id"], count(of["rows"]), " / ".join(of["examples"])] for of in clusters["largest"][:EXAMPLES]]
@@ -102,7 +109,7 @@ def _sections(report: dict, table: pandas.DataFrame, captions: list[str]) -> lis
     texts = [entry if isinstance(entry, str) else " / ".join(entry) for entry in drawn["caption"]]
     sections.append(("Examples", ["id", "split", "caption"], list(zip(drawn["id"], drawn["split"], texts))))
     options = [[name, str(value)] for name, value in report["options"].items()]
-    return [*sections, ("Options", ["option", "value"], options)]
+    return [*sections, *worst_leaks, ("Options", ["option", "value"], options)]
 
 
 def _html_table(header: list[str], rows: list[list[str]]) -> str:
@@ -160,3 +167,66 @@ def _plot_text(text: str) -> str:
     """What the font has no letter for is a box; the table beside the plot has it."""
     glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")
+
+
+# -- leaks between splits ---------------------------------------------------------------------------------------------
+
+
+def write_leak_report(output_dir: Path, report: dict) -> str:
+    """
+    Writes `report.md` of what `leakage.json` holds.
+
+    Returns:
+        The report without the worst pairs.
+    """
+    options, title = report["options"], f"Leaks between the splits of {report['dataset']}"
+    columns = {"rows": "rows", "captions": "captions", "without_caption": "rows without a caption"}
+    columns |= {"without_audio": "rows without audio", "embedded": "clips embedded"}
+    splits = [
+        [name, *("-" if of[column] is None else f"{of[column]:,}" for column in columns)]
+        for name, of in report["splits"].items()
+    ]
+    counts, worst = leak_sections(report)
+    if options["train_dataset"]:
+        title += f", {report['train_split']} from {options['train_dataset']}"
+    parts = [f"# {markdown_text(title)}"]
+    for heading, header, rows in [("Splits", ["split", *columns.values()], splits), *counts]:
+        parts += [f"## {heading}", markdown_table(header, rows)]
+    parts.append(markdown_text(leak_rule(options)))
+    shown = "\n\n".join(parts)
+    for heading, header, rows in worst:
+        parts += [f"## {heading}", markdown_table(header, rows)]
+    (output_dir / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return shown
+
+
+def leak_sections(report: dict, num_worst: int | None = None) -> tuple[list, list]:
+    """Headings, each with the header and the rows of its table: of the counts, and of the worst pairs."""
+    counted, nearest, worst = [], [], []
+    for leak in report["leaks"]:
+        one, two = leak["splits"]
+        for kind, found in leak["kinds"].items():
+            counted.append([f"{one}, {two}: {LEAKS[kind]}", f"{found['pairs']:,}", *_touched(found["rows"])])
+            what = "caption" if kind.endswith("caption") else "file"
+            header = ["similarity", "pairs", *(f"{name} in {split}" for name in ("id", what) for split in (one, two))]
+            rows = [
+                [
+                    f"{pair['value']:.3f}",
+                    f"{pair['pairs']:,}",
+                    *(clip[name] or "-" for name in ("id", what) for clip in pair["clips"]),
+                ]
+                for pair in found["worst"][:num_worst]
+            ]
+            worst += [(f"Worst pairs of {one}, {two}: {LEAKS[kind]}", header, rows)] if rows else []
+        counted.append([f"{one}, {two}: any of these", "-", *_touched(leak["rows"])])
+        if leak["nearest"]:
+            nearest.append([f"of {two} in {one}", *(f"{value:.3f}" for value in leak["nearest"])])
+    counts = [("Leaks", ["splits", "pairs", "rows of the first", "rows of the second"], counted)]
+    if nearest:
+        quantiles = ["least", *(f"{100 * value:g} %" for value in QUANTILES[1:-1]), "most"]
+        counts.append(("Cosine of the nearest clip", ["", *quantiles], nearest))
+    return counts, worst
+
+
+def _touched(rows: dict[str, dict]) -> list[str]:
+    return [f"{of['count']:,} ({100 * of['share']:.2f} %)" for of in rows.values()]

@@ -15,6 +15,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 HELD_OUT = ("test", "validation")
+SPLITS = ("train", *reversed(HELD_OUT))
 
 
 def natural_key(row_id: str) -> tuple:

@@ -10,9 +10,10 @@ import pandas
 import pyarrow
 
 from corpora.dedup import deduplicate
+from corpora.leaks import Clips, find_leaks, hash_audio, write_leaks
 from corpora.probe import probe_files
 from corpora.readers import Corpus
-from corpora.splits import group_rows, natural_key
+from corpora.splits import SPLITS, group_rows, natural_key
 from processing_rgmc import normalize_caption
 
 FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
@@ -117,6 +118,38 @@ def drop_duplicates(corpus: Corpus, rows: list[dict]) -> list[dict]:
             corpus.reject(row["id"], row["file"], "duplicate", f"in the cluster of captions of which {first} is kept")
         kept.setdefault(row["cluster"], row)
     return list(kept.values())
+
+
+def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: float, num_proc: int) -> dict | None:
+    """
+    Writes `leakage.json`: captions and files that one split has of another.
+
+    Args:
+        rows (`list[dict]`): With their splits.
+        output_dir (`Path`)
+        ngram (`int`), threshold (`float`): As in `deduplicate`.
+        num_proc (`int`): Processes that read files.
+
+    Returns:
+        What it holds; None, and no file, where there is one split alone.
+    """
+    (output_dir / "leakage.json").unlink(missing_ok=True)
+    splits: dict[str, list[dict]] = {}
+    for row in rows:
+        splits.setdefault(row["split"], []).append(row)
+    if len(splits) < 2:
+        return None
+    audio = {name: [{"path": row["file"], "bytes": None} for row in of] for name, of in splits.items()}
+    sounds = hash_audio(audio, output_dir / "hashed.jsonl", num_proc)
+    clips = {
+        name: Clips([row["id"] for row in splits[name]], [row["caption"] for row in splits[name]], *sounds[name])
+        for name in sorted(splits, key=(*SPLITS, *splits).index)
+    }
+    options = {"train_dataset": None, "ngram": ngram, "threshold": threshold, "model": None, "audio_threshold": None}
+    found = find_leaks(clips, ngram, threshold)
+    report = {"dataset": str(output_dir), "train_split": "train", "options": options, **found}
+    write_leaks(output_dir, report)
+    return report
 
 
 def make_table(rows: list[dict], license: str | None, output_dir: Path) -> pandas.DataFrame:

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from configuration_rgmc import RGMCConfig
@@ -176,7 +175,7 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
             Hub id or folder of an RGMC checkpoint, whose encoder and datastore are taken as they are.
     """
     accelerator, features = captioner.accelerator, captioner.features
-    if not is_laion_checkpoint(name) and AutoConfig.from_pretrained(name).model_type == RGMCConfig.model_type:
+    if is_rgmc_checkpoint(name):
         frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         datastore = frozen.datastore
         if datastore is None:
@@ -189,6 +188,13 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
     embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
     found = datastore.search(embeds, k=1, exclude_ids=own_ids(features, datastore))
     return [next(iter(captions), None) for captions in found.captions]
+
+
+def is_rgmc_checkpoint(name: str) -> bool:
+    """Whether this is a checkpoint of ours, not a CLAP: a Hub id, a folder, or LAION's file."""
+    return (
+        not is_laion_checkpoint(name) and RGMCConfig.get_config_dict(name)[0].get("model_type") == RGMCConfig.model_type
+    )
 
 
 def with_audio_tower_of(name: str) -> RGMCModel:

@@ -37,7 +37,8 @@ def score_systems(
     meteor: bool,
     samples: int,
     seed: int,
-    clap_scores=None,
+    clap_scores: dict[str, dict] | None = None,
+    metric: evaluate.EvaluationModule | None = None,
 ) -> tuple[dict[str, dict], dict[str, dict[str, list[float]]], dict[str, str]]:
     """
     Args:
@@ -47,7 +48,8 @@ def score_systems(
         meteor (`bool`): Whether METEOR is computed.
         samples (`int`): Resamples of the clips, the same for all systems; 0 for no intervals.
         seed (`int`): Of the resamples.
-        clap_scores (*optional*): From captions to the result of the metric `clap_score` with `per_item=True`.
+        clap_scores (`dict`, *optional*): By system the result of the metric `clap_score` with `per_item=True`.
+        metric (`EvaluationModule`, *optional*): `caption_metrics`, which remembers what METEOR said of a caption.
 
     Returns:
         For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`),
@@ -55,7 +57,7 @@ def score_systems(
         `truncated_texts` (how many of its and the references' texts CLAP cut); for each system and metric the scores of
         the clips; and the metrics that cannot be computed, with the reason.
     """
-    metric = load_metric("caption_metrics")
+    metric = metric or load_metric("caption_metrics")
     training_captions = set(training_captions)
     n = len(references)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # those of the metric
@@ -79,7 +81,7 @@ def score_systems(
             "words": [float(len(caption.split())) for caption in system.captions],
         }
         if clap_scores is not None:
-            found_by_clap = clap_scores(system.captions)
+            found_by_clap = clap_scores[key]
             scores[key].update(dict.fromkeys(found_by_clap.get("unavailable", {})))
             items.update(found_by_clap.get("per_item", {}))
             truncated[key] = found_by_clap.get("truncated_texts", 0)

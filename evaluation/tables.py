@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpora.leaks import KINDS, leak_rule
 from evaluation import published
 
 COLUMNS = {
@@ -24,19 +25,35 @@ def table(results: dict, name: str, intervals: bool = True) -> Table:
         results: Of an evaluation.
         name: "3", "4" or "5".
         intervals: Whether cells are `value [low, high]` where there is an interval, rather than `value`.
+
+    Where leaks were looked for, each of our systems has a row of all clips, and one of those that do not leak.
     """
     columns = table_columns(results, name)
-    header = ["Candidate" if name == "4" else "System", *columns.values()]
+    header = ["Candidate" if name == "4" else "System", *_of_clips(results, "Clips"), *columns.values()]
     rows = []
     for system in results["tables"][name]:
-        if system in results["systems"]:
-            scores = results["systems"][system]["scores"]
-            cells = [format_score(scores.get(key) or {}, intervals) for key in columns]
-            rows.append([system_title(results, system), *cells])
+        for clips, systems in scored_clips(results).items():
+            if system in systems:
+                scores = systems[system]["scores"]
+                cells = [format_score(scores.get(key) or {}, intervals) for key in columns]
+                rows.append([system_title(results, system), *_of_clips(results, clips), *cells])
     for title, reported in published.REPORTED.get(name, {}).items():
         cells = [format_score({"value": reported.get(metric_stem(key))}, False) for key in columns]
-        rows.append([f"{title} (reported, {published.CORPORA[name]})", *cells])
+        rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
     return header, rows
+
+
+def scored_clips(results: dict) -> dict[str, dict]:
+    """The systems with the scores of all clips and, where leaks were looked for, of those that do not leak."""
+    found = {f"{results['n']} all": results["systems"]}
+    if "without_leaks" in results:
+        found[f"{results['without_leaks']['n']} without leaks"] = results["without_leaks"]["systems"]
+    return found
+
+
+def _of_clips(results: dict, cell: str) -> list[str]:
+    """A cell of the column that says which clips are scored; none where there are no others than all."""
+    return [cell] if "without_leaks" in results else []
 
 
 def format_table(results: dict, name: str) -> str:
@@ -66,7 +83,7 @@ def table_notes(results: dict, name: str) -> list[str]:
             reasons.setdefault(reason, []).append(results["metrics"].get(key, key))
     notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results["missing"].items() if key not in elsewhere]
-    return notes + clap_notes(results, name)
+    return notes + clap_notes(results, name) + leak_notes(results)
 
 
 def clap_notes(results: dict, name: str) -> list[str]:
@@ -78,6 +95,19 @@ def clap_notes(results: dict, name: str) -> list[str]:
     cut = max((system.get("truncated_texts", 0) for system in results["systems"].values()), default=0)
     too_long = f", for which up to {cut} texts of a system and its references were cut" if cut else ""
     return [f"{', '.join(titles)}: by {variant}{too_long}" for variant, titles in variants.items()]
+
+
+def leak_notes(results: dict) -> list[str]:
+    """Which clips leak from the training split; nothing where leaks were not looked for."""
+    if "without_leaks" not in results:
+        return []
+    without = results["without_leaks"]
+    kinds = [f"{KINDS[kind]} {count}" for kind, count in without["left_out"].items()]
+    note = f"Without leaks: {results['n'] - without['n']} of {results['n']} clips leak from the split "
+    note += f"{without['train_split']} and are left out{': ' + ', '.join(kinds) if kinds else ''}. "
+    if not without["systems"]:
+        note += "None is left to score. "
+    return [note + leak_rule({**without["options"], "model": metric_variant(f"[{without['options']['model']}]")})]
 
 
 def interval_note(results: dict) -> str:
@@ -95,11 +125,13 @@ def difference_table(results: dict) -> Table:
     """RGMC minus each other system, a row per system, with the intervals of the paired bootstrap."""
     systems = {name: system["difference"] for name, system in results["systems"].items() if system.get("difference")}
     keys = [key for key in results["metrics"] if any(difference.get(key) for difference in systems.values())]
-    rows = [
-        [system_title(results, name), *(format_score(difference.get(key) or {}, True, "+.2f") for key in keys)]
-        for name, difference in systems.items()
-    ]
-    return ["RGMC minus", *(results["metrics"][key] for key in keys)], rows
+    rows = []
+    for name in systems:
+        for clips, scored in scored_clips(results).items():
+            if name in scored:
+                cells = [format_score(scored[name]["difference"].get(key) or {}, True, "+.2f") for key in keys]
+                rows.append([system_title(results, name), *_of_clips(results, clips), *cells])
+    return ["RGMC minus", *_of_clips(results, "Clips"), *(results["metrics"][key] for key in keys)], rows
 
 
 def caption_table(results: dict, lines: list[dict]) -> Table:

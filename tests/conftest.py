@@ -1,6 +1,16 @@
 """Tiny random models, a tokenizer, and small corpora of tones that the tests share."""
 
+import os
+import tempfile
 from pathlib import Path
+
+# Set before torch and transformers are imported. Code of checkpoints is copied into this folder without a lock, so each
+# process of pytest-xdist has its own; and the tests leave the user's caches alone.
+HF_HOME = tempfile.TemporaryDirectory(prefix="rgmc-tests-")
+os.environ["HF_HOME"] = HF_HOME.name
+# Threads that wait by spinning would take the processors from the other processes.
+os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import numpy as np
 import pytest
@@ -66,6 +76,10 @@ CAPTIONS = [
     "laid back hip hop beat with soft keys",
     "bright reggae groove with organ stabs",
 ]
+
+
+def pytest_unconfigure():
+    HF_HOME.cleanup()
 
 
 @pytest.fixture(scope="session")

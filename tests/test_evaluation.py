@@ -21,6 +21,8 @@ from test_clap_score import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from configuration_rgmc import RGMCConfig
+from corpora.leakage import LeakageArguments, main
+from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner, own_ids
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
@@ -441,6 +443,77 @@ def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
     results, _ = run("without", clap_model=str(tmp_path / "nowhere"))
     assert results["systems"]["rgmc"]["scores"]["clap_at[nowhere]"] == {"value": None}
     assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
+
+
+# -- leaks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leakage(tmp_path) -> str:
+    """A report in which two clips of the test split leak, one of them twice."""
+    captions = {"train": [CAPTIONS[3], "other"], "test": SPLITS["test"]}
+    ids = {"train": ["train-0", "train-1"], "test": IDS}
+    hashes = {"train": ["a", "b"], "test": [None, "b", "c", "a", None]}
+    clips = {name: Clips(ids[name], [[text] for text in captions[name]], ids[name], hashes[name]) for name in ids}
+    options = {"ngram": 5, "threshold": 0.8, "model": "/somewhere/clap", "audio_threshold": 0.99}
+    write_leaks(tmp_path, {"train_split": "train", "options": options, **find_leaks(clips)})
+    return str(tmp_path / "leakage.json")
+
+
+def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leakage, tmp_path, capsys, monkeypatch):
+    def by_clap(systems) -> dict[str, dict]:
+        values = np.random.default_rng(0).uniform(0, 50, (len(systems), 5))
+        return {key: {"per_item": {"clap_at[x]": row.tolist()}} for key, row in zip(systems, values)}
+
+    monkeypatch.setattr("eval.load_clap", lambda *args: True)
+    monkeypatch.setattr("eval.score_by_clap", lambda clap, systems, *args: by_clap(systems))
+    results, lines = run(table=[3, 4], masked=False, clap_model="x", leakage=leakage)
+    without = results["without_leaks"]
+    assert {line["id"]: line["leaks"] for line in lines if line["leaks"]} == {
+        "test-1": ["exact_caption", "identical_audio"],
+        "test-3": ["identical_audio"],
+    }
+    assert without["n"] == 3 and without["left_out"] == {"exact_caption": 1, "identical_audio": 2}
+    for found, rows in ((results["systems"], [0, 1, 2, 3, 4]), (without["systems"], [0, 2, 4])):
+        kept, systems, clap_scores = [lines[row] for row in rows], {}, {}
+        for key, clap in by_clap(lines[0]["captions"]).items():
+            systems[key] = System("", "", captions_by(kept, key), [line["candidate"] for line in kept])
+            scores = clap["per_item"]["clap_at[x]"]
+            clap_scores[key] = {"per_item": {"clap_at[x]": [scores[row] for row in rows]}}
+        references = [line["references"] for line in kept]
+        wanted, *_ = score_systems(systems, references, SPLITS["train"], False, 20, 0, clap_scores)
+        assert found.keys() == wanted.keys()
+        for key, system in wanted.items():
+            for part in ("scores", "difference"):
+                for name, score in system.get(part, {}).items():
+                    assert found[key][part][name] == pytest.approx(score), (key, name)
+    printed = capsys.readouterr().out
+    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
+    for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
+        assert "2 of 5 clips leak from the split train and are left out: exact captions 1, identical audio 2." in text
+        assert "by clap above 0.99" in text
+
+
+def test_where_every_clip_leaks_none_is_scored_without(run, tmp_path, corpus, capsys):
+    main(LeakageArguments(str(corpus), str(tmp_path), splits=["train", "test"]), Accelerator())
+    results, _ = run(leakage=str(tmp_path / "leakage.json"), masked=False)
+    assert results["without_leaks"]["n"] == 0 and results["without_leaks"]["systems"] == {}
+    printed = capsys.readouterr().out
+    assert "5 of 5 clips leak" in printed and "None is left to score" in printed and "0 without leaks" not in printed
+
+
+def test_leaks_are_looked_at_without_captioning_again(run, leakage, tmp_path, monkeypatch):
+    _, wanted = run("whole", masked=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.score_systems", None)
+        with pytest.raises(TypeError):
+            run("cut", masked=False)
+    monkeypatch.setattr(Captioner, "_caption_batch", None)
+    with pytest.raises(ValueError, match="is no report of leaks"):  # before anything else
+        run("cut", masked=False, leakage=str(tmp_path / "nowhere"))
+    results, lines = run("cut", masked=False, leakage=leakage)
+    assert [line["captions"] for line in lines] == [line["captions"] for line in wanted]
+    assert results["without_leaks"]["n"] == 3
 
 
 def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):

@@ -248,6 +248,28 @@ def test_two_variants_of_a_metric_are_two_columns():
     assert rows[-1][header.index("CLAP A-T [b]")] == "27.00"
 
 
+def test_clips_that_do_not_leak_have_rows_of_their_own(tmp_path):
+    plain = make_results()
+    without = {name: {**system, "scores": {"cider_d": {"value": 1.5}}} for name, system in plain["systems"].items()}
+    options = {"ngram": 5, "threshold": 0.8, "model": "/somewhere/clap", "audio_threshold": 0.9}
+    leaks = {"n": 48, "left_out": {"near_audio": 12}, "train_split": "train", "options": options, "systems": without}
+    results = make_results(without_leaks=leaks)
+    header, rows = table(results, "3")
+    assert header[:2] == ["System", "Clips"] and "Clips" not in table(plain, "3")[0]
+    ours = [dict(zip(header, row)) for row in rows[: 2 * len(SYSTEMS)]]
+    assert [row["Clips"] for row in ours] == ["60 all", "48 without leaks"] * len(SYSTEMS)
+    assert [row["CIDEr-D"] for row in ours[1::2]] == ["1.50"] * len(SYSTEMS)
+    assert [[row[0], *row[2:]] for row in rows[: 2 * len(SYSTEMS) : 2]] == table(plain, "3")[1][: len(SYSTEMS)]
+    assert [row[1] for row in rows[2 * len(SYSTEMS) :]] == ["-"] * 7
+    write_report(tmp_path, results, make_lines(), make_item_scores())
+    for lines in markdown_tables((tmp_path / "report.md").read_text(encoding="utf-8")):
+        assert {count_columns(line) for line in lines} == {count_columns(lines[0])}
+    (tmp_path / "README.md").write_text(model_card("demo"), "utf-8")
+    card = update_model_card(tmp_path, results).read_text(encoding="utf-8")
+    assert "| 48 without leaks |" in card and "12 of 60 clips leak from the split train" in card
+    assert "near-identical audio 12" in card and "somewhere" not in card
+
+
 # -- the model card ---------------------------------------------------------------------------------------------------
 
 

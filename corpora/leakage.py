@@ -1,0 +1,156 @@
+"""
+What one split of a corpus has of another: captions and sounds that are the same, or almost.
+
+    python -m corpora.leakage --dataset data/demo --output_dir outputs/leakage
+    python -m corpora.leakage --dataset data/demo --model outputs/demo --output_dir outputs/leakage
+
+writes `report.md` and `leakage.json`, with which `eval.py --leakage` scores the split also without what leaks into it
+from the training split. Options are the fields of `LeakageArguments`; `--help` lists them.
+"""
+
+import os
+
+# Read when torch is loaded, as in train.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from datasets import Dataset
+from transformers import HfArgumentParser
+
+from corpora.leaks import Clips, check_leak_options, find_leaks, hash_audio, write_leaks
+from corpora.report import write_leak_report
+from dataset_rgmc import compute_features, load_captions
+from evaluation.captioning import is_rgmc_checkpoint, with_audio_tower_of
+from feature_extraction_rgmc import RGMCFeatureExtractor
+from modeling_rgmc import RGMCModel
+from training.refresh import embed_rows
+
+
+@dataclass
+class LeakageArguments:
+    dataset: str = field(
+        metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of report.md and leakage.json."})
+    splits: list[str] = field(
+        default_factory=lambda: ["train", "validation", "test"],
+        metadata={"help": "Splits that are compared, each with each."},
+    )
+    train_split: str = field(default="train", metadata={"help": "The one of --splits that is trained on."})
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Where --train_split is, if not in --dataset: a model of another corpus."}
+    )
+    ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})
+    threshold: float = field(default=0.8, metadata={"help": "Jaccard similarity that near-duplicate captions exceed."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Embeds the clips: an RGMC checkpoint, or a CLAP (folder, Hub id or LAION's .pt file)."},
+    )
+    audio_threshold: float = field(
+        default=0.99,
+        metadata={
+            "help": "Cosine similarity that near-identical audio exceeds. What is right depends on --model: the report "
+            "shows how similar the nearest clips are."
+        },
+    )
+    num_worst: int = field(default=20, metadata={"help": "Pairs of each kind in the report."})
+    caption_column: str = field(
+        default="caption", metadata={"help": "Column of the caption, or of a list of captions, each of which counts."}
+    )
+    id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
+    batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
+    max_skipped: float = field(
+        default=0.01, metadata={"help": "With --model: largest share of unusable rows that is not an error."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
+    )
+    cache_dtype: str = field(
+        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
+    )
+    num_proc: int = field(default=1, metadata={"help": "Processes that read and decode files."})
+
+    def __post_init__(self):
+        if len(set(self.splits)) != len(self.splits) or len(self.splits) < 2:
+            raise ValueError(f"--splits {' '.join(self.splits)}: expected two or more, each once")
+        if self.train_split not in self.splits:
+            raise ValueError(f"--train_split {self.train_split}: expected one of --splits {' '.join(self.splits)}")
+        check_leak_options(self.ngram, self.threshold, self.audio_threshold, self.num_worst)
+
+
+def load_encoder(name: str) -> tuple[RGMCModel, RGMCFeatureExtractor]:
+    """A model that embeds sounds: that of an RGMC checkpoint, or a CLAP."""
+    if is_rgmc_checkpoint(name):
+        return RGMCModel.from_pretrained(name, load_datastore=False), RGMCFeatureExtractor.from_pretrained(name)
+    return with_audio_tower_of(name), RGMCFeatureExtractor()
+
+
+def embed_splits(args: LeakageArguments, splits: dict[str, Dataset], accelerator: Accelerator) -> dict[str, np.ndarray]:
+    """Embeddings `(N, E)` of the clips of each split; zeros for those that cannot be used, which are announced."""
+    model, feature_extractor = load_encoder(args.model)
+    model = model.to(accelerator.device).eval()
+    embedded = {}
+    for name, rows in splits.items():
+        with accelerator.main_process_first():
+            features = compute_features(
+                rows,
+                feature_extractor,
+                name,
+                skipped_file=Path(args.output_dir) / "skipped.jsonl",
+                max_skipped=args.max_skipped,
+                cache_dir=args.cache_dir,
+                dtype=args.cache_dtype,
+                num_proc=args.num_proc,
+            )
+        embeds = embed_rows(model, features, accelerator, args.batch_size, f"Embedding {name}")
+        embedded[name] = np.zeros((len(rows), embeds.shape[1]), np.float32)
+        row_of_id = {row_id: row for row, row_id in enumerate(rows["id"][:])}
+        embedded[name][[row_of_id[row_id] for row_id in features.ids]] = embeds
+    return embedded
+
+
+def main(args: LeakageArguments, accelerator: Accelerator) -> dict:
+    """Writes `report.md` and `leakage.json` to `args.output_dir`, prints the counts, and returns `leakage.json`."""
+    # 1. The splits
+    output_dir = Path(args.output_dir)
+    splits = {}
+    for name in args.splits:
+        dataset = args.train_dataset if args.train_dataset and name == args.train_split else args.dataset
+        splits[name] = load_captions(dataset, name, args.caption_column, args.id_column)
+
+    # 2. Their sounds
+    embeds = embed_splits(args, splits, accelerator) if args.model else {}
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        return {}
+    sounds = hash_audio(
+        {name: rows["audio"] for name, rows in splits.items()}, output_dir / "hashed.jsonl", args.num_proc
+    )
+
+    # 3. Pairs
+    clips = {
+        name: Clips(rows["id"][:], rows["captions"][:], *sounds[name], embeds.get(name))
+        for name, rows in splits.items()
+    }
+    found = find_leaks(clips, args.ngram, args.threshold, args.audio_threshold, args.num_worst, accelerator.device)
+    names = ("train_dataset", "ngram", "threshold", "model", "audio_threshold")
+    options = {name: getattr(args, name) for name in names}
+    report = {"dataset": args.dataset, "train_split": args.train_split, "options": options, **found}
+
+    # 4. The files
+    write_leaks(output_dir, report)
+    print(write_leak_report(output_dir, report))
+    accelerator.wait_for_everyone()
+    return report
+
+
+if __name__ == "__main__":
+    (leakage_args,) = HfArgumentParser(LeakageArguments).parse_args_into_dataclasses(sys.argv[1:])
+    main(leakage_args, Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))]))
