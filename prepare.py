@@ -27,6 +27,7 @@ from corpora.readers import OF_FILES, READERS, Corpus
 from corpora.report import write_report
 from corpora.splits import HELD_OUT, SPLITS, assign_splits, group_rows
 from corpora.steps import (
+    HIDDEN,
     clean_captions,
     drop_duplicates,
     make_table,
@@ -35,6 +36,11 @@ from corpora.steps import (
     report_leaks,
     sort_rows,
 )
+from dataset_rgmc import METADATA_FILES
+
+GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
+NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}
+NOBODY |= {"unknown album", "untitled", "none", "null", "nan", "n/a", "na", "-", "?"}
 
 
 @dataclass
@@ -58,8 +64,11 @@ class PrepareArguments:
         default=None, metadata={"help": "Column of whose values each split gets equal shares."}
     )
     group_columns: list[str] = field(
-        default_factory=lambda: ["track_id", "artist_id", "album_id", "artist", "album"],
-        metadata={"help": "Columns, where they exist, whose values no split cuts."},
+        default_factory=lambda: list(GROUP_COLUMNS),
+        metadata={
+            "help": "Columns, where they exist, whose values no split cuts; placeholders such as 'Various Artists' and "
+            "'unknown' are no value, and of a list each entry is one."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Of the splits."})
     num_proc: int = field(default=1, metadata={"help": "Processes that look into the audio files."})
@@ -91,7 +100,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     listed = len(corpus.rows) + corpus.merged + sum(line["kind"] not in OF_FILES for line in corpus.rejected)
 
     # 1. Rows with an id and a caption, in the order of their ids
-    rows = clean_captions(corpus, sort_rows(corpus))
+    rows = sort_rows(corpus, clean_captions(corpus, corpus.rows))
 
     # 2. Near-duplicate captions
     clusters = None if args.dedup == "off" else mark_clusters(rows, args.ngram, args.threshold)
@@ -106,6 +115,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     rows = probe_rows(corpus, rows, output_dir / "probed.jsonl", args.num_proc)
     if args.dedup == "drop":
         rows = drop_duplicates(corpus, rows)
+    (output_dir / "metadata.parquet").unlink(missing_ok=True)  # of a former run, which what is written now belies
     write_lines(output_dir / "rejected.jsonl", corpus.rejected)
     kinds = dict(Counter(line["kind"] for line in corpus.rejected))
     if not rows:
@@ -146,16 +156,33 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
 
 def set_splits(rows: list[dict], args: PrepareArguments):
     """Sets `split` of each row; the corpus's own splits are kept, and one that it has is not drawn again."""
-    columns = ["cluster", *args.group_columns]
-    labels = [[(name, str(row[name])) for name in columns if row.get(name) not in (None, "")] for row in rows]
-    strata = [row.get(args.stratify_column) for row in rows] if args.stratify_column else None
-    if strata and not any(strata):
-        raise ValueError(f"--stratify_column {args.stratify_column}: no row has such a column")
+    asked = [("--stratify_column", args.stratify_column)] if args.stratify_column else []
+    asked += [("--group_columns", name) for name in args.group_columns if name not in GROUP_COLUMNS]
+    for option, name in asked:
+        if all(row.get(name) is None for row in rows):
+            raise ValueError(
+                f"{option} {name}: no row has such a column; found {', '.join(sorted(rows[0].keys() - HIDDEN))}"
+            )
+    strata = [row[args.stratify_column] for row in rows] if args.stratify_column else None
     own = [row.get("split") for row in rows]
     sizes = {name: 0 if name in own else getattr(args, name) for name in HELD_OUT}
-    ids = [row["id"] for row in rows]
-    for row, split in zip(rows, assign_splits(ids, group_rows(labels).tolist(), sizes, args.seed, strata, own)):
+    groups = group_rows([group_labels(row, args.group_columns) for row in rows])
+    for row, split in zip(
+        rows, assign_splits([row["id"] for row in rows], groups.tolist(), sizes, args.seed, strata, own)
+    ):
         row["split"] = split
+
+
+def group_labels(row: dict, columns: list[str]) -> list[tuple[str, str]]:
+    """What a row shares with the others of its group: its cluster, its file, and what it has in these columns."""
+    labels = [("cluster", row["cluster"])] if "cluster" in row else []
+    labels += [("file", os.path.realpath(row["file"]))] if row["file"] else []
+    for name in columns:
+        values = row.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            text = " ".join(str("" if value is None else value).casefold().split())
+            labels += [(name, text)] if text not in NOBODY else []
+    return labels
 
 
 def write_lines(path: Path, lines: list[dict]):
@@ -175,8 +202,21 @@ def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
     return name, *parser.parse_args_into_dataclasses(argv[1:])
 
 
+def check_output_dir(output_dir: Path, source: Any):
+    """`ValueError` where our own files would be read as raw ones, or other files instead of ours."""
+    for raw in (getattr(source, name, None) for name in ("raw_dir", "source")):
+        if raw and Path(raw).is_dir() and Path(raw).resolve() in (output_dir.resolve(), *output_dir.resolve().parents):
+            raise ValueError(f"--output_dir {output_dir} lies in the raw corpus {raw}: name a folder outside it")
+    others = [output_dir / name for name in (*METADATA_FILES, "dataset_dict.json", "state.json")]
+    others = [path for path in others if path.is_file() and path.name != "metadata.parquet"]
+    others += [path for name in METADATA_FILES for path in output_dir.glob(f"*/{name}")]
+    if others:
+        raise ValueError(f"--output_dir {output_dir} is another corpus, which holds {others[0]}: name an empty folder")
+
+
 def main(argv: list[str]):
     name, source, args = parse(argv)
+    check_output_dir(Path(args.output_dir), source)
     corpus = READERS[name][1](source, Path(args.output_dir))
     report = prepare(corpus, args, name, asdict(source))
     print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])

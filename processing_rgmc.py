@@ -37,9 +37,11 @@ def normalize_caption(caption: str) -> str:
     """
     Lower case, punctuation and symbols removed, white space collapsed (section 5): the one form of a caption for
     training, retrieval and scoring. Punctuation is every character of the Unicode categories P and S, and it is
-    deleted, not replaced by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`.
+    deleted, not replaced by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`. An accented letter is one
+    character (NFC), however it was typed.
     """
-    kept = "".join(character for character in caption.lower() if unicodedata.category(character)[0] not in "PS")
+    letters = unicodedata.normalize("NFC", caption.lower())
+    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
     return " ".join(kept.split())
 
 

@@ -3,27 +3,27 @@ Readers of raw corpora: each gives rows of an id, a file and captions, and says 
 """
 
 import ast
-import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
-import pandas
 from tqdm.auto import tqdm
 
 from corpora.clips import find_clips
-from dataset_rgmc import AUDIO_COLUMNS, METADATA_FILES, SPLIT_NAMES, read_table
+from corpora.files import AudioFiles, may_be_audio, walk
+from corpora.tables import TABLES, read_json, read_rows
+from dataset_rgmc import AUDIO_COLUMNS, METADATA_FILES, SPLIT_NAMES
 
-NOT_AUDIO = {".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".md", ".html", ".png", ".jpg", ".webp"}
-NOT_AUDIO |= {".part", ".ytdl", ".vtt", ".srt", ".tmp", ".lock", ".py", ".yaml", ".pdf", ".zip", ".tar", ".gz"}
 # What we write: a table's own columns of these names are renamed.
 RESERVED = {*AUDIO_COLUMNS, "caption", "captions", "caption_original", "cluster", "duration", "sampling_rate"}
-RESERVED |= {"channels", "id", "split", "file", "named", "seconds", "notes", "problem"}
+RESERVED |= {"channels", "id", "split", "file", "named", "why", "seconds", "notes", "problem"}
 OF_FILES = {"no_json", "second_file", "other_file"}  # kinds of rejections: of files that belong to no listed row
+HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
+OPTIONAL_COLUMNS = {"id", "split"}  # used where they exist; those of other names have to
 PSEUDO_CAPTIONS = ["caption_writing", "caption_summary", "caption_paraphrase"]
 
 
@@ -49,6 +49,10 @@ class Corpus:
     def reject(self, row_id: str | None, file: str | None, kind: str, reason: str):
         self.rejected.append({"id": row_id, "file": file, "kind": kind, "reason": reason})
 
+    def read(self, path: Path) -> tuple[list[str], Iterable[dict]]:
+        """Column names and rows of a table; rows that cannot be read are rejected."""
+        return read_rows(path, lambda reason: self.reject(None, str(path), "broken_row", reason))
+
 
 # -- Audiostock -------------------------------------------------------------------------------------------------------
 
@@ -66,29 +70,31 @@ def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
 
     The first text is the short caption (section 5: the only one that is used). A text alone, and `short_text` and
     `long_text`, are understood too; `tag` or `tags`, `purpose`, `impression` and `scene` (or `tags_purpose` and so on)
-    are lists, or joined by commas, beside the text or within `original_data`. The id is the JSON's own, else the stem,
-    else, where the same stem stands in several folders, the path.
+    are lists, or joined by commas, beside the text or within `original_data`. The id is the JSON's own, else the number
+    in its URL (`https://audiostock.net/audio/1150592/play`), else the stem, else, where the same stem stands in several
+    folders, the path. Folders `train` and `test` are LAION's splits, not the paper's, and of no account.
     """
     base = Path(args.raw_dir)
     texts, sounds, corpus = {}, {}, Corpus([])
     for file in walk(base):
         stem, suffix = os.path.splitext(file)
-        if suffix == ".json":
+        if suffix.lower() == ".json":
             texts[stem] = file
-        elif suffix.lower() not in NOT_AUDIO:
+        elif may_be_audio(file):
             if stem in sounds:
                 corpus.reject(None, file, "second_file", f"{sounds[stem]} has the same stem")
             sounds.setdefault(stem, file)
     if not texts:
-        raise FileNotFoundError(f"{base} holds no .json: expected audio files beside JSON of the same stem")
+        raise FileNotFoundError(
+            f"{base} holds no .json: expected audio files beside JSON of the same stem; unpack archives (tar xf) first"
+        )
     names = Counter(os.path.basename(stem) for stem in texts)
     for stem, file in tqdm(texts.items(), desc="Reading JSON", unit="file"):
         name = os.path.basename(stem)
         name = name if names[name] == 1 else Path(os.path.relpath(stem, base)).as_posix()
         sound = sounds.pop(stem, None)
         try:
-            content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-            row = _audiostock_row(content, name)
+            row = _audiostock_row(read_json(Path(file).read_text(encoding="utf-8-sig")), name)
         except (ValueError, OSError) as error:
             corpus.reject(name, sound or file, "broken_json", f"{file}: {error}")
             continue
@@ -99,27 +105,28 @@ def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
 
 
 def _audiostock_row(content: dict, name: str) -> dict:
-    if not isinstance(content, dict):
-        raise ValueError(f"holds a {type(content).__name__}; expected an object with the key 'text'")
     original = content.get("original_data")
     fields = {**(original if isinstance(original, dict) else {}), **content}
-    texts = fields.get("text", [fields.get("short_text"), fields.get("long_text")])
+    texts = fields.get("text")
+    texts = [fields.get("short_text"), fields.get("long_text")] if texts is None else texts
     texts = texts if isinstance(texts, list) else [texts]
     short, long = ([text if isinstance(text, str) else "" for text in texts] + ["", ""])[:2]
+    url = _text(fields.get("URL", fields.get("url")))
+    number = re.search(r"audiostock\.net/audio/(\d+)", url)
     return {
-        "id": str(fields.get("id") or name),
+        "id": _text(fields.get("id")) or (number[1] if number else name),
         "captions": [short],
         "caption_long": long or None,
-        "title": fields.get("title") and str(fields["title"]),
+        "title": _text(fields.get("title")) or None,
         "tags": _tags(fields.get("tag", fields.get("tags"))),
         **{key: _tags(fields.get(key, fields.get(f"tags_{key}"))) for key in ("purpose", "impression", "scene")},
-        "source": fields.get("URL") or fields.get("url"),
+        "source": url or None,
     }
 
 
 def _tags(value) -> list[str]:
-    parts = value if isinstance(value, list) else str(value or "").split(",")
-    return [text for text in (str(part).strip() for part in parts) if text]
+    parts = value if isinstance(value, list) else _text(value).split(",")
+    return [text for text in (_text(part).strip() for part in parts) if text]
 
 
 # -- MusicCaps --------------------------------------------------------------------------------------------------------
@@ -133,31 +140,41 @@ class MusicCapsArguments:
 
 def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
     """MusicCaps' public csv and clips that somebody cut: `find_clips` says how these may be named."""
-    table = read_table(Path(args.csv))
-    starts = {ytid: float(start) for ytid, start in zip(table["ytid"], table["start_s"])}
-    clips, others = find_clips([file for file in walk(Path(args.audio_dir)) if _may_be_audio(file)], starts)
     corpus = Corpus([], license="CC BY-SA 4.0")
-    for record in table.to_dict("records"):
-        start, end = float(record["start_s"]), float(record["end_s"])
-        corpus.rows.append(
-            {
-                "id": record["ytid"],
-                "file": clips.get(record["ytid"]),
-                "captions": [record["caption"]],
-                "split": "test" if record["is_audioset_eval"] == "True" else "train",
-                "seconds": end - start,
-                "start_s": start,
-                "end_s": end,
-                "aspect_list": [str(aspect) for aspect in ast.literal_eval(record["aspect_list"])],
-                "audioset_positive_labels": record["audioset_positive_labels"].split(","),
-                "author_id": record["author_id"],
-                "is_balanced_subset": record["is_balanced_subset"] == "True",
-                "source": f"https://www.youtube.com/watch?v={record['ytid']}&t={start:g}s",
-            }
-        )
+    columns, records = corpus.read(Path(args.csv))
+    wanted = ["ytid", "start_s", "end_s", "caption", "aspect_list", "audioset_positive_labels", "author_id"]
+    _expect_columns(args.csv, columns, [*wanted, "is_balanced_subset", "is_audioset_eval"])
+    for record in records:
+        try:
+            corpus.rows.append(_musiccaps_row(record))
+        except (ValueError, SyntaxError) as error:
+            corpus.reject(record["ytid"], None, "broken_row", f"{args.csv}: {error}")
+    starts = {row["id"]: row["start_s"] for row in corpus.rows}
+    clips, others = find_clips(filter(may_be_audio, walk(Path(args.audio_dir))), starts)
+    for row in corpus.rows:
+        row["file"] = clips.get(row["id"])
     for file, reason in others.items():
         corpus.reject(None, file, "other_file", reason)
     return corpus
+
+
+def _musiccaps_row(record: dict[str, str]) -> dict:
+    start, end = float(record["start_s"]), float(record["end_s"])
+    if record["is_audioset_eval"] not in ("True", "False"):
+        raise ValueError(f"is_audioset_eval is '{record['is_audioset_eval']}'; expected True or False")
+    return {
+        "id": record["ytid"],
+        "captions": [record["caption"]],
+        "split": "test" if record["is_audioset_eval"] == "True" else "train",
+        "seconds": end - start,
+        "start_s": start,
+        "end_s": end,
+        "aspect_list": [str(aspect) for aspect in ast.literal_eval(record["aspect_list"])],
+        "audioset_positive_labels": record["audioset_positive_labels"].split(","),
+        "author_id": record["author_id"],
+        "is_balanced_subset": record["is_balanced_subset"] == "True",
+        "source": f"https://www.youtube.com/watch?v={record['ytid']}&t={start:g}s",
+    }
 
 
 # -- tables, folders, Hub datasets ------------------------------------------------------------------------------------
@@ -168,17 +185,20 @@ class TableArguments:
     source: str = field(
         metadata={
             "help": "csv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
-            "(a line is a caption), save_to_disk folder, or Hub id."
+            "(a line is a caption), save_to_disk folder, Hub id, or folder of a Hub dataset's parquet files."
         }
     )
     audio_dir: str | None = field(default=None, metadata={"help": "Where the files are; beside the table if unset."})
     caption_columns: list[str] = field(
         default_factory=lambda: ["caption"], metadata={"help": "Columns of a caption or of a list of captions."}
     )
-    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names where it is missing."})
+    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names where there is no 'id'."})
     file_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the files, found by path or by stem; the ids' files where there is none."},
+        metadata={
+            "help": "Column of the files, found by path, else by a name that no other file has; of "
+            f"{', '.join(AUDIO_COLUMNS)} the first that is there, else the ids' files."
+        },
     )
     split_column: str = field(default="split", metadata={"help": "Column of splits, which are kept where it exists."})
     keep_splits: bool = field(default=True, metadata={"help": "Whether the corpus's own splits are kept."})
@@ -195,16 +215,24 @@ class SongDescriberArguments:
 
 def read_song_describer(args: SongDescriberArguments, output_dir: Path) -> Corpus:
     """The Song Describer Dataset, 1 to 5 captions for a track: all of it is for evaluation."""
-    table = read_table(Path(args.csv))
     corpus = Corpus([], license="CC BY-SA 4.0")
-    if args.valid_subset:
-        valid = table["is_valid_subset"] == "True"
-        for record in table[~valid].to_dict("records"):
+    columns, records = corpus.read(Path(args.csv))
+    _expect_columns(args.csv, columns, ["track_id", "caption", "path", "is_valid_subset"])
+    rows = []
+    for record in records:
+        if args.valid_subset and record["is_valid_subset"] != "True":
             corpus.reject(record["track_id"], record["path"], "not_valid_subset", "is_valid_subset is not True")
-        table = table[valid]
+        else:
+            rows.append({**record, "split": "test"})
     options = TableArguments(args.csv, args.audio_dir, id_column="track_id", file_column="path", merge_ids=True)
-    _add_table(corpus, table.assign(split="test"), options, Path(args.audio_dir), output_dir / "audio")
+    _add_rows(corpus, [*columns, "split"], rows, options, Path(args.audio_dir), output_dir / "audio")
     return corpus
+
+
+def _expect_columns(name: str, columns: list[str], wanted: list[str]):
+    missing = [column for column in wanted if column not in columns]
+    if missing:
+        raise ValueError(f"{name} has no column {', '.join(missing)}: found {', '.join(columns)}")
 
 
 def read_any(args: TableArguments, output_dir: Path) -> Corpus:
@@ -213,79 +241,120 @@ def read_any(args: TableArguments, output_dir: Path) -> Corpus:
     `output_dir/audio`.
     """
     corpus = Corpus([], license=args.license)
-    source = Path(args.source)
-    places = [folder / name for folder in (source, *_subfolders(source)) for name in METADATA_FILES]
-    tables = [source] if source.is_file() else [place for place in places if place.is_file()]
-    if tables:
+    source, sounds_dir = Path(args.source), output_dir / "audio"
+    if source.is_file():
+        _add_rows(corpus, *corpus.read(source), args, source.parent, sounds_dir)
+    elif tables := _metadata_files(source):
         for path in tables:
-            table = read_table(path)
-            part = path.parent.name if source.is_dir() and path.parent != source else ""
-            if part and args.split_column not in table:
-                table[args.split_column] = part
-            _add_table(corpus, table, args, path.parent, output_dir / "audio", part)
-    elif source.is_dir() and not any((source / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            part = "" if path.parent == source else path.parent.name
+            split = _split_name(part) if any(part.lower() in names for names in SPLIT_NAMES) else None
+            _add_rows(corpus, *corpus.read(path), args, path.parent, sounds_dir, part, split)
+    elif source.is_dir() and not _is_dataset(source):
         _add_text_files(corpus, source)
     else:
-        loaded = datasets.load_from_disk(source) if source.is_dir() else datasets.load_dataset(args.source)
-        parts = loaded.items() if isinstance(loaded, datasets.DatasetDict) else [(None, loaded)]
-        for split, rows in parts:
-            table = _dataset_table(rows, output_dir / "audio", f"{split or 'rows'}", args)
-            if split and args.split_column not in table:
-                table[args.split_column] = split
-            _add_table(corpus, table, args, output_dir, output_dir / "audio")
+        for split, rows in _load_dataset(source, args.source):
+            _add_rows(corpus, rows.column_names, rows, args, source, sounds_dir, split, _split_name(split))
     if not args.keep_splits:
         for row in corpus.rows:
             row.pop("split", None)
     return corpus
 
 
-def _add_table(
-    corpus: Corpus, table: pandas.DataFrame, args: TableArguments, folder: Path, sounds_dir: Path, part: str = ""
+def _metadata_files(source: Path) -> list[Path]:
+    """The metadata file of a folder in the `audiofolder` layout, of each of its splits, and of those of `data`."""
+    folders = [source, *_subfolders(source), *_subfolders(source / "data")]
+    found = (next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None) for folder in folders)
+    return [path for path in found if path]
+
+
+def _is_dataset(source: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder, or it is a copy of a Hub dataset in parquet files."""
+    saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or any(source.glob("**/*.parquet"))
+
+
+def _load_dataset(source: Path, name: str) -> list[tuple[str, datasets.Dataset]]:
+    """Splits and their rows, with sounds as `{"path", "bytes"}`."""
+    if not source.is_dir() and (not re.fullmatch(HUB_ID, name) or source.suffix.lower() in TABLES):
+        raise FileNotFoundError(f"{name} does not exist: expected a table, a folder, or the id of a Hub dataset")
+    saved = any((source / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    loaded = datasets.load_from_disk(source) if saved else datasets.load_dataset(name)
+    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+    for column, feature in next(iter(parts.values())).features.items():
+        if isinstance(feature, datasets.Audio):
+            parts = {split: rows.cast_column(column, datasets.Audio(decode=False)) for split, rows in parts.items()}
+    return list(parts.items())
+
+
+def _add_rows(
+    corpus: Corpus,
+    columns: list[str],
+    records: Iterable[dict],
+    args: TableArguments,
+    folder: Path,
+    sounds_dir: Path,
+    part: str = "",
+    split_of_part: str | None = None,
 ):
-    """Adds a table's rows. `part` is the subfolder that it describes, whose files may have the names of another's."""
-    captions = [name for name in args.caption_columns if name in table]
-    files = [args.file_column] if args.file_column else AUDIO_COLUMNS
-    file_column = next((name for name in files if name in table), None)
-    if file_column and len(table) and isinstance(table[file_column].iloc[0], dict):
-        table = _with_paths(table, file_column, table[file_column], sounds_dir, part or "row", args.id_column)
-    id_column = args.id_column if args.id_column in table else None
-    if len(captions) < len(args.caption_columns) or not (file_column or id_column):
+    """Adds a table's rows. `part` is the split or subfolder, whose files may have the names of another's."""
+    file_columns = [args.file_column] if args.file_column else AUDIO_COLUMNS
+    file_column = next((name for name in file_columns if name in columns), None)
+    named_columns = [*args.caption_columns, *([args.file_column] if args.file_column else [])]
+    named_columns += [name for name in (args.id_column, args.split_column) if name not in OPTIONAL_COLUMNS]
+    missing = [name for name in named_columns if name not in columns]
+    if missing or not (file_column or args.id_column in columns):
         raise ValueError(
-            f"columns {', '.join(map(str, table.columns))}: expected the captions {args.caption_columns} "
-            f"(--caption_columns), and files {files} (--file_column) or ids '{args.id_column}' (--id_column)"
+            f"columns {', '.join(columns)}: expected the captions {args.caption_columns} (--caption_columns), files "
+            f"{file_columns} (--file_column) or ids '{args.id_column}' (--id_column); missing: {', '.join(missing)}"
         )
     base = Path(args.audio_dir) if args.audio_dir else folder
-    by_stem: dict[str, str] | None = None
+    files: AudioFiles | None = None
     rows: dict[str, dict] = {}
-    for record in table.to_dict("records"):
-        named = record.get(file_column)
-        named = named if isinstance(named, str) and named else None
-        row_id = (_text(record[id_column]) if id_column else "") or os.path.join(part, named or "")
-        texts = [text for name in captions for text in _texts(record[name])]
+    used = {args.id_column, args.split_column, file_column, *args.caption_columns}
+    for number, record in enumerate(tqdm(records, desc=f"Reading {part or 'rows'}", unit="row")):
+        sound = record.get(file_column)
+        held = isinstance(sound, dict)  # bytes, or the path of a dataset's own file
+        named = _text(sound["path"] if held else sound)
+        row_id = _text(record.get(args.id_column))
+        if not row_id and held:
+            row_id = f"{part or 'row'}-{number:06d}"
+        elif not row_id and named:
+            row_id = os.path.join(part, named)
+        texts = [text for name in args.caption_columns for text in _texts(record.get(name))]
         if args.merge_ids and row_id in rows:
             rows[row_id]["captions"] += texts
             corpus.merged += 1
             continue
-        file = str(base / named) if named and (base / named).is_file() else None
-        if file is None:
-            by_stem = _by_stem(base) if by_stem is None else by_stem
-            stem = Path(named or row_id).stem
-            file = by_stem.get(stem) or by_stem.get(row_id)
-        used = {args.id_column, args.split_column, file_column, *captions}
-        row = {"id": row_id, "file": file, "captions": texts, "named": named}
-        split = _split_name(record.get(args.split_column))
-        row.update({"split": split} if split else {})
-        extra = {str(key): _plain(value) for key, value in record.items() if key not in used}
-        row.update({f"{key}_original" if key in RESERVED else key: value for key, value in extra.items()})
+        row = {"id": row_id, "file": None, "captions": texts, "named": named or None}
+        if held and sound.get("bytes") is not None:
+            row["file"] = _write_sound(sounds_dir / f"{part or 'row'}-{number:06d}{Path(named).suffix}", sound["bytes"])
+        elif os.path.isfile(base / named):
+            row["file"] = str(base / named)
+        else:
+            files = AudioFiles(base if args.audio_dir or base.is_dir() else None) if files is None else files
+            found = files.find([named, row_id] if named else [row_id])
+            row["file"] = found[0] if len(found) == 1 else None
+            row["why"] = f"{len(found)} files have its name, such as {found[:2]}" if found else f"none in {base}"
+        split = _split_name(record.get(args.split_column)) if args.split_column in columns else split_of_part
+        row |= {"split": split} if split else {}
+        extra = {key: _plain(value) for key, value in record.items() if key not in used}
+        row |= {f"their_{key}" if key in RESERVED else key: value for key, value in extra.items()}
         rows[row_id] = row
         corpus.rows.append(row)
 
 
+def _write_sound(file: Path, content: bytes) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.is_file() or file.read_bytes() != content:
+        file.write_bytes(content)
+    return str(file.resolve())
+
+
 def _add_text_files(corpus: Corpus, folder: Path):
     files = list(walk(folder))
-    texts = {os.path.splitext(file)[0]: file for file in files if file.endswith(".txt")}
+    texts = {os.path.splitext(file)[0]: file for file in files if file.lower().endswith(".txt")}
     sounds: dict[str, str] = {}
-    for file in filter(_may_be_audio, files):
+    for file in filter(may_be_audio, files):
         first = sounds.setdefault(os.path.splitext(file)[0], file)
         if first != file:
             corpus.reject(None, file, "second_file", f"{first} has the same stem")
@@ -301,83 +370,29 @@ def _add_text_files(corpus: Corpus, folder: Path):
         corpus.rows.append({**row, "captions": [line for line in text.splitlines() if line.strip()]})
 
 
-def _dataset_table(rows: datasets.Dataset, folder: Path, prefix: str, args: TableArguments) -> pandas.DataFrame:
-    """A dataset as a table, in which sounds are paths."""
-    for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Audio):
-            rows = rows.cast_column(column, datasets.Audio(decode=False))
-    column = args.file_column or next((name for name in AUDIO_COLUMNS if name in rows.column_names), None)
-    if not isinstance(rows.features.get(column), (dict, datasets.Audio)):
-        return rows.to_pandas()
-    return _with_paths(rows.remove_columns([column]).to_pandas(), column, rows[column], folder, prefix, args.id_column)
-
-
-def _with_paths(
-    table: pandas.DataFrame, column: str, sounds: Iterable[dict], folder: Path, prefix: str, id_column: str
-) -> pandas.DataFrame:
-    """The table with paths for the sounds, `{"path", "bytes"}`; bytes become files of `folder`.
-    Where it has no ids, they are numbers.
-    """
-    paths, names = [], []
-    for number, sound in enumerate(tqdm(sounds, desc="Reading sounds", unit="clip")):
-        path, content = sound["path"], sound["bytes"]
-        names.append(f"{prefix}-{number:06d}")
-        if content is not None:
-            file = folder / f"{names[-1]}{Path(path or '').suffix}"
-            folder.mkdir(parents=True, exist_ok=True)
-            if not file.is_file() or file.read_bytes() != content:
-                file.write_bytes(content)
-            path = str(file.resolve())
-        paths.append(path)
-    table = table.assign(**{column: paths})
-    return table if id_column in table else table.assign(**{id_column: names})
-
-
 def _text(value) -> str:
-    return "" if value is None or value != value else str(value)
+    """An id or a caption as text; "" for nothing and for NaN, and 17 for 17.0."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _texts(value) -> list[str]:
-    return list(map(_text, value)) if isinstance(value, (list, tuple, np.ndarray)) else [_text(value)]
+    return list(map(_text, value)) if isinstance(value, list) else [_text(value)]
 
 
 def _plain(value):
-    value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
     return None if value != value else value
 
 
 def _split_name(value) -> str | None:
     """Our name of a split; None where a row names none. A name that no split of ours has stays as it is."""
-    if not isinstance(value, str) or not value:
-        return None
-    return next((names[0] for names in SPLIT_NAMES if value.lower() in names), value)
-
-
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Audio files by their stem, and by its part before the first dot (`17.2min.mp3`: `17`)."""
-    files: dict[str, str] = {}
-    for file in walk(folder):
-        if _may_be_audio(file):
-            files.setdefault(Path(file).stem, file)
-            files.setdefault(Path(file).name.partition(".")[0], file)
-    return files
-
-
-def walk(folder: Path):
-    """All files of a folder and its subfolders in the order of their names, without hidden ones."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder")
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+    value = _text(value)
+    return next((names[0] for names in SPLIT_NAMES if value.lower() in names), value) or None
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return [entry for entry in sorted(folder.iterdir()) if entry.is_dir()] if folder.is_dir() else []
-
-
-def _may_be_audio(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() not in NOT_AUDIO
 
 
 @dataclass

@@ -22,6 +22,7 @@ WORDS, EXAMPLES = 30, 8
 KINDS = {
     "broken_json": "JSON that cannot be read",
     "broken_text": "text that cannot be read",
+    "broken_row": "a row of the table that cannot be read",
     "no_id": "no id",
     "double_id": "an id that stands twice",
     "no_caption": "no words in the caption",

@@ -92,7 +92,11 @@ def assign_splits(
             by_stratum[stratum] = left
         if splits.count(name) < counts[name]:
             found = f"{splits.count(name)} of {counts[name]}"
-            logger.warning(f"{name} has {found} rows: the groups that are left are larger than the room in it")
+            largest = max(map(len, members.values()))
+            logger.warning(
+                f"{name} has {found} rows: the groups that are left are larger than the room in it; the largest of all "
+                f"has {largest} rows of one cluster, file or --group_columns"
+            )
     return splits
 
 

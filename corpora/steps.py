@@ -1,5 +1,6 @@
 """What is done with the rows of a raw corpus, one by one; each row that is left out is counted and says why."""
 
+import io
 import json
 import os
 from collections import Counter
@@ -17,15 +18,15 @@ from processing_rgmc import normalize_caption
 
 FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
 FIRST_COLUMNS += ["channels", "source", "license"]
-HIDDEN = {"file", "captions", "seconds", "notes", "problem", "named"}  # what rows carry from step to step
+HIDDEN = {"file", "captions", "seconds", "notes", "problem", "named", "why"}  # what rows carry from step to step
 LONGER_BY = 2.0  # s that a clip may last longer than the corpus says: containers are not exact
 LARGEST = 20  # clusters that the report shows
 
 
-def sort_rows(corpus: Corpus) -> list[dict]:
+def sort_rows(corpus: Corpus, rows: list[dict]) -> list[dict]:
     """Rows in the order of their ids; of an id that stands twice the first row with a file stays."""
     rows = sorted(
-        corpus.rows,
+        rows,
         key=lambda row: (natural_key(row["id"]), row["file"] is None, row["file"] or "", row["captions"]),
     )
     kept: dict[str, dict] = {}
@@ -47,6 +48,8 @@ def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
         texts = {text: normalize_caption(text) for text in row["captions"]}
         row["caption_original"] = [text for text in row["captions"] if texts[text]]
         row["caption"] = [texts[text] for text in row["caption_original"]]
+        empty = len(row["captions"]) - len(row["caption"])
+        row["notes"] = ["some of its captions have no words"] if empty else []
         if row["caption"]:
             kept.append(row)
         else:
@@ -59,7 +62,8 @@ def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int
     named = [row for row in rows if row["file"]]
     for row in rows:
         if not row["file"]:
-            corpus.reject(row["id"], row.get("named"), "no_audio", "no audio file was found")
+            reason = f"no audio file was found: {row['why']}" if row.get("why") else "no audio file was found"
+            corpus.reject(row["id"], row.get("named"), "no_audio", reason)
     kept = []
     for row, found in zip(named, probe_files([row["file"] for row in named], known_file, num_proc)):
         wanted = row.get("seconds")
@@ -69,7 +73,7 @@ def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int
             reason = f"lasts {found['duration']:.1f} s; expected a clip of {wanted:g} s: cut it out of the video first"
             corpus.reject(row["id"], row["file"], "not_the_clip", reason)
         else:
-            row.update(found)
+            row |= {**found, "notes": row["notes"] + found["notes"]}
             kept.append(row)
     return kept
 
@@ -162,7 +166,7 @@ def make_table(rows: list[dict], license: str | None, output_dir: Path) -> panda
     table = table[[*first, *(name for name in table if name not in first)]]
     for name in table:
         try:
-            pyarrow.array(table[name], from_pandas=True)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # a column of mixed kinds
+            table[[name]].to_parquet(io.BytesIO())
+        except (pyarrow.ArrowException, OverflowError):  # a column of mixed kinds, or of empty objects
             table[name] = table[name].map(lambda value: json.dumps(value, ensure_ascii=False, default=str))
     return table

@@ -27,6 +27,7 @@ import corpora.probe
 import prepare
 import train
 from corpora.splits import assign_splits, group_rows, natural_key
+from corpora.steps import mark_clusters
 from dataset_rgmc import load_captions
 from feature_extraction_rgmc import probe_audio
 
@@ -151,6 +152,27 @@ def test_tags_of_audiostock_stay_as_columns(audiostock, tmp_path):
     assert row["cluster"] == "9" and (row["duration"], row["sampling_rate"]) == (1.0, 8000)
 
 
+def test_json_as_laion_writes_it(tmp_path):
+    """No id but that of the URL, NaN where pandas had nothing, numbers that begin anew in each folder."""
+    for number, stem in ((1150592, "train/0"), (73107, "test/0"), (73107, "test/1")):
+        original = {"title": "Audiostock dataset", "URL": f"https://audiostock.net/audio/{number}/play"}
+        original |= {"scene": float("nan"), "purpose": "Video"}
+        content = {"text": [f"Bubble {number}"], "tag": ["foam", None], "original_data": original}
+        write_sound(tmp_path / f"raw/{stem}.flac")
+        (tmp_path / f"raw/{stem}.json").write_text(json.dumps(content))
+    write_sound(tmp_path / "raw/9.WAV.flac").rename(tmp_path / "raw/9.FLAC")
+    (tmp_path / "raw/9.JSON").write_text('{"id": 0, "text": null, "short_text": "Upper case", "long_text": ""}')
+    (tmp_path / "raw/8.json").write_text('{"text": ["half a \\ud83d"]}')
+    report = run("audiostock", "--raw_dir", tmp_path / "raw", "--output_dir", tmp_path / "out")
+    assert report["rejected"] == {"broken_json": 1, "double_id": 1}
+    table = read_table(tmp_path / "out")
+    assert dict(table["caption"]) == {"0": "upper case", "73107": "bubble 73107", "1150592": "bubble 1150592"}
+    lists = {name: list(table.loc["73107", name]) for name in ("tags", "purpose", "impression", "scene")}
+    assert lists == {"tags": ["foam"], "purpose": ["Video"], "impression": [], "scene": []}
+    with pytest.raises(FileNotFoundError, match=r"holds no .json: .* unpack archives"):
+        run("audiostock", "--raw_dir", tmp_path / "out" / "plots", "--output_dir", tmp_path / "again")
+
+
 # -- MusicCaps, Song Describer ----------------------------------------------------------------------------------------
 
 
@@ -218,6 +240,8 @@ def test_song_describer_gives_all_references_of_a_track_for_evaluation(tmp_path)
     rows = load_captions(str(tmp_path / "out"), "test")
     assert dict(zip(rows["id"], rows["captions"])) == {"77": ["rock"], "1004034": ["a calm song", "slow soft"]}
     assert read_table(tmp_path / "out").loc["77", "duration"] < 3  # not the track's 240 s
+    report = run(*options, "--output_dir", tmp_path / "all")
+    assert (report["listed"], report["kept"], report["rejected"]) == (4, 3, {})
 
 
 # -- tables, folders, datasets ----------------------------------------------------------------------------------------
@@ -291,10 +315,29 @@ def test_pseudo_captions_are_references_of_one_clip(tmp_path):
     write_sound(tmp_path / "audio/x/TRB.clip.mp3", 2)
     options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio"]
     report = run("lp_musiccaps", *options, "--output_dir", tmp_path / "out")
-    assert list(report["splits"]) == ["train"]
+    assert list(report["splits"]) == ["train"] and report["notes"]["some of its captions have no words"] == 1
     rows = load_captions(str(tmp_path / "out"), "train")
     captions = ["captionwriting 1", "captionsummary 1", "captionparaphrase 1"]
     assert dict(zip(rows["id"], rows["captions"])) == {"TRA": captions, "TRB": ["only one"]}
+
+
+def test_pseudo_captions_of_musiccaps_are_found_by_their_files_names(tmp_path):
+    ytids = ["-0Gj8-vB1q4", "abcdefghijk", "a_b-c_30_40"]
+    table = pandas.DataFrame({"ytid": ytids, "fname": [f"[{ytid}]-[30-40]" for ytid in ytids]})
+    table = table.assign(caption_writing="a", caption_summary="b", caption_paraphrase="c")
+    table.to_parquet(tmp_path / "table.parquet")
+    for name in table["fname"]:
+        write_sound(tmp_path / f"audio/{name}.wav")
+    options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio", "--output_dir"]
+    report = run("lp_musiccaps", *options, tmp_path / "out", "--id_column", "ytid", "--file_column", "fname")
+    assert found(report) == {"train": 3} and set(read_table(tmp_path / "out")["id"]) == set(ytids)
+
+
+def test_clips_are_duplicates_where_any_two_of_their_captions_are():
+    captions = [["slow song", "sad piano"], ["rock", "sad piano"], ["sad", "rock"], ["piano"]]
+    rows = [{"id": str(row), "caption": texts} for row, texts in enumerate(captions)]
+    assert mark_clusters(rows, 5, 0.8)["sizes"] == {3: 1}
+    assert [row["cluster"] for row in rows] == ["0", "0", "0", "3"]
 
 
 def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
@@ -309,6 +352,171 @@ def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
         "any", "--source", tmp_path / "table.parquet", "--output_dir", tmp_path / "held", "--validation", 0, "--test", 0
     )
     assert list(read_table(tmp_path / "held")["id"]) == ["row-000000"]
+
+
+def test_the_file_of_a_row_is_its_own_or_none(tmp_path):
+    files = ["song.v1", "song.v2", "a/5", "b/5", "x/34/7.2min", "8.a", "8.b", "Ame\u0301lie", "n/9"]
+    for seconds, name in enumerate(files, 1):
+        write_sound(tmp_path / f"audio/{name}.wav", seconds)
+    write_sound(tmp_path / "audio/n/9.ogg", 20)  # the same in another form
+    named = {"song.v1": "", "song.v2": "", "song.v3": "", "5": "", "b5": "b/5.mp3", "7": "34/7.mp3", "8": "", "9": ""}
+    named |= {"long": "x" * 300, "accent": "Am\u00e9lie.mp3"}
+    table = pandas.DataFrame(
+        {"id": list(named), "caption": [f"caption {row}" for row in named], "path": named.values()}
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    options = ["--source", tmp_path / "table.csv", "--audio_dir", tmp_path / "audio", "--output_dir", tmp_path / "out"]
+    run("any", *options)
+    found = dict(read_table(tmp_path / "out")["duration"])
+    assert found == {"song.v1": 1, "song.v2": 2, "b5": 4, "7": 5, "9": 20, "accent": 8}
+    reasons = {line["id"]: line["reason"] for line in read_lines(tmp_path / "out" / "rejected.jsonl")}
+    assert set(reasons) == {"song.v3", "5", "8", "long"}
+    assert "2 files have its name" in reasons["5"] and "2 files have its name" in reasons["8"]
+    assert f"none in {tmp_path / 'audio'}" in reasons["song.v3"]
+
+
+def test_rows_that_cannot_be_read_are_counted_and_the_others_are_as_they_were(tmp_path):
+    write_sound(tmp_path / "1.wav")
+    good = {
+        "id": 17,
+        "caption": "A “Café”",
+        "path": "1.wav",
+        "created_at": 12345,
+        "meta": {},
+        "big": 10**30,
+        "cluster": 3,
+    }
+    lines = [json.dumps(good), '{"id": 2, "capt', "", "[1]", '{"id": 3, "caption": "half a \\ud83d"}']
+    lines += ['{"id": null, "caption": "no id"}', '{"id": 4, "caption": null, "path": "1.wav"}']
+    (tmp_path / "table.jsonl").write_text("\n".join(lines))
+    report = run("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "jsonl", "--test", 0)
+    assert report["rejected"] == {"broken_row": 3, "no_id": 1, "no_caption": 1} and report["listed"] == 6
+    row = read_table(tmp_path / "jsonl").loc["17"]
+    assert (row["created_at"], row["meta"], row["big"], row["their_cluster"]) == (12345, "{}", str(10**30), 3)
+    assert "line 2 of" in (tmp_path / "jsonl" / "rejected.jsonl").read_text()
+
+    rows = ["\ufeffid,text,caption,path", '007,"A ""big""\r\nsong",theirs,1.wav', "2,b, and more,c,1.wav", "", "3,c"]
+    rows += [f"8,{'word ' * 60_000},x,", '9,"a"b,x,1.wav', ""]
+    (tmp_path / "table.csv").write_bytes("\r\n".join(rows).encode())
+    options = ["any", "--source", tmp_path / "table.csv", "--caption_columns", "text", "--output_dir", tmp_path / "csv"]
+    report = run(*options)
+    assert report["rejected"] == {"broken_row": 3, "no_audio": 1}
+    row = read_table(tmp_path / "csv").loc["007"]
+    assert (row["caption"], row["caption_original"], row["their_caption"]) == (
+        "a big song",
+        'A "big"\r\nsong',
+        "theirs",
+    )
+    (tmp_path / "table.csv").write_text('id,text,path\n1,a,1.wav\n2,"never closed,1.wav\n3,c,1.wav\n')
+    with pytest.raises(ValueError, match="quotation mark of line 3 is never closed"):
+        run(*options)
+    (tmp_path / "table.csv").write_bytes("id,text\n1,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"table.csv cannot be read as csv: 'utf-8'"):
+        run(*options)
+
+
+def test_broken_rows_of_musiccaps_are_counted(tmp_path):
+    columns = "ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset"
+    lines = [
+        f"{columns},is_audioset_eval",
+        "-0Gj8-vB1q4,30,40,/m,['a'],One,4,False,True",
+        "abcdefghijk,x,4,/m,['a'],b,4,T,True",
+    ]
+    lines += ["abcdefghijl,0,10,/m,['a',b,4,False,True", "abcdefghijm,0,10,/m,['a'],b,4,False,yes", "abcdefghijn,0"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    write_sound(tmp_path / "clips/-0Gj8-vB1q4.wav", 10)
+    options = ["--csv", tmp_path / "table.csv", "--audio_dir", tmp_path / "clips", "--output_dir", tmp_path / "out"]
+    report = run("musiccaps", *options, "--validation", 0)
+    assert report["rejected"] == {"broken_row": 4} and list(read_table(tmp_path / "out")["id"]) == ["-0Gj8-vB1q4"]
+    (tmp_path / "table.csv").write_text("id,caption\n1,a\n")
+    for name in ("musiccaps", "song_describer"):
+        with pytest.raises(ValueError, match=r"has no column (ytid|track_id), .*found id, caption"):
+            run(name, *options)
+
+
+def test_a_dataset_may_lack_sounds_and_ids(tmp_path):
+    content = write_sound(tmp_path / "one.wav").read_bytes()
+    sounds = [None, {"path": "one.wav", "bytes": content}, {"path": None, "bytes": content}]
+    features = datasets.Features(
+        {
+            "caption": datasets.Value("string"),
+            "audio": {k: datasets.Value(v) for k, v in (("path", "string"), ("bytes", "binary"))},
+        }
+    )
+    rows = datasets.Dataset.from_dict({"caption": ["a", "b", "c"], "audio": sounds}, features=features)
+    copy = tmp_path / "copy" / "data"  # of a Hub dataset
+    copy.mkdir(parents=True)
+    rows.to_parquet(copy / "train-00000-of-00001.parquet")
+    rows.cast_column("audio", datasets.Audio()).save_to_disk(tmp_path / "saved")
+    for source, name in (("copy", "train"), ("saved", "row"), ("copy/data/train-00000-of-00001.parquet", "row")):
+        report = run("any", "--source", tmp_path / source, "--output_dir", tmp_path / "out", "--validation", 0)
+        assert report["rejected"] == {"no_id": 1}
+        table = read_table(tmp_path / "out")
+        assert list(table["id"]) == [f"{name}-000001", f"{name}-000002"] and list(table["caption"]) == ["b", "c"]
+    sounds[1]["bytes"] = write_sound(tmp_path / "one.wav", 3).read_bytes()
+    datasets.Dataset.from_dict({"caption": ["a", "b", "c"], "audio": sounds}, features=features).to_parquet(
+        tmp_path / "changed.parquet"
+    )
+    run("any", "--source", tmp_path / "changed.parquet", "--output_dir", tmp_path / "out", "--validation", 0)
+    assert list(read_table(tmp_path / "out")["duration"]) == [3, 1]
+
+
+def test_columns_that_were_named_have_to_be_there(tmp_path):
+    write_sound(tmp_path / "1.wav")
+    (tmp_path / "table.csv").write_text("id,caption,path\n1,a,1.wav\n")
+    options = ["any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out"]
+    for option in ("caption_columns", "file_column", "id_column", "split_column", "group_columns", "stratify_column"):
+        with pytest.raises(ValueError, match="nope"):
+            run(*options, f"--{option}", "nope")
+    for source in ("raw/nothere.csv", "/nowhere", "./nowhere", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):
+            prepare.main(["any", "--source", source, "--output_dir", str(tmp_path / "out")])
+
+
+def test_what_is_written_is_never_read_as_raw_nor_hidden_by_other_files(tmp_path):
+    write_sound(tmp_path / "raw/1.wav")
+    (tmp_path / "raw/1.json").write_text('{"text": ["a song"]}')
+    (tmp_path / "raw/metadata.csv").write_text("file_name,caption\n1.wav,a song\n")
+    for name, option in (("audiostock", "--raw_dir"), ("any", "--source")):
+        for folder in ("raw", "raw/out"):
+            with pytest.raises(ValueError, match="lies in the raw corpus"):
+                run(name, option, tmp_path / "raw", "--output_dir", tmp_path / folder)
+    (tmp_path / "other/train").mkdir(parents=True)
+    shutil.copy(tmp_path / "raw/metadata.csv", tmp_path / "other/train/metadata.csv")
+    options = ["any", "--source", tmp_path / "raw", "--output_dir"]
+    with pytest.raises(ValueError, match=r"is another corpus, which holds .*train/metadata.csv"):
+        run(*options, tmp_path / "other")
+
+    run(*options, tmp_path / "out")
+    (tmp_path / "raw/1.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="no row of 1 can be used"):
+        run(*options, tmp_path / "out")
+    assert not (tmp_path / "out" / "metadata.parquet").exists()  # of the former run
+
+
+def test_folders_are_walked_once_and_completely(tmp_path, monkeypatch):
+    write_sound(tmp_path / "raw/sub/1.wav")
+    (tmp_path / "raw/sub/1.txt").write_text("a song")
+    (tmp_path / "raw/sub/up").symlink_to("..")
+    (tmp_path / "linked").symlink_to("raw")
+    options = ["any", "--source", tmp_path / "linked", "--output_dir", tmp_path / "out"]
+    assert run(*options)["listed"] == 1
+    with (
+        open(os.fsencode(tmp_path / "raw") + b"/\xff.wav", "w"),
+        pytest.raises(ValueError, match=r"\\xff.wav.*not UTF-8"),
+    ):
+        run(*options)
+    os.remove(os.fsencode(tmp_path / "raw") + b"/\xff.wav")
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("sub"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="sub"):
+        run(*options)
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
@@ -363,6 +571,18 @@ def test_a_group_that_reaches_into_the_corpus_own_test_split_is_not_held_out():
     assert splits == [split or "train" for split in own[:80]] + ["validation"] * 20
 
 
+def test_shares_are_rounded_and_at_least_a_row():
+    for rows, share, expected in ((10, 0.05, 1), (18, 0.1, 2), (3, 0.05, 1), (2, 0.05, 0), (10, 0, 0), (10, 1, 1)):
+        splits = assign_splits([str(row) for row in range(rows)], range(rows), {"test": share})
+        assert splits.count("test") == expected
+
+
+def test_a_split_that_no_group_fits_into_is_announced(caplog):
+    splits = assign_splits([str(row) for row in range(20)], [0] * 18 + [1, 2], {"test": 3})
+    assert splits.count("test") == 2
+    assert "test has 2 of 3 rows" in caplog.text and "largest of all has 18 rows" in caplog.text
+
+
 def test_the_default_shares_are_the_papers_counts():
     defaults = prepare.READERS["audiostock"][2]
     splits = assign_splits([str(row) for row in range(200_170)], range(200_170), defaults)
@@ -378,7 +598,7 @@ def test_no_split_cuts_a_cluster_or_an_artist_in_whatever_order_the_rows_come(tm
     lines = [(f"{row}", f"{LONG} in style {draw.randrange(12)}", f"artist {draw.randrange(25)}") for row in range(60)]
     for name in ("straight", "shuffled"):
         table = pandas.DataFrame(lines, columns=["id", "caption", "artist"])
-        table["path"] = str(write_sound(tmp_path / "one.wav"))
+        table["path"] = [str(write_sound(tmp_path / f"{row}.wav")) for row in table["id"]]
         table.to_csv(tmp_path / f"{name}.csv", index=False)
         options = ["--dedup", "mark", "--threshold", "0.95", "--validation", "0.2", "--test", "0.2", "--seed", "5"]
         run("any", "--source", tmp_path / f"{name}.csv", "--output_dir", tmp_path / name, *options)
@@ -387,6 +607,20 @@ def test_no_split_cuts_a_cluster_or_an_artist_in_whatever_order_the_rows_come(tm
     assert tables[0].equals(tables[1]) and set(tables[0]["split"]) >= {"train", "test"}
     for column in ("cluster", "artist", "caption"):
         assert tables[0].groupby(column)["split"].nunique().max() == 1
+
+
+def test_placeholders_are_no_artist_and_lists_name_several():
+    artists = [["Various Artists"], "VA ", ["unknown"], [], None, ["Ann"], ["Bob", " ann"], "BOB", "Cy", "Dee"]
+    found = set()
+    for seed in range(20):
+        rows = [{"id": str(row), "file": f"{row % 9}.wav", "artist": artist} for row, artist in enumerate(artists)]
+        rows[4]["file"] = None
+        prepare.set_splits(rows, prepare.PrepareArguments("out", validation=0.5, test=0, seed=seed))
+        splits = [row["split"] for row in rows]
+        assert splits[5] == splits[6] == splits[7]
+        assert splits[0] == splits[9]  # two captions of one file
+        found.add(tuple(splits[:5]))
+    assert len(found) > 8  # each on its own
 
 
 # -- probing ----------------------------------------------------------------------------------------------------------
@@ -459,13 +693,20 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
 
     monkeypatch.setattr(corpora.probe, "probe_audio", probe)
     files = [str(tracks / f"{number}.wav") for number in range(120)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         corpora.probe.probe_files(files, known_file)
+    signal.signal(signal.SIGINT, before)
     found = corpora.probe.probe_files(random.Random(0).sample(files, 120), known_file)
     assert len(calls) == 121 and {line["duration"] for line in found} == {12.0}
     write_sound(tracks / "7.wav", 3)
     found = corpora.probe.probe_files(files, known_file)
     assert calls[121:] == ["7.wav"] and found[7]["duration"] == 3.0
+    time_of_change = (tracks / "7.wav").stat().st_mtime_ns
+    write_sound(tracks / "7.wav", 3, seed=2)  # as large as before
+    os.utime(tracks / "7.wav", ns=(time_of_change + 10**9,) * 2)
+    corpora.probe.probe_files(files, known_file)
+    assert calls[122:] == ["7.wav"]
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
@@ -480,6 +721,16 @@ def test_a_corpus_without_a_usable_row_says_why(tmp_path):
         run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text")
     with pytest.raises(SystemExit, match="audiostock, musiccaps"):
         prepare.main(["audioset"])
+
+
+def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
+    write_sound(tmp_path / "1.wav")
+    row = {"id": "<b>|`x`\n$y$", "caption": "<script>alert(1)</script> R&B", "path": "1.wav"}
+    (tmp_path / "table.jsonl").write_text(json.dumps(row))
+    run("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "out", "--license", "<i>")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<b>" not in page and "<i>" not in page and "&lt;b&gt;|`x`" in page
+    assert r"| \<b>\|\`x\` \$y\$ |" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
 def test_the_commands_of_the_readme_are_understood():
