@@ -101,4 +101,6 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
 
 if __name__ == "__main__":
     (datastore_args,) = HfArgumentParser(DatastoreArguments).parse_args_into_dataclasses(sys.argv[1:])
-    main(datastore_args, Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))]))
+    datastore_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    main(datastore_args, datastore_accelerator)
+    datastore_accelerator.end_training()

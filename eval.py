@@ -317,6 +317,6 @@ def write_lines(path: Path, lines: list[dict]):
 
 if __name__ == "__main__":
     (evaluation_args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(sys.argv[1:])
-    evaluate_checkpoint(
-        evaluation_args, Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    )
+    evaluation_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    evaluate_checkpoint(evaluation_args, evaluation_accelerator)
+    evaluation_accelerator.end_training()  # ends the process group: without, a process may die of it at its exit

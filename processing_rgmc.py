@@ -42,7 +42,7 @@ def normalize_caption(caption: str) -> str:
     """
     letters = unicodedata.normalize("NFC", caption.lower())
     kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
-    return " ".join(kept.split())
+    return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
 def list_captions(entry: str | Iterable[str]) -> list[str]:

@@ -153,4 +153,6 @@ def main(args: LeakageArguments, accelerator: Accelerator) -> dict:
 
 if __name__ == "__main__":
     (leakage_args,) = HfArgumentParser(LeakageArguments).parse_args_into_dataclasses(sys.argv[1:])
-    main(leakage_args, Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))]))
+    leakage_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    main(leakage_args, leakage_accelerator)
+    leakage_accelerator.end_training()

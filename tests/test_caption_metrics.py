@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 import pytest
 from conftest import CAPTIONS, ROOT, SHARED
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from processing_rgmc import normalize_caption
@@ -103,9 +103,11 @@ def test_an_unrelated_caption_scores_no_bleu(metric):
     assert scores == pytest.approx(dict.fromkeys(scores, 0), abs=1e-6)
 
 
-@given(st.text())
-def test_the_metric_and_the_model_normalise_captions_alike(caption):
-    module = sys.modules[type(evaluate.load(str(ROOT / "metrics" / "caption_metrics"))).__module__]
+@pytest.mark.parametrize("name", ["caption_metrics", "clap_score"])
+@given(caption=st.text())
+@example(caption="cafe\u0301")
+def test_the_metrics_and_the_model_normalise_captions_alike(name, caption):
+    module = sys.modules[type(evaluate.load(str(ROOT / "metrics" / name))).__module__]
     assert module.normalize(caption) == normalize_caption(caption)
 
 

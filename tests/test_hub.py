@@ -89,6 +89,7 @@ runpy.run_module("training.checkpoints", run_name="__main__")
 captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
 captioner.save_pretrained("whole", push_to_hub=True, repo_id="tester/whole")
 model.save_pretrained("whole", push_to_hub=True, repo_id="tester/model")
+model.push_to_hub("tester/pushed")
 
 push_model(Path("changed"), "tester/without", private=True)
 upload_file(path_or_fileobj=b"mine", path_in_repo="backup/modeling_rgmc.py", repo_id="tester/without")
@@ -206,9 +207,10 @@ def test_a_second_push_takes_away_what_the_model_no_longer_has(hub, published):
     assert hub.files("tester/whole", without).keys() == PUSHED - DATASTORE
 
 
-def test_a_model_that_is_pushed_as_it_is_saved_has_its_datastore(hub, published):
-    assert hub.files("tester/model").keys() == PUSHED - PROCESSOR
-    assert "`datastore/` holds 6 captions" in hub.files("tester/model")["README.md"].decode()
+@pytest.mark.parametrize("repo", ["tester/model", "tester/pushed"])
+def test_a_model_that_is_pushed_by_itself_has_its_datastore(hub, published, repo):
+    assert hub.files(repo).keys() == PUSHED - PROCESSOR
+    assert "`datastore/` holds 6 captions" in hub.files(repo)["README.md"].decode()
 
 
 def test_the_card_states_the_run(hub, published):

@@ -21,7 +21,7 @@ from processing_rgmc import RGMCProcessor, normalize_caption
         ("A Sad, slow Ballad.", "a sad slow ballad"),
         ("  mid-range\n90\u2019s pop!\t", "midrange 90s pop"),
         ("caf\u00e9 \u2014 \u266b \U0001f3b5 jazz", "café jazz"),
-        ("cafe\u0301", "caf\u00e9"),
+        ("cafe\u0301 e!\u0301", "caf\u00e9 \u00e9"),
         ("100% \u20ac $", "100"),
         ("...", ""),
         ("\u65e5\u672c\u3001\u97f3\u697d", "日本音楽"),

@@ -4,12 +4,13 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_training import RecordingHub, config_file, corpus, read_lines, run  # noqa: F401  (corpus is a fixture)
+from test_training import config_file, corpus, read_lines, run  # noqa: F401  (corpus is a fixture)
 
 import train
 from modeling_rgmc import RGMCModel
@@ -150,7 +151,7 @@ def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
 
 def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
     uploads = []
-    monkeypatch.setattr("training.checkpoints.create_repo", RecordingHub().create_repo)
+    monkeypatch.setattr("training.checkpoints.create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr("training.checkpoints.list_repo_files", lambda repo_id: [])
     monkeypatch.setattr("training.checkpoints.upload_folder", lambda **upload: uploads.append(upload))
     options = ["--push_to_hub", "true", "--hub_model_id", "somebody/rgmc", "--test_split", "test"]

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,42 +201,6 @@ def test_saving_a_loaded_checkpoint_writes_the_same_model(checkpoint, tmp_path):
     RGMCProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
     for file in ("model.safetensors", "datastore/embeddings.safetensors", "generation_config.json", "modeling_rgmc.py"):
         assert (tmp_path / "again" / file).read_bytes() == (checkpoint / file).read_bytes(), file
-
-
-class RecordingHub:
-    """Stands for the Hub's API and records the files of a commit."""
-
-    def __init__(self):
-        self.files = set()
-
-    def create_repo(self, repo_id, **kwargs):
-        return SimpleNamespace(repo_id=repo_id)
-
-    def create_commit(self, repo_id, operations, **kwargs):
-        self.files |= {operation.path_in_repo for operation in operations}
-
-
-def test_pushing_to_the_hub_carries_the_datastore_and_the_code(checkpoint, monkeypatch):
-    hub = RecordingHub()
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: hub)
-    card = SimpleNamespace(save=lambda path: None)
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: card)
-    RGMCModel.from_pretrained(checkpoint).push_to_hub("somebody/rgmc")
-    assert hub.files == {
-        "config.json",
-        "configuration_rgmc.py",
-        "datastore/captions.parquet",
-        "datastore/datastore.json",
-        "datastore/embeddings.safetensors",
-        "feature_extraction_rgmc.py",  # with the processor, a datastore of one's own is built
-        "generation_config.json",
-        "model.safetensors",
-        "model_card_rgmc.py",
-        "modeling_rgmc.py",
-        "pretrained_rgmc.py",
-        "processing_rgmc.py",
-        "retrieval_rgmc.py",
-    }
 
 
 # -- retrieval in training -------------------------------------------------------------------------------------------

@@ -60,8 +60,9 @@ METEOR_STATISTICS = 23  # numbers per item that the jar returns
 
 def normalize(caption: str) -> str:
     """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
-    kept = "".join(character for character in caption.lower() if unicodedata.category(character)[0] not in "PS")
-    return " ".join(kept.split())
+    letters = unicodedata.normalize("NFC", caption.lower())
+    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
+    return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
 class CaptionMetrics(evaluate.Metric):

@@ -225,9 +225,10 @@ class _Checkpoint:
 
 
 def normalize(caption: str) -> str:
-    """Lower case, Unicode punctuation and symbols deleted, white space collapsed."""
-    kept = "".join(character for character in caption.lower() if unicodedata.category(character)[0] not in "PS")
-    return " ".join(kept.split())
+    """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
+    letters = unicodedata.normalize("NFC", caption.lower())
+    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
+    return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
 def _waveform(clip) -> tuple[np.ndarray, list[str]]:
