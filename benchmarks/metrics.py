@@ -52,7 +52,6 @@ def main():
     references = make_captions(args.pairs, 50, seed=0)
     others = references[1:] + references[:1]
     predictions = [own[: len(own) // 2] + other[len(other) // 2 :] for own, other in zip(references, others)]
-    metric = load_metric("caption_metrics")
     options = {"predictions": predictions, "references": references, "bootstrap": args.bootstrap}
     ways = {
         "(a) COCO code, no METEOR, no intervals": lambda: score_with_coco(predictions, references),
@@ -62,6 +61,7 @@ def main():
     seconds = {}
     for name, way in ways.items():
         for _ in range(2):
+            metric = load_metric("caption_metrics")  # anew: it remembers what METEOR said
             start = time.perf_counter()
             found = way()
             seconds[name] = time.perf_counter() - start
