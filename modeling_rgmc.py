@@ -7,9 +7,11 @@ clip, `S` = 64 patches of a window, `C` channels, `H` heads.
 """
 
 import hashlib
+import inspect
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -18,6 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
+    Cache,
     ClapAudioModelWithProjection,
     GenerationConfig,
     GenerationMixin,
@@ -47,6 +50,8 @@ logger = logging.get_logger(__name__)
 
 # Since transformers 5.21 a decoder can be asked for the logits of other positions in each row.
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
+
+CACHE_NAMES = ("past_key_values", "cache")  # of the decoder's keys and values
 
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
@@ -300,7 +305,6 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         max_label_length: int | None = None,
@@ -327,26 +331,29 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 computed at the positions that predict a label alone, with the same loss; not with transformers before
                 5.21, which computes them all. To be counted where the batch is made: to count it here would make a GPU
                 wait. With too small a number, labels are lost.
+            cache or past_key_values (`Cache`, *optional*):
+                Keys and values of what came before `input_ids`, which then continue it and need no audio. Either name
+                is taken, whichever of them this version of transformers knows.
 
         Returns:
             `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
-            or `(B, M, vocabulary)` with `max_label_length`, and `past_key_values`.
+            or `(B, M, vocabulary)` with `max_label_length`, and the cache.
         """
-        decoding_step = past_key_values is not None and input_features is None and audio_embeds is None
-        if inputs_embeds is None and decoding_step:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif inputs_embeds is None:
+        rename_cache(kwargs, self.text_model.forward)
+        if inputs_embeds is None and (input_features is not None or audio_embeds is not None):
             if self.config.uses_audio and audio_embeds is None:
-                if input_features is None:
-                    raise ValueError(
-                        f"A model with conditioning '{self.config.conditioning}' needs `input_features` or "
-                        "`audio_embeds`"
-                    )
                 audio_embeds = self.embed_audio(input_features)
             inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
             if labels is not None:
                 prefix_labels = labels.new_full((len(labels), inputs_embeds.shape[1] - labels.shape[1]), -100)
                 labels = torch.cat([prefix_labels, labels], dim=1)
+        elif inputs_embeds is None:
+            if self.config.uses_audio and not any(isinstance(value, Cache) for value in kwargs.values()):
+                raise ValueError(
+                    f"A model with conditioning '{self.config.conditioning}' needs `input_features` or `audio_embeds`, "
+                    "or the cache of a call that had them"
+                )
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         if position_ids is None and attention_mask is not None:
             # Decoders count positions from 0 at the left edge of the batch by default, padding included.
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -356,7 +363,6 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             labels=labels,
             logits_to_keep=logits_to_keep,
@@ -452,6 +458,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             audio_embeds = audio_embeds.to(self.device)
         inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids.to(self.device), attention_mask)
         self._check_length(inputs_embeds.shape[1], kwargs)
+        rename_cache(kwargs, super().prepare_inputs_for_generation)
         with warnings.catch_warnings():
             # transformers warns that the trigram rule sees the new tokens alone; that is what we want.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
@@ -569,6 +576,18 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
         # Of what `save_pretrained(push_to_hub=True)` finds in the folder, which it does not push.
         return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if name != "datastore"}
+
+
+def rename_cache(arguments: dict, function: Callable):
+    """
+    Gives a key-value cache among `arguments` the name by which `function` takes it: `cache` since transformers 5.24,
+    `past_key_values` before, and in the code of some decoders still.
+    """
+    for name, other in (CACHE_NAMES, CACHE_NAMES[::-1]):
+        if name in arguments and other not in arguments:
+            known = inspect.signature(function).parameters
+            if name not in known and other in known:
+                arguments[other] = arguments.pop(name)
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
