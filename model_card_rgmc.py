@@ -1,9 +1,19 @@
 """The model card of a checkpoint, which `train.py` writes and `push_to_hub` puts in the place of transformers' form."""
 
+import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from huggingface_hub import ModelCard, ModelCardData, delete_folder, file_exists
+from huggingface_hub import (
+    CommitInfo,
+    ModelCard,
+    ModelCardData,
+    create_branch,
+    create_repo,
+    file_exists,
+    upload_folder,
+)
 from transformers import PreTrainedConfig
 
 CARD = """---
@@ -49,6 +59,7 @@ corpora is unsettled. Captions of the datastore may be repeated word by word.
 
 Code: MIT. Weights: {model_license}. Captions in the datastore: {datastore_license}.
 """
+HUB_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
 UNKNOWN = "not stated; see what the model was trained on and started from"
 
 
@@ -104,20 +115,59 @@ def is_hub_id(name) -> bool:
 
 class PushesCheckpoint:
     """
-    For what `transformers.utils.PushToHubMixin` pushes. Where the repository has no card yet, transformers makes a form
-    to be filled in, and this replaces the form. A datastore that a former push left there would be that of this model:
-    it is deleted where this model has none.
+    Before a class of transformers: what it pushes is what its own `save_pretrained` writes, datastore included, with a
+    card of ours where the repository has none.
     """
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+        """
+        As the class of transformers has it. With `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`]
+        does it; without a `repo_id` the repository takes the name of the folder.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub and kwargs.get("is_main_process", True):
+            name = os.path.basename(os.path.normpath(save_directory))
+            self.push_to_hub(**{"repo_id": name, **hub_kwargs})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
+        **save_kwargs,
+    ) -> CommitInfo:
+        """
+        Uploads what `save_pretrained` writes, in one commit; the arguments are those of transformers' `push_to_hub`,
+        and further ones go to `save_pretrained`. Files of a datastore that a former push left there, and that this
+        model does not have, are deleted: they would be taken for this model's.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr") and not create_pr:
+            create_branch(repo_id, branch=revision, token=token, exist_ok=True)
         model = getattr(self, "model", self)
-        path = Path(working_dir, "README.md")
-        if path.is_file() and "# Model Card for Model ID" in path.read_text(encoding="utf-8"):
-            tags = ModelCard.load(path).data.tags or ()  # those that push_to_hub was given
-            card = model_card(repo_id, getattr(model, "config", None), tags=tags)
-            path.write_text(card, encoding="utf-8")
-        if getattr(model, "datastore", self) is None and not kwargs.get("create_pr"):
-            place = {"repo_id": repo_id, "revision": kwargs.get("revision"), "token": kwargs.get("token")}
-            if file_exists(filename="datastore/datastore.json", **place):
-                delete_folder("datastore", commit_message="Delete the datastore of the former model", **place)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **save_kwargs)
+            card = Path(folder, "README.md")
+            if file_exists(repo_id, "README.md", revision=revision, token=token):  # and stays, but for the tags
+                text = ModelCard.load(repo_id, token=token)
+                text.data.tags = list(dict.fromkeys([*(text.data.tags or ()), *(tags or ())])) or None
+            else:
+                text = model_card(repo_id, getattr(model, "config", None), tags=tags or ())
+            card.write_text(str(text), encoding="utf-8")
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                delete_patterns="datastore/*" if hasattr(model, "datastore") else None,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )

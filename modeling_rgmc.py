@@ -565,17 +565,13 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
         self.set_datastore(self.datastore)  # refuses one that the encoder has been trained away from
         self.config.datastore_rows = 0 if self.datastore is None else len(self.datastore)
-        if is_main_process:  # before the rest, with which it may be pushed
+        if is_main_process:
             directory = os.path.join(save_directory, "datastore")
             if self.datastore is None:
                 shutil.rmtree(directory, ignore_errors=True)
             else:
                 self.datastore.save_pretrained(directory)
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # Of what `save_pretrained(push_to_hub=True)` finds in the folder, which it does not push.
-        return {name: time for name, time in super()._get_files_timestamps(working_dir).items() if name != "datastore"}
 
 
 def rename_cache(arguments: dict, function: Callable):

@@ -23,11 +23,11 @@ from transformers.utils import logging
 
 try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from .model_card_rgmc import PushesCheckpoint, model_card
+    from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
     from .retrieval_rgmc import join_candidates, left_pad
 except ImportError:
     from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from model_card_rgmc import PushesCheckpoint, model_card
+    from model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
     from retrieval_rgmc import join_candidates, left_pad
 
 logger = logging.get_logger(__name__)
@@ -87,16 +87,24 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         self.text_model_id = None  # loaded now, and saved beside the rest
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "RGMCProcessor":
+        """
+        Loads the processor of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Hub id or folder.
+            kwargs: `revision`, `token`, `cache_dir` … of the Hub; others take the place of what was saved.
+        """
+        settings, changes = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         # Our own classes: the Auto classes would ask for trust in the checkpoint's copy of this very code.
         feature_extractor = RGMCFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        text_model_id = (processor_dict or {}).get("text_model_id")
+        text_model_id = settings.get("text_model_id")
         if text_model_id:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
         else:  # or it looks into config.json, and asks for trust again
             kwargs = {**kwargs, "config": PreTrainedConfig()}
         tokenizer = AutoTokenizer.from_pretrained(text_model_id or pretrained_model_name_or_path, **kwargs)
-        return [feature_extractor, tokenizer]
+        return cls.from_args_and_dict([feature_extractor, tokenizer], settings, **changes)
 
     @property
     def separator_token_id(self) -> int:
@@ -324,11 +332,10 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
     def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
         """
         Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
-        `push_to_hub` it is pushed, too, as `push_to_hub(repo_id, ...)` does it; without a `repo_id` it takes the name
-        of the folder.
+        `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`] does it; without a `repo_id` it takes the
+        name of the folder.
         """
-        names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
-        hub_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         name = os.path.basename(os.path.normpath(save_directory))
