@@ -2,8 +2,35 @@
 
 from typing import Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+import transformers
+from transformers.utils import logging
+
+TESTED_TRANSFORMERS = ("5.6", "5.24")  # the oldest and the newest version that the tests have passed with
+
+
+def check_transformers(version: str):
+    """
+    Warns once where `version` of transformers is newer than the tested ones.
+
+    Raises:
+        `RuntimeError`: where it is older. (An `ImportError` would be taken for a module that is found elsewhere.)
+    """
+    oldest, newest = TESTED_TRANSFORMERS
+    major, minor = newest.split(".")
+    mend = f"pip install 'transformers>={oldest},<{major}.{int(minor) + 1}'"
+    number, first, last = (tuple(map(int, text.split(".")[:2])) for text in (version, oldest, newest))
+    if number < first:
+        raise RuntimeError(f"RGMC needs transformers {oldest} or newer, and this is {version}: `{mend}`")
+    if number > last:
+        logging.get_logger(__name__).warning_once(
+            f"RGMC was tested with transformers {oldest} to {newest}; this is {version}. If something fails: `{mend}`"
+        )
+
+
+check_transformers(transformers.__version__)  # before what an older version does not have
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
 # HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from.
 HTSAT_BASE = {

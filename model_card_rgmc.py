@@ -16,6 +16,11 @@ from huggingface_hub import (
 )
 from transformers import PreTrainedConfig
 
+try:
+    from .configuration_rgmc import TESTED_TRANSFORMERS
+except ImportError:
+    from configuration_rgmc import TESTED_TRANSFORMERS
+
 CARD = """---
 {metadata}
 ---
@@ -44,8 +49,8 @@ inputs = processor(audio=["song.mp3"], return_tensors="pt")
 print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
 ```
 
-This runs code of this repository, which needs transformers 5.6 or newer, torch, av and soxr, and for a datastore
-datasets and faiss-cpu.
+This runs code of this repository. It needs transformers {oldest} or newer (tested up to {newest}), torch, av and soxr,
+and for a datastore datasets and faiss-cpu.
 {datastore}
 {sections}## Limits and biases
 
@@ -99,6 +104,8 @@ def model_card(
     )
     return CARD.format(
         metadata=data.to_yaml(),
+        oldest=TESTED_TRANSFORMERS[0],
+        newest=TESTED_TRANSFORMERS[1],
         name=name.split("/")[-1],
         checkpoint=name,
         datastore=f"The datastore in `datastore/` holds {rows} captions.\n" if rows else "",

@@ -22,6 +22,8 @@ from transformers import (
 from transformers.utils import logging
 
 try:
+    # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
+    from .configuration_rgmc import RGMCConfig  # noqa: F401
     from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
     from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
     from .retrieval_rgmc import join_candidates, left_pad

@@ -15,7 +15,7 @@ from modeling_rgmc import CACHE_NAMES, RGMCModel, rename_cache
 
 @pytest.fixture
 def make_lively(make_model):
-    """Models whose captions have words: random weights of the usual size say the same of each clip, which is nothing."""
+    """Models that say something else of each clip; random weights of the usual size do not."""
 
     def make(**fields) -> RGMCModel:
         model = make_model(max_new_tokens=8, **fields)

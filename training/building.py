@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from configuration_rgmc import RGMCConfig
@@ -73,10 +73,19 @@ def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProc
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, as GPT-2's, of these captions."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(captions, vocab_size=vocab_size, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(captions, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
 
 
