@@ -22,7 +22,7 @@ def check_transformers(version: str):
     if number < first:
         raise RuntimeError(f"RGMC needs transformers {oldest} or newer, and this is {version}: `{mend}`")
     if number > last:
-        logging.get_logger(__name__).warning_once(
+        logging.get_logger("rgmc").warning_once(  # one name for the copies of this code in several checkpoints
             f"RGMC was tested with transformers {oldest} to {newest}; this is {version}. If something fails: `{mend}`"
         )
 

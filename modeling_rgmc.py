@@ -160,6 +160,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             "ForCausalLM"  # transformers cannot tell it from the name GPT2LMHeadModel, and warns
         )
         self.datastore: CaptionDatastore | None = None
+        self.loaded_revision: str | None = None  # of its repository, where it was loaded from a certain one
         if not config.uses_audio:
             self.freeze_audio_tower()
         self.post_init()
@@ -549,6 +550,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             for name in ("relative_position_index", "num_batches_tracked"):
                 if isinstance(buffer := getattr(module, name, None), torch.Tensor):
                     setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
+        model.loaded_revision = kwargs.get("revision")
         if not load_datastore:
             return loaded
         if datastore is None and model.config.datastore_rows > 0:

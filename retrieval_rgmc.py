@@ -633,8 +633,8 @@ def _processor_of(model):
     if not model.name_or_path:
         raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
     processor_class, _ = _import_processing()
-    commit = getattr(model.config, "_commit_hash", None)
-    return processor_class.from_pretrained(model.name_or_path, **({"revision": commit} if commit else {}))
+    revision = {"revision": model.loaded_revision} if model.loaded_revision else {}
+    return processor_class.from_pretrained(model.name_or_path, **revision)
 
 
 def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":

@@ -144,7 +144,7 @@ def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, c
         CaptionDatastore.build(make_model(), songs)
     asked = []
     monkeypatch.setattr(RGMCProcessor, "from_pretrained", lambda *args, **kwargs: asked.append(kwargs) or processor)
-    model.config._commit_hash = "c" * 40  # as of a model of the Hub
+    model.loaded_revision = "c" * 40  # as of a model of the Hub
     CaptionDatastore.build(model, songs[:1])
     assert asked == [{"revision": "c" * 40}]
 

@@ -135,6 +135,7 @@ for checkpoint, revision in json.loads(sys.argv[1]):
     inputs = processor(audio=["song.mp3"])
     tokens = model.generate(**inputs)
     found[f"{checkpoint}@{revision}"] = {
+        "revision": model.loaded_revision,
         "classes": [type(part).__name__ for part in (model, processor, *others)],
         "caption": tokenizer.batch_decode(tokens, skip_special_tokens=True)[0],
         "pipeline": captioner("song.mp3"),
@@ -245,6 +246,8 @@ def test_the_hub_gives_back_what_it_was_given(loaded, local, published):
     assert pinned["pipeline"] == approximately(local["checkpoint-500"])
     assert without["pipeline"] == bare["pipeline"] == approximately(local["without"])
     assert len({entry["caption"] for entry in (main, pinned, without)}) == 3
+    # By which `CaptionDatastore.build` finds the processor of the very model.
+    assert (main["revision"], pinned["revision"]) == (None, published[REPO][0])
     for entry in loaded[0].values():
         assert entry["classes"] == ["RGMCModel", "RGMCProcessor", "RGMCConfig", "RGMCFeatureExtractor"]
         assert entry["caption"] == entry["pipeline"]["caption"]

@@ -77,8 +77,13 @@ def test_the_ways_to_load_a_model_change_nothing_of_what_it_says(checkpoint, log
 def test_a_compiled_model_computes_the_same_as_one_graph(checkpoint, log_mels):
     model = RGMCModel.from_pretrained(checkpoint)
     inputs = {"input_ids": torch.tensor([[5, 0], [6, 0]]), "input_features": log_mels(2)}
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    options = {"backend": "eager", "fullgraph": True}
+    compiled = torch.compile(model, **options)
     with torch.no_grad():
+        try:
+            torch.compile(model.text_model, **options)(inputs["input_ids"])
+        except torch._dynamo.exc.Unsupported as error:
+            pytest.skip(f"torch {torch.__version__} cannot compile transformers' own GPT-2 as one graph: {error}")
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 

@@ -253,11 +253,33 @@ def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> s
     )
 
 
+def renew_model(checkpoint: Path):
+    """
+    Saves a checkpoint of `train.py` again in its own place: the same model with the code of this repository. For one
+    whose own code is too old for the transformers that is installed.
+    """
+    model, processor = RGMCModel.from_pretrained(checkpoint, dtype="auto"), RGMCProcessor.from_pretrained(checkpoint)
+    card = checkpoint / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else model_card(checkpoint.resolve().name, model.config)
+    save_model(checkpoint, model, processor, text)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Pushes a checkpoint of train.py to the Hub: the model, nothing else.")
+    parser = argparse.ArgumentParser(description="Renews the code in a checkpoint, or pushes a checkpoint to the Hub.")
     parser.add_argument("checkpoint", type=Path, help="folder that train.py wrote")
-    parser.add_argument("repo_id", help="owner/name on the Hub; made where it does not exist")
+    parser.add_argument(
+        "repo_id",
+        nargs="?",
+        help="owner/name on the Hub, made where it does not exist; the model is pushed, nothing else",
+    )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--renew", action="store_true", help="first save it again with this repository's code")
     options = parser.parse_args()
-    push_model(options.checkpoint, options.repo_id, options.private)
-    print(f"Pushed {options.checkpoint} to {options.repo_id}")
+    if not options.repo_id and not options.renew:
+        parser.error("nothing to do: name a repository to push to, or --renew")
+    if options.renew:
+        renew_model(options.checkpoint)
+        print(f"{options.checkpoint} now holds the code of this repository")
+    if options.repo_id:
+        push_model(options.checkpoint, options.repo_id, options.private)
+        print(f"Pushed {options.checkpoint} to {options.repo_id}")
