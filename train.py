@@ -44,8 +44,7 @@ from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore
-from retrieval_rgmc import check_search
+from retrieval_rgmc import CaptionDatastore, check_search
 from training.arguments import (
     DataArguments,
     ModelArguments,
