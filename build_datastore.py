@@ -49,7 +49,10 @@ class DatastoreArguments:
         default="float32", metadata={"help": "Of the embeddings; float16 is half, int8 a quarter as large."}
     )
     string_factory: str = field(
-        default="Flat", metadata={"help": "FAISS index, saved with the datastore; Flat is exact and needs none."}
+        default="Flat", metadata={"help": "FAISS index, made at the first search; Flat is exact and needs none."}
+    )
+    search_parameters: str | None = field(
+        default=None, metadata={"help": "Of that index: nprobe=32, efSearch=64; FAISS's own (1, 16) if unset."}
     )
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Also push the datastore to this repository on the Hub."}
@@ -73,7 +76,8 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
     """
     # 1. The clips
     config = RGMCConfig.from_pretrained(args.model)
-    check_search(config.audio_config.projection_dim, args.string_factory, args.storage)
+    searching = (args.string_factory, args.storage, args.search_parameters)
+    check_search(config.audio_config.projection_dim, *searching)
     processor = RGMCProcessor.from_pretrained(args.model)
     split = Split(
         load_captions(args.dataset, args.split, args.caption_column, args.id_column),
@@ -87,7 +91,8 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
     # 2. Their embeddings, for which the datastore that the checkpoint carries is not needed
     model = RGMCModel.from_pretrained(args.model, load_datastore=False).to(accelerator.device).eval()
     rows = datastore_rows(features, processor)
-    datastore = build_datastore(model, features, rows, accelerator, args.batch_size, args.string_factory, args.storage)
+    check_search(config.audio_config.projection_dim, *searching, rows=len(rows))
+    datastore = build_datastore(model, features, rows, accelerator, args.batch_size, *searching)
 
     # 3. The files
     if accelerator.is_main_process:

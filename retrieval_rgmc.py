@@ -7,6 +7,7 @@ Shape letters: `N` datastore rows, `B` queries, `E` numbers of an audio embeddin
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +27,34 @@ from transformers.utils import cached_file, logging
 if TYPE_CHECKING:
     try:
         import datasets
+        import faiss
     except ImportError:
         pass
 
-FORMAT_VERSION = 2  # version 1 knew float32 alone, no index file, and neither source nor license
+FORMAT_VERSION = 3  # version 1 knew float32 alone and neither source nor license; 1 and 2 no search parameters
 COLUMNS = ["id", "caption", "input_ids"]
 PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, None where they are not known
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
-INDEX_FILE = "index.faiss"  # where the search is not exact: to train and to fill an index may take long
+INDEX_FILE = "index.faiss"  # of version 2: never read, for FAISS trusts what stands in a file, and deleted by a save
+ENTRIES = {  # of datastore.json, with their types
+    **{"rows": int, "embedding_size": int, "string_factory": str, "encoder_fingerprint": str, "storage": str},
+    **{"search_parameters": str | None, "vocab_size": int | None},
+}
+INDEX_NAME = "embeddings"  # of the index of `CaptionDatastore.rows`
 STORAGES = ("float32", "float16", "int8")
 BLOCK_ROWS = 2**16  # what is read as float32 at once
 INDEX_TRAINING_ROWS = 2**18
+
+# What FAISS is asked for may come from a stranger's file: it must not end the process, nor take memory without bound.
+MAX_HNSW_LINKS = 256
+NUMBER = "[1-9][0-9]{0,5}"
+CODES = f"(Flat|SQ4|SQ6|SQ8|SQfp16|PQ{NUMBER}(x[1-8])?)"
+STRING_FACTORY = re.compile(
+    f"(OPQ{NUMBER}(_{NUMBER})?,)?(Flat|HNSW{NUMBER}(,{CODES})?|IVF{NUMBER}(_HNSW{NUMBER})?,{CODES})"
+)
+DEFAULT_PARAMETERS = {"nprobe": 1, "efSearch": 16}  # of FAISS
+PARAMETER = f"({'|'.join(DEFAULT_PARAMETERS)})={NUMBER}"
+SEARCH_PARAMETERS = re.compile(f"{PARAMETER}(, ?{PARAMETER})*")
 
 
 def join_candidates(candidates: list[list[int]], separator_token_id: int) -> list[int]:
@@ -106,15 +124,29 @@ class CaptionDatastore:
         encoder_fingerprint (`str`): `RGMCModel.encoder_fingerprint()` of the model that made them.
         string_factory (`str`, defaults to `"Flat"`):
             `"Flat"` is exact search in the embeddings as they lie in memory or in a mapped file. Any other is an index
-            of FAISS with vectors of its own, approximate and faster: [`~CaptionDatastore.index`].
+            of FAISS with vectors of its own, approximate and faster, made at the first search: `HNSW32`, `IVF1024,Flat`
+            or `IVF65536_HNSW32,Flat`, with `SQ8`, `SQ6`, `SQ4`, `SQfp16`, `PQ64` or `PQ64x4` in place of `Flat` to
+            store its vectors smaller (`HNSW32,SQ8`), all of them also after `OPQ64,` or `OPQ64_256,`.
         storage (`str`, defaults to `"float32"`):
             What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
         vocab_size (`int`, *optional*):
             Of the decoder that the tokens are for: those of another one would be other words.
+        search_parameters (`str`, *optional*):
+            How thoroughly such an index is searched: `"nprobe=32"` (cells of an IVF), `"efSearch=64"` (of an HNSW), or
+            both with a comma; FAISS's defaults are 1 and 16. An attribute, which may be set later; saved.
+
+    Attributes:
+        rows (`datasets.Dataset`):
+            The `N` rows with all columns, and with the search as its index `"embeddings"`:
+            `rows.get_nearest_examples("embeddings", query, k)` and `rows.search_batch("embeddings", queries, k)`.
+            `datasets` refuses to select, filter, sort or save rows with an index; a plain dataset of the same rows is
+            `plain = datastore.rows.with_format(None)` after `plain.drop_index("embeddings")`.
+        embeddings (`np.ndarray` of shape `(N, E)`): As they are stored.
 
     Raises:
         `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
-        or there is no such `storage`.
+        there is no such `storage`, or no such index: at most 262,144 cells and no more than rows, 2 to 256 links of an
+        HNSW, at least as many rows as a PQ has centroids (256, or 2^b of `x`b), and as `E` for an OPQ.
     """
 
     def __init__(
@@ -125,18 +157,23 @@ class CaptionDatastore:
         string_factory: str = "Flat",
         storage: str = "float32",
         vocab_size: int | None = None,
+        search_parameters: str | None = None,
     ):
         self.encoder_fingerprint = encoder_fingerprint
         self.vocab_size = vocab_size
         self.string_factory = string_factory
         self.storage = storage
-        self._set_rows(rows, embeddings)
+        self._set_rows(rows, embeddings, search_parameters)
 
-    def _set_rows(self, rows: "datasets.Dataset", embeddings: np.ndarray):
+    def _set_rows(self, rows: "datasets.Dataset", embeddings: np.ndarray, search_parameters: str | None):
         _check_rows(rows, embeddings)
+        check_search(embeddings.shape[1], self.string_factory, self.storage, search_parameters, len(rows))
         row_of_id = {str(row_id): row for row, row_id in enumerate(rows["id"][:])}
         encoded = encode_embeddings(embeddings, self.storage)
-        self.rows, self.embeddings, self._row_of_id, self._index = _as_stored(rows), encoded, row_of_id, None
+        index = EmbeddingIndex(encoded, self.string_factory, search_parameters)
+        rows = _as_stored(rows)
+        _attach(index, rows)
+        self.rows, self.embeddings, self._row_of_id, self._index = rows, encoded, row_of_id, index
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -156,6 +193,7 @@ class CaptionDatastore:
         batch_size: int = 16,
         string_factory: str = "Flat",
         storage: str = "float32",
+        search_parameters: str | None = None,
     ) -> "CaptionDatastore":
         """
         Embeds songs with a model's encoder.
@@ -167,18 +205,21 @@ class CaptionDatastore:
                 first is taken), `id` (else the name of the audio's file), and optionally `source` and `license`.
             processor (`RGMCProcessor`, *optional*): By default that of the checkpoint that the model was loaded from.
             batch_size (`int`, defaults to 16): Clips that are embedded at once.
-            string_factory, storage (`str`): As in the class.
+            string_factory, storage, search_parameters (`str`): As in the class.
 
         Raises:
             `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used,
-            and for a `storage` or `string_factory` that does not exist.
+            and for a `storage`, `string_factory` or `search_parameters` that does not exist.
         """
-        check_search(model.config.audio_config.projection_dim, string_factory, storage)  # before hours of decoding
+        searching = (model.config.audio_config.projection_dim, string_factory, storage, search_parameters)
+        check_search(*searching)  # before hours of decoding
         processor = processor or _processor_of(model)
         rows, sounds = _read_songs(dataset, processor)
+        check_search(*searching, rows=len(rows))
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
         vocab_size = model.config.text_config.vocab_size
-        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage, vocab_size)
+        fingerprint = model.encoder_fingerprint()
+        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters)
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
@@ -202,14 +243,15 @@ class CaptionDatastore:
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
         datasets, _ = _import_datasets()
         joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
-        self._set_rows(joined, np.concatenate([self.embeddings, embeddings]))
+        self._set_rows(joined, np.concatenate([self.embeddings, embeddings]), self.search_parameters)
 
     def remove(self, ids: str | list[str]):
         """
         Takes rows away, in this datastore itself, by their ids.
 
         Raises:
-            `ValueError`: for an id that it does not have. Nothing is removed then.
+            `ValueError`: for an id that it does not have, or when too few rows would be left for its index. Nothing is
+            removed then.
         """
         ids = [str(row_id) for row_id in ([ids] if isinstance(ids, (str, int)) else ids)]
         unknown = [row_id for row_id in ids if row_id not in self._row_of_id]
@@ -217,7 +259,8 @@ class CaptionDatastore:
             raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
         kept = np.ones(len(self), bool)
         kept[[self._row_of_id[row_id] for row_id in ids]] = False
-        self._set_rows(self.rows.select(np.flatnonzero(kept)), self.embeddings[kept])
+        rows = _as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index does not
+        self._set_rows(rows, self.embeddings[kept], self.search_parameters)
 
     def read_embeddings(self, rows: slice | np.ndarray) -> np.ndarray:
         """The embeddings of these rows as float32 unit vectors."""
@@ -247,18 +290,14 @@ class CaptionDatastore:
         Returns:
             Row numbers (`(B, K)`, int64, -1 where there are fewer rows than that) and similarities (`(B, K)`, float32).
         """
-        queries = np.ascontiguousarray(torch.as_tensor(queries).detach().float().cpu().numpy())
-        if queries.ndim != 2 or queries.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(f"Queries must have the shape (B, {self.embeddings.shape[1]}), got {queries.shape}")
+        queries = _as_queries(queries, self.embeddings.shape[1])
         if exclude_ids is not None and len(exclude_ids) != len(queries):
             raise ValueError(f"Got {len(queries)} queries but {len(exclude_ids)} `exclude_ids`: they must match 1:1")
         wanted = k if exclude_ids is None else k + 1
         if torch.device(device).type != "cpu" and self.string_factory == "Flat" and len(self):
             rows, similarities = search_exactly(self.embeddings, queries, wanted, device)
-        elif self.string_factory == "Flat" or not len(self):
-            rows, similarities = self._search_blocks(queries, wanted)
         else:
-            similarities, rows = self.index.search(queries, wanted)
+            similarities, rows = self.rows.search_batch(INDEX_NAME, queries, wanted)
         if exclude_ids is not None:
             # Excluded by id and never by rank: of two equal songs either may come first.
             own_rows = np.array([-1 if name is None else self._row_of_id.get(str(name), -1) for name in exclude_ids])
@@ -285,56 +324,38 @@ class CaptionDatastore:
             licenses=[[row["license"] for row in query] for query in found],
         )
 
-    def _search_blocks(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        faiss = _import_faiss()
-        best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for start, block in _blocks(self.embeddings, BLOCK_ROWS):
-            similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
-            best.add_result(similarities, rows + start)  # -1 is never better than nothing
-        best.finalize()
-        return best.I, best.D
+    @property
+    def search_parameters(self) -> str | None:
+        return self._index.search_parameters
+
+    @search_parameters.setter
+    def search_parameters(self, search_parameters: str | None):
+        check_search(self.embeddings.shape[1], self.string_factory, self.storage, search_parameters, len(self))
+        self._index.set_search_parameters(search_parameters)
 
     @property
-    def index(self):
+    def index(self) -> "faiss.Index":
         """
-        The FAISS index of `string_factory`, made when it is first needed and saved with the datastore. It keeps what is
-        set in it: `faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=32")`.
+        The FAISS index of `string_factory`, made when it is first needed. What is set in it is not saved:
+        `search_parameters` are. That of `"Flat"` is a copy of the embeddings that no search needs.
         """
-        if self._index is None:
-            index = _make_index(self.embeddings.shape[1], self.string_factory)
-            if not index.is_trained:
-                every = math.ceil(len(self) / INDEX_TRAINING_ROWS)
-                try:
-                    index.train(np.ascontiguousarray(self.read_embeddings(slice(None, None, every))))
-                except RuntimeError as error:
-                    raise ValueError(
-                        f"The index {self.string_factory!r} cannot be trained with {len(self)} captions ({error}): "
-                        "take one of fewer cells, or 'Flat', which is exact"
-                    ) from error
-            # What is float32 already goes in at once: an index that grows is copied again and again.
-            for _, block in _blocks(self.embeddings, len(self) if self.storage == "float32" else BLOCK_ROWS):
-                index.add(block)
-            self._index = index  # whole: an interruption leaves none
-        return self._index
+        return self._index.make()
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike):
         """
-        Writes `datastore.json`, `captions.parquet`, `embeddings.safetensors` and, with a `string_factory` other than
-        `"Flat"`, `index.faiss` into a folder, whose datastore of before they replace.
+        Writes `datastore.json`, `captions.parquet` and `embeddings.safetensors` into a folder, whose datastore of
+        before they replace. An index is not written: it is made anew of the embeddings.
         """
         _, pyarrow = _import_datasets()
         directory = Path(save_directory)
-        index = self.index if self.string_factory != "Flat" and len(self) else None
         # Beside their place first: the former files may be what this datastore's embeddings are mapped from.
         staging = directory / ".incomplete"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
         pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
-        if index is not None:
-            _import_faiss().write_index(index, str(staging / INDEX_FILE))
         description = {
             "format_version": FORMAT_VERSION,
             "rows": len(self),
@@ -343,6 +364,7 @@ class CaptionDatastore:
             "normalized": True,
             "storage": self.storage,
             "string_factory": self.string_factory,
+            "search_parameters": self.search_parameters,
             "encoder_fingerprint": self.encoder_fingerprint,
             "vocab_size": self.vocab_size,
         }
@@ -373,29 +395,41 @@ class CaptionDatastore:
                 repo_id=repo_id,
                 folder_path=folder,
                 path_in_repo=path_in_repo or None,
-                allow_patterns=[*DATASTORE_FILES, INDEX_FILE],
+                allow_patterns=[*DATASTORE_FILES],
+                delete_patterns=[INDEX_FILE],
                 commit_message=commit_message,
                 token=token,
             )
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike, subfolder: str = "", **hub_kwargs) -> "CaptionDatastore":
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike,
+        subfolder: str = "",
+        string_factory: str | None = None,
+        search_parameters: str | None = None,
+        **hub_kwargs,
+    ) -> "CaptionDatastore":
         """
         Loads a datastore from its folder or Hub id, or from that of a checkpoint, which holds it in `datastore/`.
 
-        The embeddings are mapped from their file, not read into memory; captions and ids are.
+        The embeddings are mapped from their file, not read into memory; captions and ids are. An index is made of them
+        at the first search.
 
         Args:
             path_or_id (`str` or `os.PathLike`)
             subfolder (`str`, defaults to `""`): Where in the folder or repository.
+            string_factory, search_parameters (`str`, *optional*):
+                As in the class, instead of those it was saved with; another `string_factory` comes without the latter.
             hub_kwargs: `revision`, `token`, `cache_dir` … of the Hub.
 
         Raises:
             `FileNotFoundError`: when there is none; `ValueError`: when its files are damaged or do not belong together.
         """
-        datastore = cls._find(path_or_id, subfolder, **hub_kwargs)
+        searching = {"string_factory": string_factory, "search_parameters": search_parameters}
+        datastore = cls._find(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
-            datastore = cls.from_checkpoint(path_or_id, subfolder, **hub_kwargs)
+            datastore = cls.from_checkpoint(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
             raise FileNotFoundError(
                 f"{path_or_id} holds no datastore: expected the files {', '.join(DATASTORE_FILES)} in it or in "
@@ -407,11 +441,21 @@ class CaptionDatastore:
     def from_checkpoint(
         cls, path_or_id: str | os.PathLike, subfolder: str = "", **hub_kwargs
     ) -> "CaptionDatastore | None":
-        """The datastore in `datastore/` of a checkpoint's folder or Hub repository, or `None` where it has none."""
+        """
+        As [`~CaptionDatastore.from_pretrained`], but only the datastore in `datastore/` of a checkpoint's folder or Hub
+        repository, or `None` where it has none.
+        """
         return cls._find(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
 
     @classmethod
-    def _find(cls, path_or_id: str | os.PathLike, subfolder: str, **hub_kwargs) -> "CaptionDatastore | None":
+    def _find(
+        cls,
+        path_or_id: str | os.PathLike,
+        subfolder: str,
+        string_factory: str | None = None,
+        search_parameters: str | None = None,
+        **hub_kwargs,
+    ) -> "CaptionDatastore | None":
         _, pyarrow = _import_datasets()
         find = partial(cached_file, path_or_id, subfolder=subfolder, **hub_kwargs)
         description_file = find("datastore.json", _raise_exceptions_for_missing_entries=False)
@@ -423,14 +467,18 @@ class CaptionDatastore:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{description_file} is damaged ({error}): copy it again, or rebuild it") from error
         version = description.get("format_version")
-        if version not in (1, FORMAT_VERSION):
+        if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
                 f"{description_file} has format version {version}, but this code reads versions 1 to "
                 f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
-        needed = ("rows", "embedding_size", "string_factory", "encoder_fingerprint")
-        if missing := [name for name in needed if name not in description]:
+        description = {"storage": "float32", "search_parameters": None, "vocab_size": None} | description
+        if missing := [name for name in ENTRIES if name not in description]:
             raise ValueError(f"{description_file} lacks {', '.join(missing)}: copy it again, or rebuild it")
+        for name, kind in ENTRIES.items():
+            if not isinstance(description[name], kind):
+                expected = getattr(kind, "__name__", kind)
+                raise ValueError(f"{description_file} has {description[name]!r} as {name}: expected {expected}")
         try:
             rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet")))
             embeddings = load_file(find("embeddings.safetensors"))["embeddings"].numpy()  # mapped
@@ -442,46 +490,189 @@ class CaptionDatastore:
                 f"{folder} is incomplete: datastore.json says {expected[0]} rows of {expected[1]} numbers, but there "
                 f"are {len(rows)} captions and embeddings of shape {embeddings.shape}"
             )
-        storage, string_factory = description.get("storage", "float32"), description["string_factory"]
+        storage = description["storage"]
         if embeddings.dtype != storage:
             raise ValueError(
                 f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: they "
                 "are files of two datastores"
             )
-        fingerprint, vocab_size = description["encoder_fingerprint"], description.get("vocab_size")
-        datastore = cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size)
-        if string_factory != "Flat":
-            index_file = find(INDEX_FILE, _raise_exceptions_for_missing_entries=False)
-            if index_file is not None:
-                try:
-                    datastore._index = _import_faiss().read_index(index_file)
-                except RuntimeError as error:
-                    raise ValueError(f"{index_file} is damaged ({error}): without it, it is made anew") from error
-                if (datastore._index.ntotal, datastore._index.d) != expected:
-                    raise ValueError(f"{index_file} is the index of another datastore: without it, it is made anew")
-        return datastore
+        if string_factory is None:
+            string_factory = description["string_factory"]
+            search_parameters = search_parameters or description["search_parameters"]
+        try:
+            check_search(embeddings.shape[1], string_factory, storage, search_parameters, len(rows))
+        except ValueError as error:
+            raise ValueError(
+                f"The datastore in {folder} cannot be searched ({error}): pass another string_factory to "
+                "`CaptionDatastore.from_pretrained`, such as 'Flat'"
+            ) from error
+        fingerprint, vocab_size = description["encoder_fingerprint"], description["vocab_size"]
+        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters)
 
 
-# -- embeddings in memory and in files --------------------------------------------------------------------------------
+# -- the index --------------------------------------------------------------------------------------------------------
 
 
-def _make_index(size: int, string_factory: str):
+class EmbeddingIndex:
+    """
+    The index of [`CaptionDatastore.rows`]: as much of a `faiss.Index` as `datasets` asks for, of embeddings as they are
+    stored, which it shares. `"Flat"` searches in these themselves, any other `string_factory` in a FAISS index that is
+    made of them when it is first needed.
+    """
+
+    is_trained = True
+
+    def __init__(self, embeddings: np.ndarray, string_factory: str, search_parameters: str | None = None):
+        self.embeddings = embeddings
+        self.string_factory = string_factory
+        self.search_parameters = search_parameters
+        self.ntotal, self.d = embeddings.shape
+        self.metric_type = _import_faiss().METRIC_INNER_PRODUCT
+        self._made = None
+
+    def __deepcopy__(self, memo: dict) -> "EmbeddingIndex":
+        return self  # `rows.with_format` and others copy a dataset with its indexes
+
+    def add(self, vectors: np.ndarray):
+        """`datasets` adds the vectors of a dataset to its index; those of this one are there already."""
+        if len(vectors):
+            raise ValueError(f"Got {len(vectors)} vectors to add to the index of a datastore: add songs to itself")
+
+    def search(
+        self, queries: np.ndarray, k: int, params: "faiss.SearchParameters | None" = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities and row numbers, each `(B, K)`, -1 where there are fewer rows; `params` as FAISS has them."""
+        queries = _as_queries(queries, self.d)
+        if self.string_factory != "Flat" and self.ntotal:
+            return self.make().search(queries, k, params=params)
+        if params is not None:
+            raise ValueError("An exact search has no parameters: got `params`")
+        faiss = _import_faiss()
+        best = faiss.ResultHeap(len(queries), k, keep_max=True)
+        for start, block in _blocks(self.embeddings, BLOCK_ROWS):
+            similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+            best.add_result(similarities, rows + start)  # -1 is never better than nothing
+        best.finalize()
+        return best.D, best.I
+
+    def make(self) -> "faiss.Index":
+        """The FAISS index of `string_factory` with all embeddings, made at the first call."""
+        if self._made is None:
+            index = _make_index(self.d, self.string_factory)
+            described = f"Making the index {self.string_factory}"
+            with logging.tqdm(total=self.ntotal, desc=described, unit="caption", leave=False) as progress:
+                if not index.is_trained:
+                    every = math.ceil(self.ntotal / INDEX_TRAINING_ROWS)
+                    try:
+                        index.train(np.ascontiguousarray(decode_embeddings(self.embeddings[::every])))
+                    except RuntimeError as error:
+                        raise ValueError(
+                            f"The index {self.string_factory!r} cannot be trained with {self.ntotal} captions "
+                            f"({error}): take one of fewer cells, or 'Flat', which is exact"
+                        ) from error
+                # What is float32 already goes in at once: an index that grows is copied again and again.
+                is_float32 = self.embeddings.dtype == np.float32
+                for _, block in _blocks(self.embeddings, max(self.ntotal, 1) if is_float32 else BLOCK_ROWS):
+                    index.add(block)
+                    progress.update(len(block))
+            _set_parameters(index, self.string_factory, self.search_parameters)
+            self._made = index  # whole: an interruption leaves none
+        return self._made
+
+    def set_search_parameters(self, search_parameters: str | None):
+        if self._made is not None:
+            _set_parameters(self._made, self.string_factory, search_parameters)
+        self.search_parameters = search_parameters
+
+
+def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
+    datasets, _ = _import_datasets()
+    shown = not datasets.are_progress_bars_disabled()
+    if shown:
+        datasets.disable_progress_bars()  # it would be one of no vectors
+    try:
+        nothing = np.empty((0, index.d), np.float32)
+        rows.add_faiss_index_from_external_arrays(nothing, index_name=INDEX_NAME, custom_index=index)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _as_queries(queries: torch.Tensor | np.ndarray, size: int) -> np.ndarray:
+    if isinstance(queries, torch.Tensor):
+        queries = queries.detach().float().cpu().numpy()
+    queries = np.ascontiguousarray(queries, np.float32)
+    if queries.ndim != 2 or queries.shape[1] != size:
+        raise ValueError(f"Queries must have the shape (B, {size}), got {queries.shape}")
+    return queries
+
+
+def _make_index(size: int, string_factory: str) -> "faiss.Index":
     faiss = _import_faiss()
     try:
         return faiss.index_factory(size, string_factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
-            f"string_factory {string_factory!r} is no index of FAISS for vectors of {size} numbers ({error}): expected "
-            "'Flat', or such as 'HNSW32' or 'IVF1024,SQ8'"
+            f"string_factory {string_factory!r} is no index of FAISS for vectors of {size} numbers ({error})"
         ) from error
 
 
-def check_search(size: int, string_factory: str, storage: str):
-    """Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers could not be of this kind."""
+def _set_parameters(index: "faiss.Index", string_factory: str, search_parameters: str | None):
+    """The parameters of an index, those that are not named as FAISS has them by default."""
+    space = _import_faiss().ParameterSpace()
+    given = dict(re.findall("([a-zA-Z]+)=([0-9]+)", search_parameters or ""))
+    for name, default in DEFAULT_PARAMETERS.items():
+        try:
+            space.set_index_parameter(index, name, int(given.get(name, default)))
+        except RuntimeError as error:  # not a parameter of this index
+            if name in given:
+                raise ValueError(
+                    f"search_parameters {search_parameters!r}: the index {string_factory!r} has no {name}"
+                ) from error
+
+
+def _check_factory(size: int, string_factory: str, rows: int | None):
+    if not STRING_FACTORY.fullmatch(string_factory):
+        raise ValueError(
+            f"string_factory {string_factory!r} is none that a datastore takes: expected 'Flat', or such as 'HNSW32', "
+            "'IVF1024,Flat' or 'IVF1024_HNSW32,SQ8'; the docstring of CaptionDatastore lists them"
+        )
+    limits = {"IVF": INDEX_TRAINING_ROWS, "HNSW": MAX_HNSW_LINKS, "OPQ": size, "_": size, "PQ": size}
+    for name, number, bits in re.findall("(IVF|HNSW|OPQ|_|PQ)([0-9]+)(?:x([0-9]))?", string_factory):
+        least = 2 if name == "HNSW" else 1  # with one link FAISS ends the process
+        if not least <= int(number) <= limits[name]:
+            raise ValueError(
+                f"string_factory {string_factory!r}: expected {least} to {limits[name]} in {name}{number} for vectors "
+                f"of {size} numbers"
+            )
+        needed = {"IVF": int(number), "OPQ": max(size, 256), "PQ": 2 ** int(bits or 8)}.get(name, 1)
+        if rows and needed > rows:
+            raise ValueError(
+                f"The index {string_factory!r} cannot be trained with {rows} captions, {name}{number} needs {needed}: "
+                "take one of fewer cells, or 'Flat', which is exact"
+            )
+
+
+def check_search(
+    size: int, string_factory: str, storage: str, search_parameters: str | None = None, rows: int | None = None
+):
+    """
+    Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers, and of that many `rows` where they
+    are known, could not be of this kind. Nothing large is allocated for it.
+    """
     if storage not in STORAGES:
         raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
-    if string_factory != "Flat":
-        _make_index(size, string_factory)
+    _check_factory(size, string_factory, rows)
+    if search_parameters is not None and not SEARCH_PARAMETERS.fullmatch(search_parameters):
+        raise ValueError(
+            f"search_parameters {search_parameters!r} of the index {string_factory!r}: expected 'nprobe=32', "
+            "'efSearch=64' or both with a comma, in whole numbers from 1 to 999999"
+        )
+    if rows != 0 and (string_factory != "Flat" or search_parameters is not None):  # an empty one is not made
+        _set_parameters(_make_index(size, string_factory), string_factory, search_parameters)
+
+
+# -- embeddings in memory and in files --------------------------------------------------------------------------------
 
 
 def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:

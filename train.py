@@ -44,7 +44,7 @@ from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore
+from retrieval_rgmc import CaptionDatastore, check_search
 from training.arguments import (
     DataArguments,
     ModelArguments,
@@ -349,9 +349,9 @@ def end_epoch(run: Run, seconds: float):
 
 def refresh(run: Run):
     """New neighbours of every song by the current encoder."""
-    batch_size = run.embedding_batch_size
-    embedding = (run.train, run.rows, run.accelerator, batch_size, run.args.string_factory)
-    run.datastore = build_datastore(run.model, *embedding)
+    args, batch_size = run.args, run.embedding_batch_size
+    embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
+    run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     searching = (run.datastore, run.train, run.validation, run.accelerator, batch_size)
     run.state.neighbors = find_neighbors(run.model, *searching)
 
@@ -398,7 +398,7 @@ def save_best(run: Run):
     args, output_dir = run.args, Path(run.args.output_dir)
     if run.datastore is None:
         embedding = (run.train, run.rows, run.accelerator, run.embedding_batch_size, args.string_factory)
-        run.datastore = build_datastore(run.model, *embedding)
+        run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     weights = run.accelerator.get_state_dict(run.wrapped) if run.accelerator.is_fsdp2 else None
     if run.accelerator.is_main_process:
         if weights is not None:
@@ -479,6 +479,8 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     set_seed(args.seed, device_specific=True)
     caption_ids = [processor.encode_caption(caption) for caption in captions]
     rows = datastore_rows(train, processor)
+    size = model.config.audio_config.projection_dim
+    check_search(size, args.string_factory, "float32", args.search_parameters, len(rows))
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     steps = min(steps, args.max_steps or steps)

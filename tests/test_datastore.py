@@ -25,7 +25,7 @@ import retrieval_rgmc
 from dataset_rgmc import load_captions
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import STORAGES, CaptionDatastore, search_exactly
+from retrieval_rgmc import DATASTORE_FILES, STORAGES, CaptionDatastore, check_search, search_exactly
 
 
 @pytest.fixture
@@ -120,19 +120,28 @@ def test_songs_in_another_container_are_taken_or_refused_with_what_is_expected(m
 
 def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_model, processor, songs):
     unreadable = [songs[0] | {"audio": "nowhere.wav"}]
-    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is none that a datastore takes"):
         CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Float")
+    with pytest.raises(ValueError, match="'IVF4,Flat' cannot be trained with 1 captions"):
+        CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Flat")
+    with pytest.raises(ValueError, match="'nprobe=4': the index 'HNSW8' has no nprobe"):
+        CaptionDatastore.build(
+            make_model(), unreadable, processor, string_factory="HNSW8", search_parameters="nprobe=4"
+        )
     with pytest.raises(ValueError, match="storage 'int4': expected one of float32, float16, int8"):
         CaptionDatastore.build(make_model(), unreadable, processor, storage="int4")
-    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is no index of FAISS"):
-        make_datastore(5, string_factory="IVF4,Float").search(unit_vectors(1))
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is none that a datastore takes"):
+        make_datastore(5, string_factory="IVF4,Float")
 
 
 def test_the_command_refuses_such_a_search_before_it_looks_at_the_corpus(checkpoint, tmp_path):
     args = build_datastore.DatastoreArguments(
         model=str(checkpoint), dataset="nowhere", output_dir=str(tmp_path / "store"), string_factory="HNSWx"
     )
-    with pytest.raises(ValueError, match="string_factory 'HNSWx' is no index of FAISS"):
+    with pytest.raises(ValueError, match="string_factory 'HNSWx' is none that a datastore takes"):
+        build_datastore.main(args, Accelerator())
+    args.string_factory, args.search_parameters = "HNSW8", "efSearch=0"
+    with pytest.raises(ValueError, match="search_parameters 'efSearch=0' of the index 'HNSW8': expected 'nprobe=32'"):
         build_datastore.main(args, Accelerator())
 
 
@@ -184,11 +193,13 @@ def corpus(tmp_path) -> Path:
 
 def test_the_command_builds_what_the_class_builds_with_sources_and_licences(checkpoint, corpus, tmp_path):
     options = {"output_dir": str(tmp_path / "store"), "storage": "int8", "cache_dtype": "float32"}
+    options |= {"string_factory": "IVF2,Flat", "search_parameters": "nprobe=2"}
     args = build_datastore.DatastoreArguments(
         model=str(checkpoint), dataset=str(corpus), cache_dir=str(tmp_path / "cache"), **options
     )
     build_datastore.main(args, Accelerator())
     datastore = CaptionDatastore.from_pretrained(tmp_path / "store")
+    assert (datastore.string_factory, datastore.search_parameters) == ("IVF2,Flat", "nprobe=2")
     rows = load_captions(str(corpus), "train")
     expected = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), rows, storage="int8")
     assert datastore.rows[:] == expected.rows[:]
@@ -285,20 +296,25 @@ def test_an_index_that_is_not_filled_to_the_end_is_not_searched(error, monkeypat
 
 
 def test_an_index_for_which_there_are_too_few_captions_is_an_error_and_is_not_saved(tmp_path):
-    datastore = make_datastore(5, string_factory="IVF8,Flat")
     with pytest.raises(ValueError, match=r"'IVF8,Flat' cannot be trained with 5 captions.*fewer cells, or 'Flat'"):
-        datastore.search(unit_vectors(1))
-    with pytest.raises(ValueError, match="cannot be trained"):
-        datastore.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
+        make_datastore(5, string_factory="IVF8,Flat")
+    datastore = make_datastore(8, string_factory="IVF8,Flat", search_parameters="nprobe=8")
+    with pytest.raises(ValueError, match="cannot be trained with 7 captions"):
+        datastore.remove("song-0")
+    assert datastore.search(unit_vectors(8)).ids == [[f"song-{row}"] for row in range(8)]
+    datastore.remove(datastore.rows["id"])
+    datastore.save_pretrained(tmp_path)
+    assert CaptionDatastore.from_pretrained(tmp_path).search(unit_vectors(1)).ids == [[]]
 
 
 def test_an_index_follows_the_rows():
-    datastore = make_datastore(50, string_factory="HNSW8")
+    datastore = make_datastore(50, string_factory="HNSW8", search_parameters="efSearch=40")
     assert datastore.search(datastore.embeddings[7:8]).ids == [["song-7"]]
     vectors = datastore.embeddings[7:8].copy()
     datastore.remove("song-7")
-    assert datastore.index.ntotal == 49
+    assert datastore.index.ntotal == datastore.rows.get_index("embeddings").faiss_index.ntotal == 49
+    assert faiss.downcast_index(datastore.index).hnsw.efSearch == 40
+    assert datastore.rows.get_nearest_examples("embeddings", vectors[0], 1).examples["id"] != ["song-7"]
     assert datastore.search(vectors).ids != [["song-7"]]
     assert datastore.search(datastore.embeddings[7:8]).ids == [["song-8"]]
 
@@ -403,35 +419,136 @@ def test_a_datastore_that_is_not_saved_to_the_end_is_none(tmp_path, monkeypatch)
     assert len(CaptionDatastore.from_pretrained(tmp_path)) == 200
 
 
-def test_an_index_is_saved_with_its_settings_and_not_made_again(tmp_path, monkeypatch):
-    datastore = make_datastore(300, string_factory="IVF4,Flat", storage="float16")
-    faiss.ParameterSpace().set_index_parameters(datastore.index, "nprobe=4")
+def test_an_index_is_not_saved_but_its_settings_and_made_at_the_first_search(tmp_path, monkeypatch):
+    datastore = make_datastore(300, string_factory="IVF4,Flat", storage="float16", search_parameters="nprobe=4")
+    made, make = [], retrieval_rgmc._make_index
+    monkeypatch.setattr(retrieval_rgmc.EmbeddingIndex, "make", lambda self: pytest.fail("the index is made"))
     datastore.save_pretrained(tmp_path)
-    monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("the index is made again"))
     loaded = CaptionDatastore.from_pretrained(tmp_path)
-    queries = unit_vectors(50, seed=1)
-    assert loaded.search(queries).ids == make_datastore(300, storage="float16").search(queries).ids
     monkeypatch.undo()
-    make_datastore(299, string_factory="IVF4,Flat", storage="float16").save_pretrained(tmp_path / "other")
-    os.replace(tmp_path / "other" / "index.faiss", tmp_path / "index.faiss")
-    with pytest.raises(ValueError, match="another datastore"):
-        CaptionDatastore.from_pretrained(tmp_path)
-    (tmp_path / "index.faiss").unlink()
-    assert CaptionDatastore.from_pretrained(tmp_path).search(queries).ids
-    make_datastore(300).save_pretrained(tmp_path)
-    assert not (tmp_path / "index.faiss").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(DATASTORE_FILES)
+    queries = unit_vectors(50, seed=1)
+    monkeypatch.setattr(retrieval_rgmc, "_make_index", lambda *args: made.append(args) or make(*args))
+    expected = make_datastore(300, storage="float16").search(queries).ids
+    assert loaded.search(queries).ids == loaded.search(queries).ids == expected
+    assert made == [(16, "IVF4,Flat")]
+    for search_parameters, nprobe in (("nprobe=2", 2), (None, 1)):
+        loaded.search_parameters = search_parameters
+        assert faiss.downcast_index(loaded.index).nprobe == nprobe
+        loaded.save_pretrained(tmp_path)
+        assert CaptionDatastore.from_pretrained(tmp_path).search_parameters == search_parameters
+    assert loaded.search(queries).ids != expected
+    with pytest.raises(ValueError, match="'IVF4,Flat' has no efSearch"):
+        loaded.search_parameters = "efSearch=8"
+    assert loaded.search_parameters is None
 
 
-def test_files_of_version_1_are_read(tmp_path):
-    vectors = unit_vectors(5)
+def test_another_index_may_be_asked_for_when_a_datastore_is_loaded(tmp_path):
+    make_datastore(300, string_factory="IVF4,Flat", search_parameters="nprobe=3").save_pretrained(tmp_path)
+    for given, expected in (
+        ({}, ("IVF4,Flat", "nprobe=3")),
+        ({"search_parameters": "nprobe=2"}, ("IVF4,Flat", "nprobe=2")),
+        ({"string_factory": "HNSW8"}, ("HNSW8", None)),
+    ):
+        loaded = CaptionDatastore.from_pretrained(tmp_path, **given)
+        assert (loaded.string_factory, loaded.search_parameters) == expected
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_former_versions_are_read_and_their_index_never(version, tmp_path, monkeypatch):
+    vectors = unit_vectors(300)
     save_file({"embeddings": torch.from_numpy(vectors)}, tmp_path / "embeddings.safetensors")
-    pyarrow.parquet.write_table(make_rows(5).with_format("arrow")[:], tmp_path / "captions.parquet")
-    description = {"format_version": 1, "rows": 5, "embedding_size": 16, "metric": "inner_product"}
-    description |= {"normalized": True, "string_factory": "Flat", "encoder_fingerprint": "f00d"}
+    pyarrow.parquet.write_table(make_rows(300).with_format("arrow")[:], tmp_path / "captions.parquet")
+    description = {"format_version": version, "rows": 300, "embedding_size": 16, "metric": "inner_product"}
+    description |= {"normalized": True, "encoder_fingerprint": "f00d"}
+    description["string_factory"] = {1: "Flat", 2: "IVF4,Flat"}[version]
+    if version == 2:
+        description |= {"storage": "float32", "vocab_size": None}
     (tmp_path / "datastore.json").write_text(json.dumps(description))
+    (tmp_path / "index.faiss").write_bytes(b"IwFl" + b"\xff" * 100)  # says that it holds more than there is memory
+    for name in ("read_index", "read_index_binary", "deserialize_index"):
+        monkeypatch.setattr(faiss, name, lambda *args: pytest.fail("a file is given to FAISS"))
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
     datastore = CaptionDatastore.from_pretrained(tmp_path)
+    datastore.search_parameters = {1: None, 2: "nprobe=4"}[version]
     found = datastore.search(vectors[3:4])
     assert (found.ids, found.sources, datastore.storage) == ([["song-3"]], [[None]], "float32")
+    assert str(tmp_path / "datastore.json") in opened and str(tmp_path / "index.faiss") not in opened
+    datastore.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(DATASTORE_FILES)
+    assert json.loads((tmp_path / "datastore.json").read_text())["format_version"] == 3
+
+
+# 50,000 rows would train an index of 65,536 cells; nothing of the sizes named here is allocated.
+@pytest.mark.parametrize(
+    "string_factory",
+    [
+        *("IVF1000000000,Flat", "IVF300000,Flat", "IVF99999999999999999999,Flat", "IVF0,Flat", "IVF-1,Flat"),
+        *("HNSW100000", "HNSW1", "HNSW0", "IVF4_HNSW1,Flat", "IVF4_HNSW1000,Flat"),
+        *("IVF4,PQ4x30", "IVF4,PQ4x9", "PQ4x30", "IVF4,PQ1000", "IVF4,PQ0", "IVF4,PQ7", "OPQ4_1000,IVF4,PQ4"),
+        *("RR99999999,Flat", "Pad100000000,Flat", "PCA8,Flat", "IDMap,Flat", "LSH", "NSG32", "IMI2x30,Flat", "", "("),
+        *("Flat\n", "IVF\u0664,Flat"),
+    ],
+)
+def test_an_index_of_absurd_size_or_of_another_family_is_refused_unmade(string_factory, tmp_path, monkeypatch):
+    make_datastore(300).save_pretrained(tmp_path)
+    change_description(tmp_path / "datastore.json", string_factory=string_factory)
+    if string_factory != "IVF4,PQ7":  # of whose size FAISS itself says that 16 cannot be divided by it
+        monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("FAISS is asked"))
+    with pytest.raises(ValueError, match=re.escape(repr(string_factory))):
+        CaptionDatastore.from_pretrained(tmp_path)
+    assert len(CaptionDatastore.from_pretrained(tmp_path, string_factory="Flat")) == 300
+
+
+def test_an_index_that_takes_more_rows_than_there_are_is_refused_unmade(monkeypatch):
+    monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("FAISS is asked"))
+    for string_factory, rows in (("IVF301,Flat", 300), ("HNSW8,PQ4", 255), ("OPQ4,Flat", 255), ("IVF4,PQ4x4", 15)):
+        with pytest.raises(ValueError, match=f"cannot be trained with {rows} captions"):
+            check_search(16, string_factory, "float32", rows=rows)
+
+
+@pytest.mark.parametrize(
+    "string_factory",
+    [
+        *("Flat", "HNSW8", "HNSW2", "HNSW256", "HNSW8,Flat", "HNSW8,SQ8", "HNSW8,PQ4x4"),
+        *("IVF4,Flat", "IVF4,SQ4", "IVF4,SQ6", "IVF4,SQ8", "IVF4,SQfp16", "IVF4,PQ8", "IVF4,PQ8x4"),
+        *("IVF4_HNSW8,Flat", "IVF300,Flat", "OPQ4,IVF4,PQ4", "OPQ4_8,IVF4_HNSW8,SQ8", "OPQ4,HNSW8,SQ8"),
+    ],
+)
+def test_every_family_of_index_finds_most_of_the_nearest(string_factory):
+    datastore, exact = make_datastore(300, string_factory=string_factory), make_datastore(300)
+    index = datastore.index
+    if "IVF" in string_factory:
+        datastore.search_parameters = "nprobe=300"
+    queries = datastore.embeddings + 0.02 * unit_vectors(300, seed=1)
+    found = datastore.search_rows(queries, k=5)[0]
+    own = (found == exact.search_rows(queries)[0]).any(axis=1)
+    assert own.mean() > 0.8, own.mean()
+    assert datastore.index is index
+
+
+@pytest.mark.parametrize(
+    "search_parameters",
+    ["nprobe=1000000", "nprobe=-1", "nprobe=0", "nprobe=abc", "nprobe", "", "verbose=1", "nprobe=2;efSearch=4"],
+)
+def test_search_parameters_of_another_form_are_refused(search_parameters):
+    with pytest.raises(ValueError, match=re.escape(repr(search_parameters)) + " of the index 'IVF4_HNSW8,Flat'"):
+        make_datastore(300, string_factory="IVF4_HNSW8,Flat", search_parameters=search_parameters)
+    with pytest.raises(ValueError, match="the index 'Flat' has no nprobe"):
+        make_datastore(300, search_parameters="nprobe=2")
+
+
+def test_search_parameters_that_are_not_named_are_those_of_a_new_index():
+    datastore = make_datastore(300, string_factory="IVF4_HNSW8,Flat", search_parameters="nprobe=3, efSearch=99")
+    index = faiss.downcast_index(datastore.index)
+    new = faiss.index_factory(16, "IVF4_HNSW8,Flat", faiss.METRIC_INNER_PRODUCT)
+    seen = []
+    for search_parameters in ("nprobe=3, efSearch=99", "nprobe=2", None):
+        datastore.search_parameters = search_parameters
+        seen.append((index.nprobe, faiss.downcast_index(index.quantizer).hnsw.efSearch))
+    defaults = (new.nprobe, faiss.downcast_index(new.quantizer).hnsw.efSearch)
+    assert seen == [(3, 99), (2, defaults[1]), defaults]
 
 
 def truncate(path: Path):
@@ -449,6 +566,10 @@ def change_captions(path: Path, change):
 
 def repeat_an_id(table):
     return table.set_column(0, "id", pyarrow.array(["song-0", "song-1", "song-0", "song-3", "song-4"]))
+
+
+def change_description(path: Path, **changed):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 @pytest.mark.parametrize(
@@ -472,7 +593,23 @@ def repeat_an_id(table):
         ("datastore.json", truncate, r"datastore\.json is damaged"),
         ("datastore.json", lambda path: path.write_text("[]"), r"datastore\.json has format version None"),
         ("datastore.json", lambda path: path.write_text('{"format_version": 2}'), "lacks rows, embedding_size, string"),
-        ("index.faiss", truncate, r"index\.faiss is damaged"),
+        (
+            "datastore.json",
+            lambda path: change_description(path, storage=["int8"]),
+            r"\['int8'\] as storage: expected str",
+        ),
+        ("datastore.json", lambda path: change_description(path, string_factory=None), "None as string_factory"),
+        ("datastore.json", lambda path: change_description(path, search_parameters=32), "32 as search_parameters"),
+        (
+            "datastore.json",
+            lambda path: change_description(path, search_parameters="nprobe=4"),
+            "'HNSW8' has no nprobe",
+        ),
+        (
+            "datastore.json",
+            lambda path: change_description(path, string_factory="LSH"),
+            "'LSH' is none.*from_pretrained",
+        ),
     ],
 )
 def test_a_damaged_datastore_is_an_error_that_says_what_is_wrong(file, damage, error, tmp_path):
@@ -561,4 +698,4 @@ def test_a_pushed_datastore_is_read_back_by_its_id(folder, tmp_path, monkeypatch
     (commit.parent.parent / "refs" / "main").write_text("abc")
     loaded = CaptionDatastore.from_pretrained("somebody/store", cache_dir=tmp_path, local_files_only=True)
     assert loaded.search(unit_vectors(4, seed=1), k=2) == datastore.search(unit_vectors(4, seed=1), k=2)
-    assert loaded._index is not None
+    assert sorted(path.name for path in (commit / folder).iterdir()) == sorted(DATASTORE_FILES)

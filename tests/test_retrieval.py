@@ -2,13 +2,14 @@
 
 import json
 
+import faiss
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 
 import retrieval_rgmc
-from retrieval_rgmc import CaptionDatastore, join_candidates, left_pad, search_exactly
+from retrieval_rgmc import STORAGES, CaptionDatastore, join_candidates, left_pad, search_exactly
 
 
 def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
@@ -98,20 +99,86 @@ def test_the_search_of_a_gpu_excludes_by_id(monkeypatch):
         return search_exactly(embeddings, queries, k, "cpu")
 
     monkeypatch.setattr(retrieval_rgmc, "search_exactly", search_on_the_cpu)
+    monkeypatch.setattr(faiss, "knn", lambda *args, **kwargs: pytest.fail("FAISS searches"))
     vectors = np.repeat(unit_vectors(5), 4, axis=0)  # each song four times: any of them may rank first
     datastore = CaptionDatastore(make_rows(20), vectors, "f00d")
     rows, _ = datastore.search_rows(vectors, k=2, exclude_ids=datastore.rows["id"], device="cuda")
     assert devices == ["cuda"]
-    assert datastore.rows.list_indexes() == []  # without FAISS
     assert (rows != np.arange(20)[:, None]).all()
     assert (rows // 4 == np.arange(20)[:, None] // 4).all()
     alone = make_datastore(1)
     assert alone.search_rows(alone.embeddings, exclude_ids=["song-0"], device="cuda")[0].tolist() == [[-1]]
 
 
-def test_rows_of_a_searched_datastore_make_another():
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("string_factory", ["Flat", "HNSW8"])
+def test_the_rows_are_a_dataset_whose_index_is_the_search(storage, string_factory, tmp_path):
+    datastore = make_datastore(300, storage=storage, string_factory=string_factory)
+    datastore.save_pretrained(tmp_path)
+    queries = unit_vectors(40, seed=1)
+    for store in (datastore, CaptionDatastore.from_pretrained(tmp_path)):
+        found, (rows, similarities) = store.search(queries, k=3), store.search_rows(queries, k=3)
+        by_dataset = store.rows.search_batch("embeddings", queries, 3)
+        np.testing.assert_array_equal(by_dataset.total_indices, rows)
+        np.testing.assert_array_equal(by_dataset.total_scores, similarities)
+        scores, examples = store.rows.get_nearest_examples("embeddings", queries[7], 3)
+        assert (examples["id"], examples["caption"]) == (found.ids[7], found.captions[7])
+        np.testing.assert_allclose(scores, similarities[7], atol=1e-6)  # one query is multiplied in another order
+        if string_factory == "Flat":
+            products = queries @ store.read_embeddings(slice(None)).T
+            np.testing.assert_array_equal(rows, np.argsort(-products, axis=1)[:, :3])
+
+
+@pytest.mark.parametrize("string_factory", ["Flat", "HNSW8"])
+def test_queries_of_any_number_type_and_layout_are_searched(string_factory):
+    datastore, queries = make_datastore(300, string_factory=string_factory), unit_vectors(40, seed=1)
+    expected = datastore.search_rows(queries, k=3)[0]
+    for given in (queries.astype(np.float64), np.asfortranarray(queries), queries[::-1].copy()[::-1]):
+        np.testing.assert_array_equal(datastore.search_rows(given, k=3)[0], expected)
+        np.testing.assert_array_equal(datastore.rows.search_batch("embeddings", given, 3)[1], expected)
+    with pytest.raises(ValueError, match=r"shape \(B, 16\), got \(40, 8\)"):
+        datastore.rows.search_batch("embeddings", queries[:, :8], 3)
+
+
+def test_a_dataset_of_rows_finds_fewer_examples_where_there_are_fewer():
+    datastore = make_datastore(2)
+    assert len(datastore.rows.get_nearest_examples("embeddings", unit_vectors(1)[0], 5).scores) == 2
+    datastore.remove(["song-0", "song-1"])
+    assert datastore.rows.get_nearest_examples("embeddings", unit_vectors(1)[0], 5).examples["id"] == []
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_index_of_the_rows_shares_the_embeddings_whatever_view_of_them_is_made(storage, tmp_path):
+    make_datastore(300, storage=storage).save_pretrained(tmp_path)
+    datastore = CaptionDatastore.from_pretrained(tmp_path)
+    for rows in (datastore.rows, datastore.rows.with_format("torch")):
+        index = rows.get_index("embeddings").faiss_index
+        assert np.shares_memory(index.embeddings, datastore.embeddings)
+        assert (index.ntotal, index.d, index.metric_type) == (300, 16, faiss.METRIC_INNER_PRODUCT)
+    assert datastore.rows.column_names == ["id", "caption", "input_ids", "source", "license"]
+    with pytest.raises(ValueError, match="1 vectors to add"):
+        index.add(unit_vectors(1))
+    with pytest.raises(ValueError, match="exact search has no parameters"):
+        datastore.rows.search_batch("embeddings", unit_vectors(1), 1, params=faiss.SearchParameters())
+
+
+def test_a_plain_dataset_of_the_rows_leaves_the_datastore_its_index():
+    datastore = make_datastore()
+    plain = datastore.rows.with_format(None)
+    plain.drop_index("embeddings")
+    assert plain.select([3])["id"] == ["song-3"]
+    assert datastore.search(datastore.embeddings[3:4]).ids == [["song-3"]]
+
+
+def test_attaching_the_index_shows_no_progress_bar_and_leaves_the_setting(capsys):
+    assert not are_progress_bars_disabled()
+    make_datastore()
+    assert not are_progress_bars_disabled()
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_of_a_datastore_make_another():
     former = make_datastore()
-    former.search(former.embeddings[:1])  # gives its rows an index over its embeddings
     vectors = unit_vectors(50, seed=1)
     rows, _ = CaptionDatastore(former.rows, vectors, "beef").search_rows(vectors)
     assert (rows[:, 0] == np.arange(50)).all()

@@ -138,6 +138,9 @@ class TrainingArguments:
         },
     )
     string_factory: str = field(default="Flat", metadata={"help": "FAISS index of the datastore; Flat is exact."})
+    search_parameters: str | None = field(
+        default=None, metadata={"help": "Of that index: nprobe=32, efSearch=64; FAISS's own (1, 16) if unset."}
+    )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read the log-mel cache."})
     seed: int = field(default=0, metadata={"help": "Of the weights, the order of the clips and dropout."})
     save_steps: int | None = field(

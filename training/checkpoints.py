@@ -39,7 +39,7 @@ FREE_OPTIONS = {
 MODEL_FILES = [
     *("README.md", "config.json", "generation_config.json", "*_rgmc.py", ".eval_results/*.yaml"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *(f"datastore/{name}" for name in (*DATASTORE_FILES, INDEX_FILE)),
+    *(f"datastore/{name}" for name in DATASTORE_FILES),
     *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     # Of tokenizers that have no tokenizer.json.
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
@@ -217,7 +217,7 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool):
         repo_id=repo_id,
         folder_path=output_dir,
         allow_patterns=[*filter(is_model_file, files)],
-        delete_patterns=[*filter(is_model_file, list_repo_files(repo_id))],
+        delete_patterns=[*filter(is_model_file, list_repo_files(repo_id)), f"datastore/{INDEX_FILE}"],
         commit_message="Upload the model",
     )
 
