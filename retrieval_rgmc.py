@@ -16,13 +16,20 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import torch
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, hf_hub_download, upload_folder
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     try:
@@ -457,8 +464,8 @@ class CaptionDatastore:
         **hub_kwargs,
     ) -> "CaptionDatastore | None":
         _, pyarrow = _import_datasets()
-        find = partial(cached_file, path_or_id, subfolder=subfolder, **hub_kwargs)
-        description_file = find("datastore.json", _raise_exceptions_for_missing_entries=False)
+        find = partial(find_file, path_or_id, subfolder=subfolder, **hub_kwargs)
+        description_file = find("datastore.json")
         if description_file is None:
             return None
         folder = Path(description_file).parent
@@ -480,8 +487,8 @@ class CaptionDatastore:
                 expected = getattr(kind, "__name__", kind)
                 raise ValueError(f"{description_file} has {description[name]!r} as {name}: expected {expected}")
         try:
-            rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet")))
-            embeddings = load_file(find("embeddings.safetensors"))["embeddings"].numpy()  # mapped
+            rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet", required=True)))
+            embeddings = load_file(find("embeddings.safetensors", required=True))["embeddings"].numpy()  # mapped
         except (SafetensorError, pyarrow.ArrowInvalid, KeyError) as error:
             raise ValueError(f"The datastore in {folder} is damaged ({error}): copy it again, or rebuild it") from error
         expected = (description["rows"], description["embedding_size"])
@@ -508,6 +515,29 @@ class CaptionDatastore:
             ) from error
         fingerprint, vocab_size = description["encoder_fingerprint"], description["vocab_size"]
         return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters)
+
+
+def find_file(
+    path_or_id: str | os.PathLike, name: str, subfolder: str = "", required: bool = False, **hub_kwargs
+) -> str | None:
+    """
+    The path of a file of a folder or of a Hub repository, downloaded if need be. `None` where it has none, or where it
+    is not in the cache and the Hub cannot be reached; an `OSError`, if it is `required`.
+    """
+    if os.path.isdir(path_or_id):
+        path = Path(path_or_id, subfolder, name)
+        found = str(path) if path.is_file() else None
+    else:
+        try:
+            found = hf_hub_download(str(path_or_id), name, subfolder=subfolder or None, **hub_kwargs)
+        except EntryNotFoundError:
+            found = None
+        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise OSError(f"{path_or_id} is not a folder, and cannot be loaded from the Hub: {error}") from error
+    if required and found is None:
+        place = os.path.join(path_or_id, subfolder, name)
+        raise OSError(f"{place} cannot be found: complete the folder, or check the connection")
+    return found
 
 
 # -- the index --------------------------------------------------------------------------------------------------------
@@ -843,7 +873,7 @@ def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
 def _as_dataset(table) -> "datasets.Dataset":
     datasets, _ = _import_datasets()
     # By default a dataset's fingerprint is a hash of all its rows.
-    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
+    return datasets.Dataset(table, fingerprint=uuid4().hex)
 
 
 def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
