@@ -511,8 +511,8 @@ def test_an_index_that_takes_more_rows_than_there_are_is_refused_unmade(monkeypa
 @pytest.mark.parametrize(
     "string_factory",
     [
-        *("Flat", "HNSW8", "HNSW2", "HNSW256", "HNSW8,Flat", "HNSW8,SQ8", "HNSW8,PQ4x4"),
-        *("IVF4,Flat", "IVF4,SQ4", "IVF4,SQ6", "IVF4,SQ8", "IVF4,SQfp16", "IVF4,PQ8", "IVF4,PQ8x4"),
+        *("Flat", "HNSW8", "HNSW2", "HNSW256", "HNSW8,Flat", "HNSW8,SQ8", "HNSW8,PQ8"),
+        *("IVF4,Flat", "IVF4,SQ4", "IVF4,SQ6", "IVF4,SQ8", "IVF4,SQfp16", "IVF4,PQ8x6"),
         *("IVF4_HNSW8,Flat", "IVF300,Flat", "OPQ4,IVF4,PQ4", "OPQ4_8,IVF4_HNSW8,SQ8", "OPQ4,HNSW8,SQ8"),
     ],
 )

@@ -66,7 +66,7 @@ PUBLISH = """
 import runpy, shutil, sys
 import torch
 import train
-from huggingface_hub import upload_file
+from huggingface_hub import create_repo, upload_file
 from pathlib import Path
 from modeling_rgmc import RGMCModel
 from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
@@ -80,11 +80,18 @@ for part in (model.mapper, model.text_model):
     for weight in part.parameters():
         torch.nn.init.normal_(weight, std=0.5)
 model.save_pretrained("changed")
-for stray in ("datastore/skipped.jsonl", "model-old/model.safetensors", "backup/modeling_rgmc.py"):
+strays = ("datastore/skipped.jsonl", "datastore/index.faiss", "model-old/model.safetensors", "backup/modeling_rgmc.py")
+for stray in strays:
     Path("changed", stray).parent.mkdir(exist_ok=True)
     Path("changed", stray).write_text("mine")
 sys.argv = ["training.checkpoints", "changed", "tester/rgmc-tiny"]
 runpy.run_module("training.checkpoints", run_name="__main__")
+
+create_repo("tester/store")
+for folder in ("", "datastore"):
+    name = f"{folder}/index.faiss".strip("/")
+    upload_file(path_or_fileobj=b"of former code", path_in_repo=name, repo_id="tester/store")
+    model.datastore.push_to_hub("tester/store", path_in_repo=folder)
 
 captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
 captioner.save_pretrained("whole", push_to_hub=True, repo_id="tester/whole")
@@ -92,7 +99,8 @@ model.save_pretrained("whole", push_to_hub=True, repo_id="tester/model")
 model.push_to_hub("tester/pushed")
 
 push_model(Path("changed"), "tester/without", private=True)
-upload_file(path_or_fileobj=b"mine", path_in_repo="backup/modeling_rgmc.py", repo_id="tester/without")
+for name in ("backup/modeling_rgmc.py", "datastore/index.faiss"):  # the latter as of former code
+    upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="tester/without")
 model.set_datastore(None)
 captioner.push_to_hub("tester/whole")
 shutil.copytree("changed", "without")
@@ -200,12 +208,16 @@ def test_what_is_pushed_names_no_place_on_this_machine_and_no_circumstance_of_it
 
 def test_a_second_push_takes_away_what_the_model_no_longer_has(hub, published):
     assert hub.private == {"tester/without"}
-    with_datastore, _, without = published["tester/without"]
+    with_datastore, *_, without = published["tester/without"]
     assert hub.files("tester/without", with_datastore).keys() == PUSHED
     assert hub.files("tester/without", without).keys() == PUSHED - DATASTORE | {"backup/modeling_rgmc.py"}
     with_datastore, *_, without = published["tester/whole"]
     assert hub.files("tester/whole", with_datastore).keys() == PUSHED
     assert hub.files("tester/whole", without).keys() == PUSHED - DATASTORE
+
+
+def test_a_pushed_datastore_takes_away_the_index_of_former_code(hub, published):
+    assert hub.files("tester/store").keys() == DATASTORE | {name.removeprefix("datastore/") for name in DATASTORE}
 
 
 @pytest.mark.parametrize("repo", ["tester/model", "tester/pushed"])

@@ -40,9 +40,13 @@ def test_neighbours_are_looked_up_as_often_as_asked(corpus, tmp_path, monkeypatc
         run(tmp_path, corpus, "--refresh", "sometimes", name="x")
 
 
-def test_an_approximate_index_is_used_and_stays_with_the_checkpoint(corpus, tmp_path):  # noqa: F811
-    folder = run(tmp_path, corpus, "--string_factory", "HNSW8")
-    assert RGMCModel.from_pretrained(folder).datastore.string_factory == "HNSW8"
+def test_an_approximate_index_is_used_and_stays_with_the_checkpoint(corpus, tmp_path, monkeypatch):  # noqa: F811
+    folder = run(tmp_path, corpus, "--string_factory", "HNSW8", "--search_parameters", "efSearch=9")
+    datastore = RGMCModel.from_pretrained(folder).datastore
+    assert (datastore.string_factory, datastore.search_parameters) == ("HNSW8", "efSearch=9")
+    monkeypatch.setattr(train, "refresh", lambda run: pytest.fail("the clips are embedded"))
+    with pytest.raises(ValueError, match="'IVF14,Flat' cannot be trained with 13 captions"):
+        run(tmp_path, corpus, "--string_factory", "IVF14,Flat", name="x")
 
 
 PARTS = {"audio_tower": "audio", "mapper": "mapper", "text_model": "text"}
