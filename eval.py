@@ -55,7 +55,7 @@ PACKAGES = ["torch", "transformers", "accelerate", "datasets", "evaluate", "pyco
 class EvaluationArguments:
     model: str = field(metadata={"help": "Checkpoint: folder or Hub id."})
     dataset: str = field(
-        metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
     split: str = field(default="test", metadata={"help": "Split to caption; 'all' for a corpus without splits."})

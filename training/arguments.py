@@ -67,8 +67,7 @@ class DataArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Required: audiofolder, csv, jsonl or parquet file of paths, save_to_disk folder, or Hub dataset "
-            "id."
+            "help": "Required: audiofolder, csv, tsv, jsonl or parquet file of paths, save_to_disk folder, or Hub id."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split that is trained on and retrieved from."})
