@@ -247,10 +247,11 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
     raise ValueError(f"{dataset} has no split '{names[0]}': found {', '.join(splits)}")
 
 
-def usable_captions(texts: list[str]) -> list[str]:
+def usable_captions(texts: list[str], normalization: str = "paper") -> list[str]:
     """The normalised captions of a row: HTML is removed, and left out is what has no words or stands for nothing."""
     cleaned = map(clean_caption, texts)
-    return [text for text in (normalize_caption(text) for text in cleaned if not is_placeholder(text)) if text]
+    normalized = (normalize_caption(text, normalization) for text in cleaned if not is_placeholder(text))
+    return [text for text in normalized if text]
 
 
 # -- features ---------------------------------------------------------------------------------------------------------
@@ -266,12 +267,14 @@ class ClipFeatures:
         captions (`list[list[str]]`): At least one per clip, normalised.
         log_mels (`Dataset`): One row per clip with its `log_mel`, `(T, F)`, dB, as the cache stores it.
         provenance (`dict[str, list[str | None]]`): `source` and `license` of the clips, where the corpus has them.
+        normalization (`str`, defaults to `"paper"`): Rule by which the captions are normalised.
     """
 
     ids: list[str]
     captions: list[list[str]]
     log_mels: Dataset
     provenance: dict[str, list[str | None]] = field(default_factory=dict)
+    normalization: str = "paper"
 
     def __post_init__(self):
         dtype = getattr(torch, self.log_mels.features["log_mel"].dtype)
@@ -294,6 +297,7 @@ def compute_features(
     cache_dir: str | None = None,
     dtype: str = "float16",
     num_proc: int | None = None,
+    normalization: str = "paper",
 ) -> ClipFeatures:
     """
     Decodes each clip once (section 3: the crop is fixed) and keeps its log-mel in Arrow files, from which later runs,
@@ -317,6 +321,7 @@ def compute_features(
             Stored type, or `"float32"`: 132 or 260 MB per 1,000 clips. float16 moves a log-mel by up to 0.03 dB and the
             embedding by less than 5e-7 in cosine.
         num_proc (`int`, *optional*): Number of processes.
+        normalization (`str`, defaults to `"paper"`): Rule of the captions, the processor's `caption_normalization`.
 
     Returns:
         [`ClipFeatures`] of the usable rows, in their order.
@@ -329,7 +334,7 @@ def compute_features(
     settings = json.dumps([FRONT_END_VERSION, dtype, *(getattr(feature_extractor, name) for name in FRONT_END)])
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "rgmc_log_mel" / _digest(settings.encode())
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [usable_captions(texts) for texts in rows["captions"]]
+    captions = [usable_captions(texts, normalization) for texts in rows["captions"]]
     marked = sum(any(clean_caption(text) != text for text in texts) for texts in rows["captions"])
     if marked:
         logger.warning(f"{marked} of {len(rows)} rows of {split} have HTML in their captions, which is removed")
@@ -363,7 +368,7 @@ def compute_features(
     usable = rows.select(good)
     provenance = {column: usable[column][:] for column in PROVENANCE if column in usable.column_names}
     good_captions = [captions[row] for row in good]
-    return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance)
+    return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance, normalization)
 
 
 def _digest(content: bytes) -> str:

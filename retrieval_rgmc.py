@@ -111,6 +111,7 @@ class CaptionDatastore:
             What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
         vocab_size (`int`, *optional*):
             Of the decoder that the tokens are for: those of another one would be other words.
+        caption_normalization (`str`, defaults to `"paper"`): Rule by which the captions were normalised.
 
     Raises:
         `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
@@ -125,8 +126,10 @@ class CaptionDatastore:
         string_factory: str = "Flat",
         storage: str = "float32",
         vocab_size: int | None = None,
+        caption_normalization: str = "paper",
     ):
         self.encoder_fingerprint = encoder_fingerprint
+        self.caption_normalization = caption_normalization
         self.vocab_size = vocab_size
         self.string_factory = string_factory
         self.storage = storage
@@ -178,7 +181,8 @@ class CaptionDatastore:
         rows, sounds = _read_songs(dataset, processor)
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
         vocab_size = model.config.text_config.vocab_size
-        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage, vocab_size)
+        rule = processor.caption_normalization
+        return cls(rows, embeddings, model.encoder_fingerprint(), string_factory, storage, vocab_size, rule)
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
@@ -195,6 +199,12 @@ class CaptionDatastore:
                 f"this model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
             )
         processor = processor or _processor_of(model)
+        if processor.caption_normalization != self.caption_normalization:
+            raise ValueError(
+                f"This datastore's captions were normalised by the rule '{self.caption_normalization}', and the "
+                f"processor's is '{processor.caption_normalization}': build one of all songs with "
+                "`CaptionDatastore.build`"
+            )
         rows, sounds = _read_songs(dataset, processor)
         known = [row_id for row_id in rows["id"] if row_id in self._row_of_id]
         if known:
@@ -345,6 +355,7 @@ class CaptionDatastore:
             "string_factory": self.string_factory,
             "encoder_fingerprint": self.encoder_fingerprint,
             "vocab_size": self.vocab_size,
+            "caption_normalization": self.caption_normalization,
         }
         (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
@@ -449,7 +460,8 @@ class CaptionDatastore:
                 "are files of two datastores"
             )
         fingerprint, vocab_size = description["encoder_fingerprint"], description.get("vocab_size")
-        datastore = cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size)
+        rule = description.get("caption_normalization", "paper")  # the only one of before
+        datastore = cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, rule)
         if string_factory != "Flat":
             index_file = find(INDEX_FILE, _raise_exceptions_for_missing_entries=False)
             if index_file is not None:
@@ -561,7 +573,6 @@ def search_exactly(
 
 def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
     """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
-    _, normalize_caption = _import_processing()
     datasets, _ = _import_datasets()
     if isinstance(dataset, datasets.Dataset):
         for column, feature in dataset.features.items():
@@ -582,7 +593,7 @@ def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["d
         if row_id in (None, ""):
             row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
         captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
-        caption = next(filter(None, map(normalize_caption, captions)), None)
+        caption = next(filter(None, map(processor.normalize, captions)), None)
         for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
             if value is None:
                 raise ValueError(
@@ -632,7 +643,7 @@ def _embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size:
 def _processor_of(model):
     if not model.name_or_path:
         raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
-    processor_class, _ = _import_processing()
+    processor_class = _import_processing()
     commit = getattr(model.config, "_commit_hash", None)
     return processor_class.from_pretrained(model.name_or_path, **({"revision": commit} if commit else {}))
 
@@ -708,7 +719,7 @@ def _import_faiss():
 
 def _import_processing():
     try:  # not above: that file imports this one
-        from .processing_rgmc import RGMCProcessor, normalize_caption
+        from .processing_rgmc import RGMCProcessor
     except ImportError:
-        from processing_rgmc import RGMCProcessor, normalize_caption
-    return RGMCProcessor, normalize_caption
+        from processing_rgmc import RGMCProcessor
+    return RGMCProcessor

@@ -49,6 +49,7 @@ from training.arguments import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
+    caption_rule,
     check_arguments,
     parse_arguments,
     refresh_interval,
@@ -465,7 +466,9 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
 def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | None) -> Run:
     """Everything that the steps need, at the start of the training or where `checkpoint` left it."""
     model_args, data_args, args = arguments
-    train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor())
+    model_args.caption_normalization = caption_rule(model_args)
+    rule = model_args.caption_normalization
+    train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor(), rule)
     captions = [captions[0] for captions in train.captions]
     processor = build_processor(model_args, captions)
     model = build_model(model_args, processor, train)

@@ -144,7 +144,8 @@ def fingerprint(ids: list[str], captions: list[list[str]]) -> str:
 
 def leak_rule(options: dict) -> str:
     """What counts as a leak, by the `options` of `leakage.json`."""
-    rule = f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
+    rule = "Captions are compared as normalised by the rule paper, whatever the model's. "
+    rule += f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
     rule += "identical audio: files of the same bytes; near-identical audio: "
     if options["model"]:
         rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "

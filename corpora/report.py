@@ -104,7 +104,7 @@ def _sections(
     if report["tables"]:
         sections.append(("Tables", ["what was guessed"], [[note] for note in report["tables"]]))
     if clusters:
-        heading = f"Near-duplicates: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
+        heading = f"Near-duplicates by the rule paper: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
         shown = [[of["id"], count(of["rows"]), " / ".join(of["examples"])] for of in clusters["largest"][:EXAMPLES]]
         sections.append((heading, ["smallest id", "rows", "examples"], shown))
     words = [[word, count(number)] for word, number in _frequent(captions)]

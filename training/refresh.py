@@ -78,7 +78,8 @@ def build_datastore(
     """The training captions with the current encoder's embeddings of their songs."""
     embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the datastore's songs")
     vocab_size = model.config.text_config.vocab_size
-    return CaptionDatastore(rows, embeds, model.encoder_fingerprint(), string_factory, storage, vocab_size)
+    fingerprint = model.encoder_fingerprint()
+    return CaptionDatastore(rows, embeds, fingerprint, string_factory, storage, vocab_size, train.normalization)
 
 
 def find_neighbors(
