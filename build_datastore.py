@@ -36,7 +36,7 @@ from training.refresh import build_datastore, datastore_rows
 class DatastoreArguments:
     model: str = field(metadata={"help": "Checkpoint whose encoder embeds the songs: folder or Hub id."})
     dataset: str = field(
-        metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of the datastore; one that is there is replaced."})
     split: str = field(default="train", metadata={"help": "Split of the corpus; 'all' for a corpus without splits."})

@@ -69,6 +69,9 @@ class RGMCConfig(PreTrainedConfig):
         spec_augment (`bool`, defaults to `True`):
             Mask two stripes of frames and two of mel bins of each clip while the encoder is trained: LAION's HTS-AT,
             which the paper trains, does so in training mode, and transformers' does not.
+        caption_normalization (`str`, defaults to `"paper"`):
+            Rule of `normalize_caption` that the model's captions are written by: `"paper"` or `"music"`. That of its
+            datastore and its processor is the same.
         datastore_rows (`int`, defaults to 0):
             Captions of the datastore that a checkpoint carries. Kept by the model: a datastore that cannot be found is
             an error and not a model that captions without candidates.
@@ -92,6 +95,7 @@ class RGMCConfig(PreTrainedConfig):
     conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
     num_candidates: int = 1
     spec_augment: bool = True
+    caption_normalization: Literal["paper", "music"] = "paper"
     datastore_rows: int = 0
     audio_model_source: dict | None = None
     text_model_source: dict | None = None

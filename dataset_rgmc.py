@@ -1,8 +1,8 @@
 """
 From a corpus to batches: rows of captions and audio, their log-mel features computed once, and teacher-forcing batches.
 
-`train.py` and `eval.py` share this module. A corpus is a folder in the `audiofolder` layout, a csv, jsonl or parquet
-file of paths, a folder that `save_to_disk` wrote, or the id of a Hub dataset.
+`train.py` and `eval.py` share this module. A corpus is a folder in the `audiofolder` layout, a csv, tsv, jsonl or
+parquet file of paths, a folder that `save_to_disk` wrote, or the id of a Hub dataset.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas
-import pyarrow
+import pyarrow.parquet
 import torch
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features, Value
 from transformers.utils import logging
 
+from corpora.tables import TABLES, check_names, clean_caption, is_placeholder, match_columns, read_rows, text_of
 from feature_extraction_rgmc import AudioError, AudioWarning, RGMCFeatureExtractor
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import PROVENANCE, join_candidates
@@ -52,23 +53,23 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     Args:
         dataset (`str`):
             A folder in the `audiofolder` layout (`metadata.csv`, `.jsonl` or `.parquet` with `file_name` in each
-            split's folder, or one for all), a csv, jsonl or parquet file with a column of paths, a `save_to_disk`
-            folder, or a Hub id.
+            split's folder, or one for all), a csv, tsv, jsonl or parquet file with a column of paths, a `save_to_disk`
+            folder, or a Hub id. A column may be written in other letters (`Caption`), which is announced.
         split (`str`): Split name; the usual other names of the same split are found too (`validation`: `val`, `valid`,
         `dev`).
             `"all"` takes every row of a corpus that has no splits.
         caption_column (`str`, defaults to `"caption"`): A caption, or a list of captions, per row.
-        id_column (`str`, defaults to `"id"`): Where the corpus has none, a row's id is its file name.
+        id_column (`str`, defaults to `"id"`): Where the corpus or a row has none, a row's id is its file name.
 
     Returns:
         `Dataset` with the columns `id` (unique), `audio` (`{"path", "bytes"}`), `captions` (list of the row's captions
         as the corpus writes them) and, where the corpus has them, `source` and `license`.
 
     Raises:
-        `FileNotFoundError` or `ValueError`: when the corpus, the split, a column or every row is missing, or an id
-        stands twice.
+        `FileNotFoundError` or `ValueError`: when the corpus, the split, a column or every row is missing, a row of a
+        table cannot be read, or an id or a column stands twice.
     """
-    rows = _load_rows(dataset, split)
+    rows = _load_rows(dataset, split, (caption_column, id_column))
     where = f"split '{split}' of {dataset}"
     if len(rows) == 0:
         raise ValueError(f"{where} is empty: expected at least one row of audio and caption")
@@ -76,12 +77,14 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     for wanted, found in ((" or ".join(AUDIO_COLUMNS), audio_column), (caption_column, caption_column)):
         if found not in rows.column_names:
             raise ValueError(f"{where} has no column {wanted}: found {', '.join(rows.column_names)}")
+    names = rows[FILE_COLUMN][:] if FILE_COLUMN in rows.column_names else [""] * len(rows)
+    ids = [name or f"{split}-{row}" for row, name in enumerate(names)]
     if id_column in rows.column_names:
-        ids = [str(row_id) for row_id in rows[id_column]]
-    elif FILE_COLUMN in rows.column_names:
-        ids = [name or f"{split}-{row}" for row, name in enumerate(rows[FILE_COLUMN])]
-    else:
-        ids = [f"{split}-{row}" for row in range(len(rows))]
+        own_ids = [text_of(row_id) for row_id in rows[id_column]]
+        without = sum(not row_id.strip() for row_id in own_ids)
+        if without:
+            logger.warning_once(f"{where}: {without} of {len(ids)} rows have no id, and go by the names of their files")
+        ids = [own if own.strip() else name for own, name in zip(own_ids, ids)]
     repeated = {row_id: count for row_id, count in Counter(ids).items() if count > 1}
     if repeated:
         row_id = next(iter(repeated))
@@ -111,11 +114,11 @@ def _as_list(entry) -> list[str]:
     return [str(caption) for caption in entry] if isinstance(entry, (list, tuple, np.ndarray)) else [str(entry)]
 
 
-def _load_rows(dataset: str, split: str) -> Dataset:
+def _load_rows(dataset: str, split: str, columns: tuple[str, str]) -> Dataset:
     names = next(([split, *names] for names in SPLIT_NAMES if split in names), [split])
     path = Path(dataset)
     if path.is_file():
-        return _from_table(path, names)
+        return _from_table(path, names, columns)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(path)
         if isinstance(saved, DatasetDict):
@@ -124,39 +127,39 @@ def _load_rows(dataset: str, split: str) -> Dataset:
             raise ValueError(
                 f"{dataset} was saved without splits: save a DatasetDict, or take every row with the split 'all'"
             )
-        return _without_decoding(saved)
+        return _without_decoding(_rename(saved, columns, dataset))
     if path.is_dir():
-        return _from_audiofolder(path, names)
+        return _from_audiofolder(path, names, columns)
     if path.is_absolute() or dataset.startswith(".") or dataset.count("/") > 1:
         raise FileNotFoundError(
             f"{dataset} does not exist: expected a corpus's folder or file, or the id of a Hub dataset"
         )
     splits = datasets.get_dataset_split_names(dataset)
-    return _without_decoding(datasets.load_dataset(dataset, split=_find_split(names, splits, dataset)))
+    found = datasets.load_dataset(dataset, split=_find_split(names, splits, dataset))
+    return _without_decoding(_rename(found, columns, dataset))
 
 
-def _from_audiofolder(path: Path, names: list[str]) -> Dataset:
+def _from_audiofolder(path: Path, names: list[str], columns: tuple[str, str]) -> Dataset:
     for folder in [parent / name for parent in (path, path / "data") for name in names]:
         for metadata in (folder / name for name in METADATA_FILES):
             if metadata.is_file():
-                return _without_split(read_table(metadata), metadata.parent)
+                return _without_split(read_table(metadata, columns), metadata.parent)
     for metadata in (path / name for name in METADATA_FILES):
         if metadata.is_file():
-            return _from_table(metadata, names)
+            return _from_table(metadata, names, columns)
     found = sorted(entry.name for entry in path.iterdir())[:10]
     raise FileNotFoundError(
-        f"{path} has no split '{names[0]}': expected {path / names[0]}/ with {' or '.join(METADATA_FILES)}, "
-        "or one such file in "
-        f"{path} itself; found {', '.join(found) or 'an empty folder'}"
+        f"{path} has no split '{names[0]}': expected {path / names[0]}/ with {' or '.join(METADATA_FILES)}, or one "
+        f"such file in {path} itself; found {', '.join(found) or 'an empty folder'}"
     )
 
 
-def _from_table(path: Path, names: list[str]) -> Dataset:
+def _from_table(path: Path, names: list[str], columns: tuple[str, str]) -> Dataset:
     """
     The rows of a split: by the column `split`, by the folder that the paths begin with, or by the table's own
     name.
     """
-    table = read_table(path)
+    table = read_table(path, columns)
     if "split" in table.columns:
         splits = table["split"]
     elif path.stem in names or names == ["all"]:
@@ -166,9 +169,9 @@ def _from_table(path: Path, names: list[str]) -> Dataset:
         splits = table[audio_column].map(_first_folder) if audio_column else pandas.Series(dtype=str)
     if not set(names) & set(splits):
         raise ValueError(
-            f"{path} has no split '{names[0]}': expected a column 'split', paths that begin with '{names[0]}/', "
-            "or the file name "
-            f"{names[0]}{path.suffix}; the split 'all' takes every row"
+            f"{path} has no split '{names[0]}': expected a column 'split', paths that begin with '{names[0]}/', or the "
+            f"file name {names[0]}{path.suffix}; the split 'all' takes every row. Found the columns "
+            f"{', '.join(table.columns)}"
         )
     return _without_split(table[splits.isin(names)], path.parent)
 
@@ -177,19 +180,41 @@ def _first_folder(entry) -> str:
     return Path(entry).parts[0] if isinstance(entry, str) and entry else ""
 
 
-def read_table(path: Path) -> pandas.DataFrame:
-    """A csv (all columns as text), jsonl, json or parquet file. `ValueError` where it is none, or broken."""
+def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pandas.DataFrame:
+    """
+    A csv or tsv (all columns as text), jsonl, json or parquet file; `columns` are those of the caption and the id.
+    `ValueError` where it is none, or a part of it is broken.
+    """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".csv":
-            # As text: an id such as 007, and a caption such as "null", stay what they are.
-            return pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        if path.suffix in (".jsonl", ".json"):
-            return pandas.read_json(path, lines=path.suffix == ".jsonl", dtype=False)
-        if path.suffix == ".parquet":
-            return pandas.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    raise ValueError(f"{path} is not a table: expected a file that ends in .csv, .jsonl, .json or .parquet")
+        if suffix == ".json":
+            table = pandas.read_json(path, dtype=False)
+        elif suffix == ".parquet":
+            check_names(pyarrow.parquet.read_schema(path).names, path)
+            table = pandas.read_parquet(path)
+        elif suffix in TABLES:
+            names, rows = read_rows(path, _refuse_row, logger.warning_once)
+            # As objects: an id such as 007, or 7 beside rows without one, stays what it is.
+            table = pandas.DataFrame(list(rows), columns=names, dtype=object)
+        else:
+            raise ValueError(f"{path} is not a table: expected a file that ends in {', '.join(TABLES)} or .json")
+    except (OSError, pyarrow.ArrowException, pandas.errors.ParserError) as error:
+        raise ValueError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
+    return table.rename(columns=_other_letters(list(table.columns), columns, path))
+
+
+def _refuse_row(reason: str):
+    raise ValueError(f"{reason}. Mend it; prepare.py leaves such rows out and counts them")
+
+
+def _other_letters(found: list[str], columns: tuple[str, str], where: str | Path) -> dict[str, str]:
+    """What columns are called here, where the corpus writes the name in other letters."""
+    of_files = () if set(AUDIO_COLUMNS) & set(found) else AUDIO_COLUMNS  # one that is there as it is needs no other
+    return match_columns(found, (*columns, *of_files, "split", *PROVENANCE), where, logger.warning_once)
+
+
+def _rename(rows: Dataset, columns: tuple[str, str], dataset: str) -> Dataset:
+    return rows.rename_columns(_other_letters(rows.column_names, columns, dataset))
 
 
 def _without_split(table: pandas.DataFrame, folder: Path) -> Dataset:
@@ -222,6 +247,13 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
     raise ValueError(f"{dataset} has no split '{names[0]}': found {', '.join(splits)}")
 
 
+def usable_captions(texts: list[str], normalization: str = "paper") -> list[str]:
+    """The normalised captions of a row: HTML is removed, and left out is what has no words or stands for nothing."""
+    cleaned = map(clean_caption, texts)
+    normalized = (normalize_caption(text, normalization) for text in cleaned if not is_placeholder(text))
+    return [text for text in normalized if text]
+
+
 # -- features ---------------------------------------------------------------------------------------------------------
 
 
@@ -235,12 +267,14 @@ class ClipFeatures:
         captions (`list[list[str]]`): At least one per clip, normalised.
         log_mels (`Dataset`): One row per clip with its `log_mel`, `(T, F)`, dB, as the cache stores it.
         provenance (`dict[str, list[str | None]]`): `source` and `license` of the clips, where the corpus has them.
+        normalization (`str`, defaults to `"paper"`): Rule by which the captions are normalised.
     """
 
     ids: list[str]
     captions: list[list[str]]
     log_mels: Dataset
     provenance: dict[str, list[str | None]] = field(default_factory=dict)
+    normalization: str = "paper"
 
     def __post_init__(self):
         dtype = getattr(torch, self.log_mels.features["log_mel"].dtype)
@@ -263,6 +297,7 @@ def compute_features(
     cache_dir: str | None = None,
     dtype: str = "float16",
     num_proc: int | None = None,
+    normalization: str = "paper",
 ) -> ClipFeatures:
     """
     Decodes each clip once (section 3: the crop is fixed) and keeps its log-mel in Arrow files, from which later runs,
@@ -286,6 +321,7 @@ def compute_features(
             Stored type, or `"float32"`: 132 or 260 MB per 1,000 clips. float16 moves a log-mel by up to 0.03 dB and the
             embedding by less than 5e-7 in cosine.
         num_proc (`int`, *optional*): Number of processes.
+        normalization (`str`, defaults to `"paper"`): Rule of the captions, the processor's `caption_normalization`.
 
     Returns:
         [`ClipFeatures`] of the usable rows, in their order.
@@ -298,7 +334,10 @@ def compute_features(
     settings = json.dumps([FRONT_END_VERSION, dtype, *(getattr(feature_extractor, name) for name in FRONT_END)])
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "rgmc_log_mel" / _digest(settings.encode())
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [[text for text in map(normalize_caption, texts) if text] for texts in rows["captions"]]
+    captions = [usable_captions(texts, normalization) for texts in rows["captions"]]
+    marked = sum(any(clean_caption(text) != text for text in texts) for texts in rows["captions"])
+    if marked:
+        logger.warning(f"{marked} of {len(rows)} rows of {split} have HTML in their captions, which is removed")
     keys = [_clip_key(audio) for audio in rows["audio"]]
 
     wanted = {key: row for row, key in enumerate(keys) if key and captions[row]}  # a file in two rows is decoded once
@@ -315,7 +354,7 @@ def compute_features(
     problems = {}
     for row, key in enumerate(keys):
         if not captions[row]:
-            problems[row] = f"empty caption: {rows[row]['captions']}"
+            problems[row] = f"no caption, or none with words: {rows[row]['captions']}"
         elif key is None:
             problems[row] = "no audio: the row names no file"
         elif key not in found.positions:
@@ -329,7 +368,7 @@ def compute_features(
     usable = rows.select(good)
     provenance = {column: usable[column][:] for column in PROVENANCE if column in usable.column_names}
     good_captions = [captions[row] for row in good]
-    return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance)
+    return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance, normalization)
 
 
 def _digest(content: bytes) -> str:

@@ -55,7 +55,7 @@ PACKAGES = ["torch", "transformers", "accelerate", "datasets", "evaluate", "pyco
 class EvaluationArguments:
     model: str = field(metadata={"help": "Checkpoint: folder or Hub id."})
     dataset: str = field(
-        metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
     split: str = field(default="test", metadata={"help": "Split to caption; 'all' for a corpus without splits."})
@@ -154,7 +154,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
     # 1. The clips, and what other systems say of them; what cannot work is better known before the captioning
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
-    check_checkpoints(checkpoints)
+    rule = check_checkpoints(args.model, checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     load_split = partial(load_rows, args)
     split = load_split(args.split)
@@ -164,7 +164,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     )
     captioner = load(args.model)
     ids = captioner.features.ids
-    others = read_predictions(args.predictions or [], ids, skipped=set(split.rows["id"]) - set(ids))
+    others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
     # 2. What each system of the tables says
     systems, lines = make_systems(
@@ -183,13 +183,14 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
     # 3. Scores
     audio = usable_audio(split, ids)
-    clap_scores = clap and score_by_clap(clap, systems, lines, audio["audio"])
+    clap_scores = clap and score_by_clap(clap, systems, lines, audio["audio"], rule)
     score = partial(
         score_systems,
         training_captions=captioner.model.datastore.rows["caption"][:],
         samples=args.bootstrap,
         seed=args.seed,
         metric=load_metric("caption_metrics"),
+        normalization=rule,
     )
     described, item_scores, unavailable = score(
         systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
@@ -260,13 +261,13 @@ def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate
 
 
 def score_by_clap(
-    clap: tuple[evaluate.EvaluationModule, dict], systems: dict[str, System], lines: list[dict], audio
+    clap: tuple[evaluate.EvaluationModule, dict], systems: dict[str, System], lines: list[dict], audio, rule: str
 ) -> dict[str, dict]:
     """The CLAP scores of each system; the clips are embedded once."""
     metric, options = clap
     options |= {"references": [line["references"] for line in lines], "audio": metric.embed_audio(audio, **options)}
     return {
-        key: metric.compute(predictions=system.captions, per_item=True, **options)
+        key: metric.compute(predictions=system.captions, normalization=rule, per_item=True, **options)
         for key, system in tqdm(systems.items(), desc="CLAP scores", unit="system")
     }
 
@@ -285,7 +286,8 @@ def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
         "split": args.split,
         "seed": args.seed,
         "command": command(args),
-        "text": TEXT,
+        "caption_normalization": captioner.processor.caption_normalization,
+        "text": TEXT[captioner.processor.caption_normalization],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "bootstrap": {"samples": args.bootstrap, "level": LEVEL, "unit": "clip"},
     }

@@ -52,6 +52,8 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 This runs code of this repository. It needs transformers {oldest} or newer (tested up to {newest}), torch, av and soxr,
 and for a datastore datasets and faiss-cpu.
 {datastore}
+Captions are normalised by the rule `{rule}` (`caption_normalization`; `normalize_caption` in `processing_rgmc.py`).
+
 {sections}## Limits and biases
 
 The model describes the middle 10 seconds of a song, in the wording of its training captions. The paper's ethical
@@ -109,6 +111,7 @@ def model_card(
         name=name.split("/")[-1],
         checkpoint=name,
         datastore=f"The datastore in `datastore/` holds {rows} captions.\n" if rows else "",
+        rule=getattr(config, "caption_normalization", "paper"),
         sections=sections,
         model_license=model_license or UNKNOWN,
         datastore_license=datastore_license or UNKNOWN,

@@ -494,7 +494,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
         Raises:
             `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings, or its
-            captions are tokens of another decoder.
+            captions are tokens of another decoder, or normalised by another rule.
         """
         if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
             raise TypeError(
@@ -516,6 +516,14 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 f"The datastore ({len(datastore)} captions) holds tokens of a decoder of {datastore.vocab_size} words, "
                 f"this model's has {vocab_size}: they would be other captions. Rebuild it with this model: `python "
                 "build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
+            )
+        rule = self.config.caption_normalization
+        if datastore is not None and datastore.caption_normalization != rule:
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) was normalised by the rule "
+                f"'{datastore.caption_normalization}', this model by '{rule}' (`caption_normalization`), so its "
+                "spellings are not those that the model knows. Rebuild it with this model: `python build_datastore.py "
+                "...`, or `CaptionDatastore.build(model, rows)`"
             )
         self.datastore = datastore
 

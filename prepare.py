@@ -36,11 +36,12 @@ from corpora.steps import (
     report_leaks,
     sort_rows,
 )
+from corpora.tables import PLACEHOLDERS
 from dataset_rgmc import METADATA_FILES
 
 GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
 NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}
-NOBODY |= {"unknown album", "untitled", "none", "null", "nan", "n/a", "na", "-", "?"}
+NOBODY |= {"unknown album", "untitled", "-", "?", *PLACEHOLDERS}
 
 
 @dataclass
@@ -141,6 +142,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
         "kept": len(rows),
         "splits": {split: {"found": splits[split], "total": total} for split, total in before},
         "hours": round(float(table["duration"].sum()) / 3600, 3),
+        "tables": corpus.notes,
         "notes": dict(Counter(note for row in rows for note in row["notes"])),
         "clusters": clusters,
         "leaks": [

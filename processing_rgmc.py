@@ -4,6 +4,7 @@ Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder 
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
@@ -35,16 +36,53 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 
-def normalize_caption(caption: str) -> str:
+NORMALIZATIONS = ("paper", "music")
+MUSICAL = "/&#♭'"  # what `music` keeps in its place
+SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
+
+
+def normalize_caption(caption: str, normalization: str = "paper") -> str:
     """
-    Lower case, punctuation and symbols removed, white space collapsed (section 5): the one form of a caption for
-    training, retrieval and scoring. Punctuation is every character of the Unicode categories P and S, and it is
-    deleted, not replaced by a space: `"Mid-range, 90's pop!"` becomes `"midrange 90s pop"`. An accented letter is one
-    character (NFC), however it was typed.
+    The one form of a caption for training, retrieval and scoring: lower case, without punctuation and symbols (the
+    Unicode categories P and S), white space collapsed. An accented letter is one character (NFC), however it was typed.
+    What cannot be seen (category Cf: zero-width and bidirectional marks, soft hyphens; variation selectors) is removed,
+    also the zero-width joiners of Persian and Indic spelling: with them, one word would be two to the tokenizer.
+
+    Args:
+        caption (`str`)
+        normalization (`str`, defaults to `"paper"`):
+            - `"paper"` (section 5) deletes all punctuation: `"Mid-range, 90's R&B in C#, 4/4!"` becomes `"midrange 90s
+              rb in c 44"`.
+            - `"music"` keeps what musicians write: `"mid range 90's r&b in c# 4/4"`. Hyphens, dashes and slashes are
+              spaces, but for a slash between digits; `&` and the apostrophe, whichever was typed, stay within a word;
+              `#` and ♯ stay after a note's letter that begins a word, and ♭ is a `b` there. All else is deleted.
+
+    Returns:
+        `str`; normalised again it stays what it is.
+
+    Raises:
+        `ValueError`: for another rule.
     """
-    letters = unicodedata.normalize("NFC", caption.lower())
-    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
-    return " ".join(unicodedata.normalize("NFC", kept).split())
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
+    letters = "".join(character for character in caption.lower() if not _is_invisible(character))
+    letters = unicodedata.normalize("NFC", letters)
+    kept = MUSICAL if normalization == "music" else ""
+    if normalization == "music":
+        letters = letters.translate(SPELLINGS)
+        letters = "".join(" " if unicodedata.category(letter) == "Pd" else letter for letter in letters)
+    letters = "".join(letter for letter in letters if letter in kept or unicodedata.category(letter)[0] not in "PS")
+    letters = unicodedata.normalize("NFC", letters)
+    if normalization == "music":
+        letters = re.sub(r"(?<!\d)/|/(?!\d)", " ", letters)
+        letters = re.sub(r"(?<!\w)[&']|[&'](?!\w)", "", letters)
+        letters = re.sub(r"(?<=(?<!\S)[a-g])♭", "b", letters)
+        letters = re.sub(r"(?<!(?<!\S)[a-g])#|♭", "", letters)
+    return " ".join(unicodedata.normalize("NFC", letters).split())
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 def list_captions(entry: str | Iterable[str]) -> list[str]:
@@ -65,6 +103,7 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         max_candidate_length (`int`, defaults to 128): Longest candidate in tokens; a longer one is cut, announced once.
         max_caption_length (`int`, defaults to 128): Longest caption in tokens, with its EOS, that is trained on.
         text_model_id (`str`, *optional*): Hub id of the tokenizer, for a folder that holds no tokenizer of its own.
+        caption_normalization (`str`, defaults to `"paper"`): Rule of [`normalize_caption`] for captions and candidates.
     """
 
     def __init__(
@@ -74,8 +113,11 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         max_candidate_length: int = 128,
         max_caption_length: int = 128,
         text_model_id: str | None = None,
+        caption_normalization: str = "paper",
         **kwargs,
     ):
+        if caption_normalization not in NORMALIZATIONS:
+            raise ValueError(f"caption_normalization {caption_normalization!r}: expected one of {NORMALIZATIONS}")
         if tokenizer.eos_token_id is None:
             raise ValueError(f"The tokenizer '{tokenizer.name_or_path}' has no EOS token, so captions could not end")
         if tokenizer.pad_token_id is None:
@@ -86,6 +128,7 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.max_candidate_length = max_candidate_length
         self.max_caption_length = max_caption_length
+        self.caption_normalization = caption_normalization
         self.text_model_id = None  # loaded now, and saved beside the rest
 
     @classmethod
@@ -179,8 +222,12 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
             )
         return token_ids[: self.max_caption_length]
 
+    def normalize(self, caption: str) -> str:
+        """A caption by the rule of this processor."""
+        return normalize_caption(caption, self.caption_normalization)
+
     def _encode(self, caption: str) -> list[int]:
-        return self.tokenizer(normalize_caption(caption), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.normalize(caption), add_special_tokens=False)["input_ids"]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -45,7 +45,7 @@ DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors
 INDEX_FILE = "index.faiss"  # of version 2: never read, for FAISS trusts what stands in a file, and deleted by a save
 ENTRIES = {  # of datastore.json, with their types
     **{"rows": int, "embedding_size": int, "string_factory": str, "encoder_fingerprint": str, "storage": str},
-    **{"search_parameters": str | None, "vocab_size": int | None},
+    **{"search_parameters": str | None, "vocab_size": int | None, "caption_normalization": str},
 }
 INDEX_NAME = "embeddings"  # of the index of `CaptionDatastore.rows`
 STORAGES = ("float32", "float16", "int8")
@@ -141,6 +141,7 @@ class CaptionDatastore:
         search_parameters (`str`, *optional*):
             How thoroughly such an index is searched: `"nprobe=32"` (cells of an IVF), `"efSearch=64"` (of an HNSW), or
             both with a comma; FAISS's defaults are 1 and 16. An attribute, which may be set later; saved.
+        caption_normalization (`str`, defaults to `"paper"`): Rule by which the captions were normalised.
 
     Attributes:
         rows (`datasets.Dataset`):
@@ -165,8 +166,10 @@ class CaptionDatastore:
         storage: str = "float32",
         vocab_size: int | None = None,
         search_parameters: str | None = None,
+        caption_normalization: str = "paper",
     ):
         self.encoder_fingerprint = encoder_fingerprint
+        self.caption_normalization = caption_normalization
         self.vocab_size = vocab_size
         self.string_factory = string_factory
         self.storage = storage
@@ -225,8 +228,9 @@ class CaptionDatastore:
         check_search(*searching, rows=len(rows))
         embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
         vocab_size = model.config.text_config.vocab_size
+        rule = processor.caption_normalization
         fingerprint = model.encoder_fingerprint()
-        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters)
+        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters, rule)
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
@@ -243,6 +247,12 @@ class CaptionDatastore:
                 f"this model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
             )
         processor = processor or _processor_of(model)
+        if processor.caption_normalization != self.caption_normalization:
+            raise ValueError(
+                f"This datastore's captions were normalised by the rule '{self.caption_normalization}', and the "
+                f"processor's is '{processor.caption_normalization}': build one of all songs with "
+                "`CaptionDatastore.build`"
+            )
         rows, sounds = _read_songs(dataset, processor)
         known = [row_id for row_id in rows["id"] if row_id in self._row_of_id]
         if known:
@@ -374,6 +384,7 @@ class CaptionDatastore:
             "search_parameters": self.search_parameters,
             "encoder_fingerprint": self.encoder_fingerprint,
             "vocab_size": self.vocab_size,
+            "caption_normalization": self.caption_normalization,
         }
         (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
@@ -479,7 +490,9 @@ class CaptionDatastore:
                 f"{description_file} has format version {version}, but this code reads versions 1 to "
                 f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
-        description = {"storage": "float32", "search_parameters": None, "vocab_size": None} | description
+        # What earlier versions did not say.
+        former = {"storage": "float32", "search_parameters": None, "vocab_size": None, "caption_normalization": "paper"}
+        description = former | description
         if missing := [name for name in ENTRIES if name not in description]:
             raise ValueError(f"{description_file} lacks {', '.join(missing)}: copy it again, or rebuild it")
         for name, kind in ENTRIES.items():
@@ -514,7 +527,8 @@ class CaptionDatastore:
                 "`CaptionDatastore.from_pretrained`, such as 'Flat'"
             ) from error
         fingerprint, vocab_size = description["encoder_fingerprint"], description["vocab_size"]
-        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters)
+        rule = description["caption_normalization"]
+        return cls(rows, embeddings, fingerprint, string_factory, storage, vocab_size, search_parameters, rule)
 
 
 def find_file(
@@ -782,7 +796,6 @@ def search_exactly(
 
 def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
     """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
-    _, normalize_caption = _import_processing()
     datasets, _ = _import_datasets()
     if isinstance(dataset, datasets.Dataset):
         for column, feature in dataset.features.items():
@@ -803,7 +816,7 @@ def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["d
         if row_id in (None, ""):
             row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
         captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
-        caption = next(filter(None, map(normalize_caption, captions)), None)
+        caption = next(filter(None, map(processor.normalize, captions)), None)
         for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
             if value is None:
                 raise ValueError(
@@ -853,7 +866,7 @@ def _embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size:
 def _processor_of(model):
     if not model.name_or_path:
         raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
-    processor_class, _ = _import_processing()
+    processor_class = _import_processing()
     revision = {"revision": model.loaded_revision} if model.loaded_revision else {}
     return processor_class.from_pretrained(model.name_or_path, **revision)
 
@@ -929,7 +942,7 @@ def _import_faiss():
 
 def _import_processing():
     try:  # not above: that file imports this one
-        from .processing_rgmc import RGMCProcessor, normalize_caption
+        from .processing_rgmc import RGMCProcessor
     except ImportError:
-        from processing_rgmc import RGMCProcessor, normalize_caption
-    return RGMCProcessor, normalize_caption
+        from processing_rgmc import RGMCProcessor
+    return RGMCProcessor

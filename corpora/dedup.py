@@ -23,8 +23,8 @@ def deduplicate(
     Clusters of captions that are almost the same, and of each cluster the smallest id (section 5).
 
     Two captions are duplicates when the Jaccard similarity of their sets of word n-grams is above `threshold`; clusters
-    are joined by such pairs (single link). Words are those of the normalised caption (`normalize_caption`). A caption
-    of fewer than `ngram` words has its whole text for its one n-gram: only its equals are its duplicates. A caption
+    are joined by such pairs (single link). Words are those of `normalize_caption` by the rule `paper`. A caption of
+    fewer than `ngram` words has its whole text for its one n-gram: only its equals are its duplicates. A caption
     without words is nobody's duplicate.
 
     Args:

@@ -36,7 +36,7 @@ from training.refresh import embed_rows
 @dataclass
 class LeakageArguments:
     dataset: str = field(
-        metadata={"help": "audiofolder, csv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of report.md and leakage.json."})
     splits: list[str] = field(

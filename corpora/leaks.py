@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from corpora.dedup import check_options, distinct_sets, similar_pairs
 from corpora.probe import hash_file, probe_files
-from processing_rgmc import normalize_caption
+from dataset_rgmc import usable_captions
 
 FORMAT_VERSION = 1  # of leakage.json
 KINDS = {
@@ -53,7 +53,7 @@ class Clips:
     audio_embeds: np.ndarray | None = None
 
     def __post_init__(self):
-        self.captions = [[text for text in map(normalize_caption, texts) if text] for texts in self.captions]
+        self.captions = [usable_captions(texts) for texts in self.captions]
 
 
 def find_leaks(
@@ -138,15 +138,14 @@ def check_leak_options(ngram: int, threshold: float, audio_threshold: float, num
 
 def fingerprint(ids: list[str], captions: list[list[str]]) -> str:
     """What identifies a split, in whatever order: SHA-256 of its ids and normalised captions."""
-    rows = sorted(
-        [row_id, [text for text in map(normalize_caption, own) if text]] for row_id, own in zip(ids, captions)
-    )
+    rows = sorted([row_id, usable_captions(own)] for row_id, own in zip(ids, captions))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def leak_rule(options: dict) -> str:
     """What counts as a leak, by the `options` of `leakage.json`."""
-    rule = f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
+    rule = "Captions are compared as normalised by the rule paper, whatever the model's. "
+    rule += f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
     rule += "identical audio: files of the same bytes; near-identical audio: "
     if options["model"]:
         rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "

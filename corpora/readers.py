@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from corpora.clips import find_clips
 from corpora.files import AudioFiles, may_be_audio, walk
-from corpora.tables import TABLES, read_json, read_rows
+from corpora.tables import TABLES, match_columns, read_json, read_rows, read_text, text_of
 from dataset_rgmc import AUDIO_COLUMNS, METADATA_FILES, SPLIT_NAMES
 
 # What we write: a table's own columns of these names are renamed.
@@ -39,19 +39,25 @@ class Corpus:
         rejected (`list[dict]`): `id`, `file`, `kind`, `reason` of each row that is left out.
         license (`str`, *optional*): Of the captions.
         merged (`int`): Captions that joined an earlier row.
+        notes (`list[str]`): What had to be guessed of its tables.
     """
 
     rows: list[dict]
     rejected: list[dict] = field(default_factory=list)
     license: str | None = None
     merged: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def reject(self, row_id: str | None, file: str | None, kind: str, reason: str):
         self.rejected.append({"id": row_id, "file": file, "kind": kind, "reason": reason})
 
     def read(self, path: Path) -> tuple[list[str], Iterable[dict]]:
         """Column names and rows of a table; rows that cannot be read are rejected."""
-        return read_rows(path, lambda reason: self.reject(None, str(path), "broken_row", reason))
+        return read_rows(path, lambda reason: self.reject(None, str(path), "broken_row", reason), self.note)
+
+    def note(self, text: str):
+        if text not in self.notes:
+            self.notes.append(text)
 
 
 # -- Audiostock -------------------------------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
         name = name if names[name] == 1 else Path(os.path.relpath(stem, base)).as_posix()
         sound = sounds.pop(stem, None)
         try:
-            row = _audiostock_row(read_json(Path(file).read_text(encoding="utf-8-sig")), name)
+            row = _audiostock_row(read_json(read_text(Path(file))), name)
         except (ValueError, OSError) as error:
             corpus.reject(name, sound or file, "broken_json", f"{file}: {error}")
             continue
@@ -111,13 +117,13 @@ def _audiostock_row(content: dict, name: str) -> dict:
     texts = [fields.get("short_text"), fields.get("long_text")] if texts is None else texts
     texts = texts if isinstance(texts, list) else [texts]
     short, long = ([text if isinstance(text, str) else "" for text in texts] + ["", ""])[:2]
-    url = _text(fields.get("URL", fields.get("url")))
+    url = text_of(fields.get("URL", fields.get("url")))
     number = re.search(r"audiostock\.net/audio/(\d+)", url)
     return {
-        "id": _text(fields.get("id")) or (number[1] if number else name),
+        "id": text_of(fields.get("id")) or (number[1] if number else name),
         "captions": [short],
         "caption_long": long or None,
-        "title": _text(fields.get("title")) or None,
+        "title": text_of(fields.get("title")) or None,
         "tags": _tags(fields.get("tag", fields.get("tags"))),
         **{key: _tags(fields.get(key, fields.get(f"tags_{key}"))) for key in ("purpose", "impression", "scene")},
         "source": url or None,
@@ -125,8 +131,8 @@ def _audiostock_row(content: dict, name: str) -> dict:
 
 
 def _tags(value) -> list[str]:
-    parts = value if isinstance(value, list) else _text(value).split(",")
-    return [text for text in (_text(part).strip() for part in parts) if text]
+    parts = value if isinstance(value, list) else text_of(value).split(",")
+    return [text for text in (text_of(part).strip() for part in parts) if text]
 
 
 # -- MusicCaps --------------------------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ def _musiccaps_row(record: dict[str, str]) -> dict:
 class TableArguments:
     source: str = field(
         metadata={
-            "help": "csv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
+            "help": "csv, tsv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
             "(a line is a caption), save_to_disk folder, Hub id, or folder of a Hub dataset's parquet files."
         }
     )
@@ -297,7 +303,12 @@ def _add_rows(
     split_of_part: str | None = None,
 ):
     """Adds a table's rows. `part` is the split or subfolder, whose files may have the names of another's."""
+    where = f"{args.source} ({part})" if part else args.source
     file_columns = [args.file_column] if args.file_column else AUDIO_COLUMNS
+    of_files = () if set(file_columns) & set(columns) else file_columns  # one that is there as it is needs no other
+    wanted = (*args.caption_columns, *of_files, args.id_column, args.split_column)
+    renamed = match_columns(columns, wanted, where, corpus.note)
+    columns = [renamed.get(name, name) for name in columns]
     file_column = next((name for name in file_columns if name in columns), None)
     named_columns = [*args.caption_columns, *([args.file_column] if args.file_column else [])]
     named_columns += [name for name in (args.id_column, args.split_column) if name not in OPTIONAL_COLUMNS]
@@ -312,10 +323,12 @@ def _add_rows(
     rows: dict[str, dict] = {}
     used = {args.id_column, args.split_column, file_column, *args.caption_columns}
     for number, record in enumerate(tqdm(records, desc=f"Reading {part or 'rows'}", unit="row")):
+        record = {renamed.get(name, name): value for name, value in record.items()}
         sound = record.get(file_column)
         held = isinstance(sound, dict)  # bytes, or the path of a dataset's own file
-        named = _text(sound["path"] if held else sound)
-        row_id = _text(record.get(args.id_column))
+        named = text_of(sound["path"] if held else sound)
+        row_id = text_of(record.get(args.id_column)).strip()
+        nameless = not row_id and args.id_column in columns
         if not row_id and held:
             row_id = f"{part or 'row'}-{number:06d}"
         elif not row_id and named:
@@ -326,6 +339,7 @@ def _add_rows(
             corpus.merged += 1
             continue
         row = {"id": row_id, "file": None, "captions": texts, "named": named or None}
+        row |= {"notes": ["without an id: its file's name is taken"]} if nameless and row_id else {}
         if held and sound.get("bytes") is not None:
             row["file"] = _write_sound(sounds_dir / f"{part or 'row'}-{number:06d}{Path(named).suffix}", sound["bytes"])
         elif os.path.isfile(base / named):
@@ -363,22 +377,15 @@ def _add_text_files(corpus: Corpus, folder: Path):
     for stem in sorted(texts.keys() | sounds.keys()):
         row = {"id": Path(os.path.relpath(stem, folder)).as_posix(), "file": sounds.get(stem)}
         try:
-            text = Path(texts[stem]).read_text(encoding="utf-8-sig") if stem in texts else ""
+            text = read_text(Path(texts[stem])) if stem in texts else ""
         except ValueError as error:
             corpus.reject(row["id"], texts[stem], "broken_text", str(error))
             continue
         corpus.rows.append({**row, "captions": [line for line in text.splitlines() if line.strip()]})
 
 
-def _text(value) -> str:
-    """An id or a caption as text; "" for nothing and for NaN, and 17 for 17.0."""
-    if value is None or value != value:
-        return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
 def _texts(value) -> list[str]:
-    return list(map(_text, value)) if isinstance(value, list) else [_text(value)]
+    return list(map(text_of, value)) if isinstance(value, list) else [text_of(value)]
 
 
 def _plain(value):
@@ -387,7 +394,7 @@ def _plain(value):
 
 def _split_name(value) -> str | None:
     """Our name of a split; None where a row names none. A name that no split of ours has stays as it is."""
-    value = _text(value)
+    value = text_of(value)
     return next((names[0] for names in SPLIT_NAMES if value.lower() in names), value) or None
 
 

@@ -16,6 +16,7 @@ from corpora.leaks import KINDS as LEAKS
 from corpora.leaks import QUANTILES, leak_rule
 from corpora.readers import OF_FILES
 from evaluation.tables import markdown_table, markdown_text
+from processing_rgmc import normalize_caption
 
 COLOR = "#34495e"
 WORDS, EXAMPLES = 30, 8
@@ -25,7 +26,7 @@ KINDS = {
     "broken_row": "a row of the table that cannot be read",
     "no_id": "no id",
     "double_id": "an id that stands twice",
-    "no_caption": "no words in the caption",
+    "no_caption": "no caption, or none with words",
     "no_audio": "audio missing",
     "broken_audio": "audio that cannot be decoded",
     "not_the_clip": "longer than its clip: a whole video",
@@ -54,6 +55,7 @@ def write_report(output_dir: Path, report: dict, table: pandas.DataFrame, leaks:
     """
     (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     captions = [text for entry in table["caption"] for text in ([entry] if isinstance(entry, str) else entry)]
+    captions = list(map(normalize_caption, captions))  # words are counted
     sections = _sections(report, table, captions, leaks)
     title = f"{report['corpus']}: {report['kept']:,} clips, {report['hours']:,.1f} hours"
     markdown, page = [f"# {title}"], [f"<h1>{html.escape(title)}</h1>"]
@@ -99,8 +101,10 @@ def _sections(
     ]
     leak_counts, worst_leaks = leak_sections(leaks, EXAMPLES) if leaks else ([], [])
     sections += leak_counts
+    if report["tables"]:
+        sections.append(("Tables", ["what was guessed"], [[note] for note in report["tables"]]))
     if clusters:
-        heading = f"Near-duplicates: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
+        heading = f"Near-duplicates by the rule paper: {clusters['rows']:,} rows in {clusters['clusters']:,} clusters"
         shown = [[of["id"], count(of["rows"]), " / ".join(of["examples"])] for of in clusters["largest"][:EXAMPLES]]
         sections.append((heading, ["smallest id", "rows", "examples"], shown))
     words = [[word, count(number)] for word, number in _frequent(captions)]

@@ -14,7 +14,8 @@ from corpora.leaks import Clips, find_leaks, hash_audio, write_leaks
 from corpora.probe import probe_files
 from corpora.readers import Corpus
 from corpora.splits import SPLITS, group_rows, natural_key
-from processing_rgmc import normalize_caption
+from corpora.tables import clean_caption
+from dataset_rgmc import usable_captions
 
 FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
 FIRST_COLUMNS += ["channels", "source", "license"]
@@ -42,18 +43,23 @@ def sort_rows(corpus: Corpus, rows: list[dict]) -> list[dict]:
 
 
 def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
-    """Sets `caption` and `caption_original`, the captions that have words, normalised and as they were."""
+    """
+    Sets `caption` and `caption_original`, the captions that say something, without HTML and as they were. They are not
+    normalised: that is the model's processor's work, by the rule that it was made with.
+    """
     kept = []
     for row in rows:
-        texts = {text: normalize_caption(text) for text in row["captions"]}
-        row["caption_original"] = [text for text in row["captions"] if texts[text]]
-        row["caption"] = [texts[text] for text in row["caption_original"]]
-        empty = len(row["captions"]) - len(row["caption"])
-        row["notes"] = ["some of its captions have no words"] if empty else []
+        row["caption_original"] = [text for text in row["captions"] if usable_captions([text])]
+        row["caption"] = [clean_caption(text) for text in row["caption_original"]]
+        row.setdefault("notes", [])
+        if len(row["caption"]) < len(row["captions"]):
+            row["notes"].append("some of its captions have no words")
+        if row["caption"] != row["caption_original"]:
+            row["notes"].append("there was HTML in its caption, which is removed")
         if row["caption"]:
             kept.append(row)
         else:
-            corpus.reject(row["id"], row["file"], "no_caption", f"no words in {row['captions']}")
+            corpus.reject(row["id"], row["file"], "no_caption", f"none with words: {row['captions']}")
     return kept
 
 

@@ -18,7 +18,7 @@ from configuration_rgmc import RGMCConfig
 from dataset_rgmc import ClipFeatures, compute_features
 from modeling_rgmc import RGMCModel
 from pretrained_rgmc import is_laion_checkpoint, load_clap_audio
-from processing_rgmc import RGMCProcessor, normalize_caption
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from training.refresh import build_datastore, datastore_rows, embed_rows
 
@@ -45,6 +45,7 @@ class Split:
                 self.name,
                 skipped_file=self.skipped_file,
                 max_skipped=self.max_skipped,
+                normalization=processor.caption_normalization,
                 **self.cache,
             )
 
@@ -65,12 +66,17 @@ class Captioner:
     def load(cls, name: str, split: Split, accelerator: Accelerator, batch_size: int, parts_dir: Path) -> "Captioner":
         """
         Raises:
-            `ValueError`: when the checkpoint has no datastore.
+            `ValueError`: when the checkpoint has no datastore, or its model and processor are of two rules.
         """
         processor = RGMCProcessor.from_pretrained(name)
         model = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         if model.datastore is None:
             raise ValueError(f"{name} holds no datastore, so there are no candidates and no baselines to score")
+        if model.config.caption_normalization != processor.caption_normalization:
+            raise ValueError(
+                f"{name}: caption_normalization is '{model.config.caption_normalization}' in config.json and "
+                f"'{processor.caption_normalization}' in processor_config.json: they are files of two checkpoints"
+            )
         return cls(name, model, processor, split.features(processor, accelerator), accelerator, batch_size, parts_dir)
 
     @cached_property
@@ -97,8 +103,8 @@ class Captioner:
             masked_to (`str`, *optional*): `"audio"` or `"candidate"`: what the decoder is shown of the two.
 
         Returns:
-            A line per clip, in their order: `id`, `prediction`, `references`, `candidate`, `candidate_id` and
-            `similarity`, the last two of the nearest neighbour.
+            A line per clip, in their order: `id`, `caption_normalization`, `prediction`, `references`, `candidate`,
+            `candidate_id` and `similarity`, the last two of the nearest neighbour.
         """
         kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
@@ -135,7 +141,8 @@ class Captioner:
             {
                 "row": row,
                 "id": self.features.ids[row],
-                "prediction": normalize_caption(caption),
+                "caption_normalization": self.processor.caption_normalization,
+                "prediction": self.processor.normalize(caption),
                 "references": self.features.captions[row],
                 "candidate": next(iter(shown[i]), None),
                 "candidate_id": next(iter(found.ids[i]), None),

@@ -118,7 +118,7 @@ def _scores(results: dict) -> dict[str, dict]:
 
 def _results_text(results: dict) -> str:
     name = "3" if "3" in results["tables"] else next(iter(results["tables"]))
-    parts = [f"{results['n']} clips.", markdown_table(*table(results, name))]
+    parts = [f"{results['n']} clips. Captions: {results['text']}.", markdown_table(*table(results, name))]
     parts += [interval_note(results), *map(markdown_text, clap_notes(results, name) + leak_notes(results))]
     return "\n\n".join([*parts, f"```bash\n{_public_command(results['command'])}\n```"])
 

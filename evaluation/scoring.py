@@ -11,7 +11,10 @@ from evaluation.systems import System
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
-TEXT = "lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens"
+TEXT = {
+    "paper": "rule paper: lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens",
+    "music": "rule music: lower case, punctuation deleted but for that of C#, R&B, 4/4 and don't; NLTK word tokens",
+}
 TITLES = {
     "cider_d": "CIDEr-D",
     **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
@@ -39,6 +42,7 @@ def score_systems(
     seed: int,
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
+    normalization: str = "paper",
 ) -> tuple[dict[str, dict], dict[str, dict[str, list[float]]], dict[str, str]]:
     """
     Args:
@@ -50,6 +54,7 @@ def score_systems(
         seed (`int`): Of the resamples.
         clap_scores (`dict`, *optional*): By system the result of the metric `clap_score` with `per_item=True`.
         metric (`EvaluationModule`, *optional*): `caption_metrics`, which remembers what METEOR said of a caption.
+        normalization (`str`, defaults to `"paper"`): Rule of the captions.
 
     Returns:
         For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`),
@@ -65,11 +70,12 @@ def score_systems(
     if meteor:
         said = [(caption, own) for system in systems.values() for caption, own in zip(system.captions, references)]
         try:
-            metric.prepare_meteor(*zip(*said), meteor_timeout=METEOR_TIMEOUT * len(systems))
+            metric.prepare_meteor(*zip(*said), normalization, meteor_timeout=METEOR_TIMEOUT * len(systems))
         except RuntimeError as error:
             unavailable["meteor_1.5"] = str(error)
     for key, system in tqdm(systems.items(), desc="Scoring", unit="system"):
         options = {"per_item": True, "bootstrap": samples, "seed": seed, "meteor": meteor and not unavailable}
+        options |= {"normalization": normalization}
         found = score_captions(metric, system.captions, references, options)
         scores[key] = {name: found[name] for name in TITLES if name in found}
         if meteor:

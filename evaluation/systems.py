@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from configuration_rgmc import RGMCConfig
-from evaluation.captioning import Captioner, Split, nearest_of_frozen_encoder
+from evaluation.captioning import Captioner, Split, is_rgmc_checkpoint, nearest_of_frozen_encoder
 from processing_rgmc import normalize_caption
 
 TITLES = {
@@ -68,13 +68,26 @@ class System:
     candidates: list[str | None]
 
 
-def check_checkpoints(checkpoints: dict[str, str | None]):
+def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
     """
     Looks at the configurations of the checkpoints that make the rows of `OPTIONS`, before hours of captioning.
 
+    Returns:
+        The rule of captions of `model`, the checkpoint that is evaluated.
+
     Raises:
-        `ValueError`: when one was trained with another conditioning than its row says.
+        `ValueError`: when one was trained with another conditioning than its row says, or by another rule of captions
+        than `model`.
     """
+    rule = RGMCConfig.get_config_dict(model)[0].get("caption_normalization", "paper")
+    for key, name in checkpoints.items():
+        if name is not None and (key != "nearest_neighbor_frozen" or is_rgmc_checkpoint(name)):
+            own = RGMCConfig.get_config_dict(name)[0].get("caption_normalization", "paper")
+            if own != rule:
+                raise ValueError(
+                    f"{OPTIONS[key]} {name} writes captions by the rule '{own}', and --model {model} by '{rule}': "
+                    f"their scores cannot be compared. Train it with --caption_normalization {rule}"
+                )
     conditioning = {title: conditioning for conditioning, title in TITLE_OF_CONDITIONING.items()}
     for key, name in checkpoints.items():
         if name is not None and key != "nearest_neighbor_frozen":
@@ -85,6 +98,7 @@ def check_checkpoints(checkpoints: dict[str, str | None]):
                     f"{OPTIONS[key]} {name} was trained with --conditioning {config.get('conditioning')}: expected "
                     f"{expected}"
                 )
+    return rule
 
 
 def make_systems(
@@ -181,7 +195,9 @@ def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[
     return [key for key in keys if key in systems or key in missing], missing
 
 
-def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> dict[str, tuple[str, list[str]]]:
+def read_predictions(
+    entries: list[str], ids: list[str], skipped: set[str], normalization: str = "paper"
+) -> dict[str, tuple[str, list[str]]]:
     """
     Captions of other systems, in the order of the clips.
 
@@ -189,10 +205,13 @@ def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> d
         entries (`list[str]`): `name=file.jsonl`; a line of a file is `{"id": …, "prediction": …}`.
         ids (`list[str]`): Of the clips, each of which a file must have once.
         skipped (`set[str]`): Ids of the split that a file may have too: their clips cannot be used.
+        normalization (`str`, defaults to `"paper"`):
+            Rule by which the captions are normalised. A line of eval.py's `predictions.jsonl` names the rule by which
+            it is normalised already.
 
     Raises:
-        `ValueError`: for a name that stands twice or is taken, a file that cannot be read, a line that is none, and ids
-        that are missing, not of the split, or there twice.
+        `ValueError`: for a name that stands twice or is taken, a file that cannot be read, a line that is none or of
+        another rule, and ids that are missing, not of the split, or there twice.
     """
     found = {}
     for entry in entries:
@@ -213,11 +232,18 @@ def read_predictions(entries: list[str], ids: list[str], skipped: set[str]) -> d
             try:
                 line = json.loads(text)
                 row_id, caption = str(line["id"]), line["prediction"]
-                captions[row_id] = normalize_caption(caption)
+                captions[row_id] = normalize_caption(caption, normalization)
+                own = line.get("caption_normalization", normalization)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f'{file}, line {number}: expected {{"id": "…", "prediction": "…"}}, found {text[:80]!r}'
                 ) from error
+            if own != normalization:
+                raise ValueError(
+                    f"{file}, line {number}: a caption by the rule '{own}', but the model's is '{normalization}': what "
+                    "one deletes, the other cannot bring back. Evaluate that model with the same rule, or give its "
+                    "captions as they were before"
+                )
             counts[row_id] += 1
         known = {*ids, *skipped}
         wrong = {

@@ -14,8 +14,9 @@ import pytest
 from conftest import CAPTIONS, ROOT, SHARED
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_processing import MUSICAL_TEXT
 
-from processing_rgmc import normalize_caption
+from processing_rgmc import NORMALIZATIONS, normalize_caption
 
 GOLDEN = SHARED / "caption_metrics_golden"
 NAMES = {
@@ -104,11 +105,21 @@ def test_an_unrelated_caption_scores_no_bleu(metric):
 
 
 @pytest.mark.parametrize("name", ["caption_metrics", "clap_score"])
-@given(caption=st.text())
-@example(caption="cafe\u0301")
-def test_the_metrics_and_the_model_normalise_captions_alike(name, caption):
+@given(caption=MUSICAL_TEXT, rule=st.sampled_from(NORMALIZATIONS))
+@example(caption="cafe\u0301", rule="paper")
+@example(caption="R&B, C\u266f and B\u266d, 4/4, don\u2019t", rule="music")
+def test_the_metrics_and_the_model_normalise_captions_alike(name, caption, rule):
     module = sys.modules[type(evaluate.load(str(ROOT / "metrics" / name))).__module__]
+    assert module.normalize(caption, rule) == normalize_caption(caption, rule)
     assert module.normalize(caption) == normalize_caption(caption)
+    with pytest.raises(ValueError, match="'jazz': expected one of paper, music"):
+        module.normalize(caption, "jazz")
+
+
+def test_a_score_is_by_the_rule_that_is_asked_for(metric):
+    pair = {"predictions": ["late-night R&B"], "references": ["latenight RB"], "meteor": False}
+    assert metric.compute(**pair)["bleu_1"] == pytest.approx(100)
+    assert metric.compute(**pair, normalization="music")["bleu_1"] == pytest.approx(0, abs=1e-3)
 
 
 # -- intervals -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What RGMCProcessor promises: one form of captions, prompts padded for generation, and files that load again."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -8,11 +9,14 @@ import sys
 import numpy as np
 import pytest
 from conftest import CAPTIONS, ROOT
+from hypothesis import example, given
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from configuration_rgmc import RGMCConfig
+from corpora.demo import draw_clip
 from modeling_rgmc import default_generation_config
-from processing_rgmc import RGMCProcessor, normalize_caption
+from processing_rgmc import NORMALIZATIONS, RGMCProcessor, normalize_caption
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,64 @@ from processing_rgmc import RGMCProcessor, normalize_caption
 def test_captions_are_lower_case_without_punctuation(caption, expected):
     assert normalize_caption(caption) == expected
     assert normalize_caption(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "paper", "music"),
+    [
+        ("R&B / hip-hop", "rb hiphop", "r&b hip hop"),
+        ("C# minor, 4/4", "c minor 44", "c# minor 4/4"),
+        ("late-night \u2013 smooth", "latenight smooth", "late night smooth"),
+        ("don't, don\u2019t and don`t", "dont dont and dont", "don't don't and don't"),
+        ("\u2018sad\u2019 drummin' 'n' bass", "sad drummin n bass", "sad drummin n bass"),
+        ("(F#)/G\u266fm7, B\u266d; #1 hit", "fgm7 b 1 hit", "f# g#m7 bb 1 hit"),
+        ("rock & roll and/or 12/8 & Co.", "rock roll andor 128 co", "rock roll and or 12/8 co"),
+        ("90's pop_! 100%", "90s pop 100", "90's pop 100"),
+        (
+            "zero\u200bwidth \u202esoft\u00adly\u202c \u2764\ufe0f love",
+            "zerowidth softly love",
+            "zerowidth softly love",
+        ),
+        ("caf\u00e9 jazz, for two", "caf\u00e9 jazz for two", "caf\u00e9 jazz for two"),
+    ],
+)
+def test_each_rule_deletes_what_it_says(caption, paper, music):
+    assert normalize_caption(caption, "paper") == normalize_caption(caption) == paper
+    assert normalize_caption(caption, "music") == music
+    with pytest.raises(ValueError, match="'jazz': expected one of paper, music"):
+        normalize_caption(caption, "jazz")
+
+
+MUSICAL_TEXT = st.text(st.one_of(st.sampled_from("/&#\u266d\u266f'\u2019-abcg4! \u0327\u0301\u200b"), st.characters()))
+
+
+@given(MUSICAL_TEXT, st.sampled_from(NORMALIZATIONS))
+@example("x##c#!'\u0327&b", "music")
+def test_normalising_twice_is_normalising_once(caption, rule):
+    once = normalize_caption(caption, rule)
+    assert normalize_caption(once, rule) == once
+
+
+def test_captions_of_the_demo_are_the_same_by_both_rules(monkeypatch):
+    monkeypatch.setattr("corpora.demo.render_clip", lambda *args: None)
+    for caption in (draw_clip(0, index)[0]["caption"] for index in range(960)):
+        assert normalize_caption(caption, "music") == normalize_caption(caption, "paper") == caption
+
+
+def test_a_processor_normalises_by_the_rule_that_is_saved_with_it(processor, tmp_path):
+    music = RGMCProcessor(processor.feature_extractor, processor.tokenizer, caption_normalization="music")
+    music.save_pretrained(tmp_path)
+    loaded = RGMCProcessor.from_pretrained(tmp_path)
+    assert loaded.caption_normalization == "music" and loaded.normalize("R&B, late-night") == "r&b late night"
+    assert loaded.encode_candidate("R&B") == loaded.tokenizer("r&b")["input_ids"] != processor.encode_candidate("R&B")
+    assert loaded.encode_caption("C#")[:-1] == loaded.tokenizer("c#")["input_ids"]
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text())
+    del settings["caption_normalization"]  # as checkpoints of before
+    path.write_text(json.dumps(settings))
+    assert RGMCProcessor.from_pretrained(tmp_path).caption_normalization == "paper"
+    with pytest.raises(ValueError, match="'jazz'"):
+        RGMCProcessor(processor.feature_extractor, processor.tokenizer, caption_normalization="jazz")
 
 
 def test_audio_and_candidates_make_the_models_inputs(processor):

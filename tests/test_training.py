@@ -329,7 +329,7 @@ def break_ids(corpus):
         (break_split, ["validation", "metadata.csv"]),
         (break_missing_audio, ["row 3", "train-3", "3.wav"]),
         (break_audio, ["row 3", "train-3", "3.wav", "--max_skipped"]),
-        (break_caption, ["row 3", "train-3", "empty caption"]),
+        (break_caption, ["row 3", "train-3", "no caption, or none with words"]),
         (break_ids, ["'train-2'", "[2, 3]"]),
     ],
 )
@@ -488,9 +488,9 @@ def test_one_table_for_all_splits_is_divided_by_folder(broken_corpus):
 
 
 def test_ids_and_captions_stay_text_and_may_be_lists(tmp_path):
-    (tmp_path / "train.csv").write_text("file_name,id,caption\na.wav,007,null\nb.wav,7,NA\n")
+    (tmp_path / "train.csv").write_text("file_name,id,caption\na.wav,007,1\nb.wav,7,2.50\n")
     rows = load_captions(str(tmp_path / "train.csv"), "train")
-    assert rows["id"] == ["007", "7"] and rows["captions"] == [["null"], ["NA"]]
+    assert rows["id"] == ["007", "7"] and rows["captions"] == [["1"], ["2.50"]]
     (tmp_path / "test.jsonl").write_text('{"file_name": "a.wav", "id": 3, "caption": ["one", "two"]}\n')
     rows = load_captions(str(tmp_path / "test.jsonl"), "test")
     assert rows["id"] == ["3"] and rows["captions"] == [["one", "two"]]

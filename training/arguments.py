@@ -13,7 +13,7 @@ from configuration_rgmc import RGMCConfig
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 FREEZING = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
 LENGTHS = ("max_candidate_length", "max_caption_length")
-MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment")
+MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment", "caption_normalization")
 
 
 @dataclass
@@ -48,6 +48,13 @@ class ModelArguments:
     spec_augment: bool | None = field(
         default=None, metadata={"help": "Mask stripes of the log-mels that the encoder is trained on (true)."}
     )
+    caption_normalization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rule of captions: 'paper' deletes all punctuation, 'music' keeps that of C#, R&B, 4/4 and don't "
+            "(music, or that of --model)."
+        },
+    )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Do not train the audio encoder."})
     freeze_mapper: bool = field(default=False, metadata={"help": "Do not train the mapper."})
     freeze_text_model: bool = field(default=False, metadata={"help": "Do not train the decoder."})
@@ -67,8 +74,7 @@ class DataArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Required: audiofolder, csv, jsonl or parquet file of paths, save_to_disk folder, or Hub dataset "
-            "id."
+            "help": "Required: audiofolder, csv, tsv, jsonl or parquet file of paths, save_to_disk folder, or Hub id."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split that is trained on and retrieved from."})
@@ -251,6 +257,24 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         unknown = [key for key in entries if not hasattr(known, key)]
         if unknown:
             raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}")
+
+
+def caption_rule(model_args: ModelArguments) -> str:
+    """
+    The rule of captions: that of `--model`, else the option's.
+
+    Raises:
+        `ValueError`: where the option asks for another rule than that of `--model`.
+    """
+    if not model_args.model:
+        return model_args.caption_normalization or "music"
+    rule = RGMCConfig.get_config_dict(model_args.model)[0].get("caption_normalization", "paper")
+    if model_args.caption_normalization not in (None, rule):
+        raise ValueError(
+            f"--caption_normalization {model_args.caption_normalization}: {model_args.model} was trained on captions "
+            f"by the rule '{rule}'. Leave the option out, or train a model anew"
+        )
+    return rule
 
 
 def model_choices(model_args: ModelArguments) -> dict:

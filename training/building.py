@@ -25,7 +25,11 @@ from training.lora import add_lora
 
 
 def prepare_data(
-    data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator, feature_extractor: RGMCFeatureExtractor
+    data_args: DataArguments,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    feature_extractor: RGMCFeatureExtractor,
+    normalization: str,
 ) -> tuple[ClipFeatures, ClipFeatures]:
     """Features of the training and the validation split. The main process computes them, the others read its cache."""
     with accelerator.main_process_first():
@@ -53,6 +57,7 @@ def prepare_data(
                 cache_dir=data_args.cache_dir,
                 dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
+                normalization=normalization,
             )
             for split, rows in ((data_args.train_split, train), (validation_name, validation))
         )
@@ -63,12 +68,13 @@ def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProc
     if model_args.model:
         processor = RGMCProcessor.from_pretrained(model_args.model)
         vars(processor).update(lengths)
-        return processor
+        return processor  # of whose rule `caption_rule` has made sure
     if model_args.text_config:
         tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
-    return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, **lengths)
+    rule = model_args.caption_normalization
+    return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, caption_normalization=rule, **lengths)
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -130,6 +130,7 @@ def load_state(
         `ValueError`: when the run was started on other rows or with other options.
     """
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
+    former.setdefault("caption_normalization", "paper")  # the only one of before
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
     if changed:
         changes = ", ".join(f"{name} was {former.get(name)!r}, is {settings.get(name)!r}" for name in changed)

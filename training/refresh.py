@@ -80,7 +80,8 @@ def build_datastore(
     embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the datastore's songs")
     vocab_size = model.config.text_config.vocab_size
     fingerprint = model.encoder_fingerprint()
-    return CaptionDatastore(rows, embeds, fingerprint, string_factory, storage, vocab_size, search_parameters)
+    arguments = (string_factory, storage, vocab_size, search_parameters, train.normalization)
+    return CaptionDatastore(rows, embeds, fingerprint, *arguments)
 
 
 def find_neighbors(

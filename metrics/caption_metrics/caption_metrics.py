@@ -1,5 +1,6 @@
 """BLEU, METEOR 1.5, ROUGE-L and CIDEr-D of captions, as the COCO caption code computes them, for `evaluate.load`."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,9 @@ import numpy as np
 
 DESCRIPTION = """
 BLEU-1 to BLEU-4, METEOR 1.5, ROUGE-L and CIDEr-D as the COCO caption evaluation code computes them, x 100 (a perfect
-CIDEr-D is 1000). Captions are lower-cased, Unicode punctuation and symbols are deleted, white space is collapsed, and
-the words are those of NLTK's word tokenizer: on such text they are the same as those of the Java PTB tokenizer of the
-original code.
+CIDEr-D is 1000). Captions are lower-cased, Unicode punctuation and symbols are deleted (or, by the rule `music`, but
+for those of C#, R&B, 4/4 and don't), white space is collapsed, and the words are those of NLTK's word tokenizer: by the
+rule `paper` they are the same as those of the Java PTB tokenizer of the original code.
 
 All captions of a split belong into one call: CIDEr-D weighs words by the references of the call, and BLEU and METEOR
 are ratios of sums over it.
@@ -23,6 +24,7 @@ INPUTS = """
 Args:
     predictions: A caption per item. One without words scores 0.
     references: A caption, or a list of captions, per item, of which at least one has words.
+    normalization (str, defaults to "paper"): Rule of the captions, that of the model: "paper" or "music".
     per_item (bool, defaults to False): Also return each item's scores.
     meteor (bool, defaults to True): METEOR needs Java and about 1 GB; the other metrics need neither.
     meteor_timeout (float, defaults to 600): Seconds after which METEOR is given up.
@@ -55,14 +57,34 @@ CITATION = """
   year={2014}
 }
 """
+NORMALIZATIONS = ("paper", "music")
+MUSICAL = "/&#♭'"  # what `music` keeps in its place
+SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
 METEOR_STATISTICS = 23  # numbers per item that the jar returns
 
 
-def normalize(caption: str) -> str:
+def normalize(caption: str, normalization: str = "paper") -> str:
     """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
-    letters = unicodedata.normalize("NFC", caption.lower())
-    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
-    return " ".join(unicodedata.normalize("NFC", kept).split())
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
+    letters = "".join(character for character in caption.lower() if not _is_invisible(character))
+    letters = unicodedata.normalize("NFC", letters)
+    kept = MUSICAL if normalization == "music" else ""
+    if normalization == "music":
+        letters = letters.translate(SPELLINGS)
+        letters = "".join(" " if unicodedata.category(letter) == "Pd" else letter for letter in letters)
+    letters = "".join(letter for letter in letters if letter in kept or unicodedata.category(letter)[0] not in "PS")
+    letters = unicodedata.normalize("NFC", letters)
+    if normalization == "music":
+        letters = re.sub(r"(?<!\d)/|/(?!\d)", " ", letters)
+        letters = re.sub(r"(?<!\w)[&']|[&'](?!\w)", "", letters)
+        letters = re.sub(r"(?<=(?<!\S)[a-g])♭", "b", letters)
+        letters = re.sub(r"(?<!(?<!\S)[a-g])#|♭", "", letters)
+    return " ".join(unicodedata.normalize("NFC", letters).split())
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 class CaptionMetrics(evaluate.Metric):
@@ -90,8 +112,18 @@ class CaptionMetrics(evaluate.Metric):
             raise ValueError("There are no captions to score")
         return super().compute(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, predictions, references, per_item=False, meteor=True, meteor_timeout=600, bootstrap=0, seed=0):
-        found, truth = tokenize(predictions, references)
+    def _compute(
+        self,
+        predictions,
+        references,
+        normalization="paper",
+        per_item=False,
+        meteor=True,
+        meteor_timeout=600,
+        bootstrap=0,
+        seed=0,
+    ):
+        found, truth = tokenize(predictions, references, normalization)
         statistics, unavailable = collect_statistics(found, truth), {}
         if meteor:
             try:
@@ -113,7 +145,7 @@ class CaptionMetrics(evaluate.Metric):
             }
         return results
 
-    def prepare_meteor(self, predictions, references, meteor_timeout=600):
+    def prepare_meteor(self, predictions, references, normalization="paper", meteor_timeout=600):
         """
         Asks METEOR for the captions of several systems at once. Java takes seconds to start, which each `compute` of
         one of them would spend again.
@@ -123,7 +155,7 @@ class CaptionMetrics(evaluate.Metric):
         Raises:
             `RuntimeError`: where METEOR cannot be had, with the reason.
         """
-        self._meteor_statistics(*tokenize(predictions, references), meteor_timeout)
+        self._meteor_statistics(*tokenize(predictions, references, normalization), meteor_timeout)
 
     def _meteor_statistics(self, found, truth, timeout):
         pairs = [(caption, *captions) for caption, captions in zip(found, truth)]
@@ -134,14 +166,20 @@ class CaptionMetrics(evaluate.Metric):
         return np.stack([self._meteor_rows[pair] for pair in pairs])
 
 
-def tokenize(predictions: list[str], references: list[str] | list[list[str]]) -> tuple[list[str], list[list[str]]]:
+def tokenize(
+    predictions: list[str], references: list[str] | list[list[str]], normalization: str = "paper"
+) -> tuple[list[str], list[list[str]]]:
     """Captions as words with single spaces between them."""
     from nltk.tokenize import NLTKWordTokenizer
 
     words = NLTKWordTokenizer()
     references = [[entry] if isinstance(entry, str) else entry for entry in references]
-    found = [" ".join(words.tokenize(normalize(caption))) for caption in predictions]
-    truth = [[" ".join(words.tokenize(normalize(caption))) for caption in captions] for captions in references]
+
+    def split(caption: str) -> str:
+        return " ".join(words.tokenize(normalize(caption, normalization)))
+
+    found = [split(caption) for caption in predictions]
+    truth = [[split(caption) for caption in captions] for captions in references]
     for item, captions in enumerate(truth):
         if not any(captions):
             raise ValueError(f"Item {item} has no reference with a word in it: {references[item]!r}")

@@ -20,9 +20,10 @@ from transformers.utils import cached_file
 DESCRIPTION = """
 How near a caption is to its clip (A-T) and to its reference (T-T) in the space of a CLAP model: the mean over items of
 the cosine x 100. The default checkpoint is the one that laion_clap loads by default (630k-audioset-best, HTSAT-tiny).
-Texts are lower-cased, their Unicode punctuation and symbols deleted and white space collapsed, because RoBERTa is
-cased, and cut at 77 tokens. Of the audio the middle 10 seconds count, at 48 kHz, mono, through 16-bit integers, as in
-laion_clap. The name of a score says which weights gave it.
+Texts are lower-cased, their Unicode punctuation and symbols deleted (or, by the rule `music`, but for those of C#, R&B,
+4/4 and don't) and white space collapsed, because RoBERTa is cased, and cut at 77 tokens. Of the audio the middle 10
+seconds count, at 48 kHz, mono, through 16-bit integers, as in laion_clap. The name of a score says which weights gave
+it.
 """
 INPUTS = """
 Args:
@@ -33,6 +34,7 @@ Args:
         `(items, E)` that `embed_audio` made. Default: no audio, T-T only.
     model: CLAP checkpoint without fusion: Hub id or folder.
     revision: Branch, tag or commit of a Hub id.
+    normalization: Rule of the texts, that of the captioning model: "paper" (default) or "music".
     per_item: Whether to return the scores of the items, too.
     batch_size: Clips, and texts, per forward pass.
     device: Of the model. Default: the GPU where there is one.
@@ -53,6 +55,9 @@ CITATION = """
   year={2023}
 }
 """
+NORMALIZATIONS = ("paper", "music")
+MUSICAL = "/&#♭'"  # what `music` keeps in its place
+SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
 MODEL = "laion/clap-htsat-unfused"
 SAMPLING_RATE = 48_000  # Hz
 SAMPLES = 480_000  # 10 s
@@ -106,13 +111,15 @@ class ClapScore(evaluate.Metric):
         audio=None,
         model=MODEL,
         revision=None,
+        normalization="paper",
         per_item=False,
         batch_size=16,
         device=None,
     ):
-        predictions = [normalize(caption) for caption in predictions]
+        predictions = [normalize(caption, normalization) for caption in predictions]
         references = [[entry] if isinstance(entry, str) else entry for entry in references]
-        references = [[text for text in map(normalize, captions) if text] for captions in references]
+        references = [[normalize(text, normalization) for text in captions] for captions in references]
+        references = [[text for text in captions if text] for captions in references]
         for item, texts in enumerate(references):
             if not texts:
                 raise ValueError(f"item {item}: no reference has a letter or digit; expected at least one that has")
@@ -224,11 +231,28 @@ class _Checkpoint:
         return np.concatenate(embeddings)
 
 
-def normalize(caption: str) -> str:
+def normalize(caption: str, normalization: str = "paper") -> str:
     """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
-    letters = unicodedata.normalize("NFC", caption.lower())
-    kept = "".join(character for character in letters if unicodedata.category(character)[0] not in "PS")
-    return " ".join(unicodedata.normalize("NFC", kept).split())
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
+    letters = "".join(character for character in caption.lower() if not _is_invisible(character))
+    letters = unicodedata.normalize("NFC", letters)
+    kept = MUSICAL if normalization == "music" else ""
+    if normalization == "music":
+        letters = letters.translate(SPELLINGS)
+        letters = "".join(" " if unicodedata.category(letter) == "Pd" else letter for letter in letters)
+    letters = "".join(letter for letter in letters if letter in kept or unicodedata.category(letter)[0] not in "PS")
+    letters = unicodedata.normalize("NFC", letters)
+    if normalization == "music":
+        letters = re.sub(r"(?<!\d)/|/(?!\d)", " ", letters)
+        letters = re.sub(r"(?<!\w)[&']|[&'](?!\w)", "", letters)
+        letters = re.sub(r"(?<=(?<!\S)[a-g])♭", "b", letters)
+        letters = re.sub(r"(?<!(?<!\S)[a-g])#|♭", "", letters)
+    return " ".join(unicodedata.normalize("NFC", letters).split())
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 def _waveform(clip) -> tuple[np.ndarray, list[str]]:
