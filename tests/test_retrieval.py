@@ -102,7 +102,7 @@ def test_the_search_of_a_gpu_excludes_by_id(monkeypatch):
     monkeypatch.setattr(faiss, "knn", lambda *args, **kwargs: pytest.fail("FAISS searches"))
     vectors = np.repeat(unit_vectors(5), 4, axis=0)  # each song four times: any of them may rank first
     datastore = CaptionDatastore(make_rows(20), vectors, "f00d")
-    rows, _ = datastore.search_rows(vectors, k=2, exclude_ids=datastore.rows["id"], device="cuda")
+    rows, _ = datastore.search_rows(vectors.astype(np.float64), k=2, exclude_ids=datastore.rows["id"], device="cuda")
     assert devices == ["cuda"]
     assert (rows != np.arange(20)[:, None]).all()
     assert (rows // 4 == np.arange(20)[:, None] // 4).all()
