@@ -38,7 +38,7 @@ AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
 FILE_COLUMN = "__file__"  # a table's own name of a file, before its folder is put in front
 FRONT_END = ("sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size")
 FRONT_END += ("frequency_min", "frequency_max")  # what decides the numbers of a log-mel
-FRONT_END_VERSION = 1  # of what is cached: raise it when the front end computes other numbers
+FRONT_END_VERSION = 2  # of what is cached: raise it when the front end computes other numbers
 CLIPS_PER_PROCESS = 1024  # computed between two finished files of the cache: seconds of work
 
 
