@@ -5,11 +5,13 @@ From a corpus to batches: rows of captions and audio, their log-mel features com
 parquet file of paths, a folder that `save_to_disk` wrote, or the id of a Hub dataset.
 """
 
+import functools
 import hashlib
 import json
 import os
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +21,11 @@ import pandas
 import pyarrow.parquet
 import torch
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features, Value
+from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from corpora.isolation import run_isolated
 from corpora.tables import TABLES, check_names, clean_caption, is_placeholder, match_columns, read_rows, text_of
 from feature_extraction_rgmc import AudioError, AudioWarning, RGMCFeatureExtractor
 from processing_rgmc import RGMCProcessor, normalize_caption
@@ -39,7 +44,7 @@ AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
 FILE_COLUMN = "__file__"  # a table's own name of a file, before its folder is put in front
 FRONT_END = ("sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size")
 FRONT_END += ("frequency_min", "frequency_max")  # what decides the numbers of a log-mel
-FRONT_END_VERSION = 1  # of what is cached: raise it when the front end computes other numbers
+FRONT_END_VERSION = 2  # of what is cached: raise it when the front end computes other numbers
 CLIPS_PER_PROCESS = 1024  # computed between two finished files of the cache: seconds of work
 
 
@@ -320,7 +325,9 @@ def compute_features(
         dtype (`str`, defaults to `"float16"`):
             Stored type, or `"float32"`: 132 or 260 MB per 1,000 clips. float16 moves a log-mel by up to 0.03 dB and the
             embedding by less than 5e-7 in cosine.
-        num_proc (`int`, *optional*): Number of processes.
+        num_proc (`int`, *optional*):
+            Number of processes that decode. One that dies, hangs or takes too much memory costs one row, which is
+            skipped with that reason. By default this process decodes, without such protection.
         normalization (`str`, defaults to `"paper"`): Rule of the captions, the processor's `caption_normalization`.
 
     Returns:
@@ -418,53 +425,54 @@ def _cache_clips(
     num_proc: int | None,
     description: str,
 ):
-    """Writes the log-mels of `rows` to new Arrow files, one for each process, which appear when they are complete."""
+    """Writes the log-mels of `rows` to a new Arrow file, which appears when it is complete."""
     frames = 1 + round(feature_extractor.duration * feature_extractor.sampling_rate) // feature_extractor.hop_length
     shape = (frames, feature_extractor.feature_size)
-    name = _digest("".join(keys).encode())
-    rows.map(
-        _extract,
-        with_indices=True,
-        with_rank=True,
-        fn_kwargs={"keys": keys, "feature_extractor": feature_extractor, "shape": shape, "dtype": dtype},
-        remove_columns=rows.column_names,
-        features=Features(
-            {
-                "key": Value("string"),
-                "log_mel": Array2D(shape, dtype),
-                "notes": datasets.List(Value("string")),
-                "problem": Value("string"),
-            }
-        ),
-        writer_batch_size=256,
-        num_proc=min(num_proc, len(rows)) if num_proc and num_proc > 1 and len(rows) > 1 else None,
-        load_from_cache_file=False,
-        cache_file_name=str(folder / f"{name}.arrow"),
-        new_fingerprint=name,
-        desc=description,
+    features = Features(
+        {
+            "key": Value("string"),
+            "log_mel": Array2D(shape, dtype),
+            "notes": datasets.List(Value("string")),
+            "problem": Value("string"),
+        }
     )
+    extract = functools.partial(_extract, feature_extractor=feature_extractor, dtype=dtype)
+    audio = rows["audio"]
+    if num_proc:
+        results = run_isolated(functools.partial(_on_one_thread, extract), audio, num_proc)
+    else:
+        results = ((row, extract(sound), None) for row, sound in enumerate(audio))
+    file = folder / f"{_digest(''.join(keys).encode())}.arrow"
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        with ArrowWriter(path=str(unfinished), features=features, writer_batch_size=256) as writer:
+            for row, found, problem in tqdm(results, desc=description, unit="clip", total=len(rows)):
+                log_mel, notes, problem = (None, [], problem) if found is None else found
+                log_mel = np.zeros(shape, dtype) if log_mel is None else log_mel
+                writer.write({"key": keys[row], "log_mel": log_mel, "notes": notes, "problem": problem})
+            writer.finalize()
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _on_one_thread(extract: Callable, audio: dict):
+    torch.set_num_threads(1)  # one process per core already
+    return extract(audio)
 
 
 def _extract(
-    row: dict,
-    index: int,
-    rank: int | None,
-    keys: list[str],
-    feature_extractor: RGMCFeatureExtractor,
-    shape: tuple[int, int],
-    dtype: str,
-) -> dict:
-    if rank is not None:
-        torch.set_num_threads(1)  # one process per core already
-    log_mel, problem = np.zeros(shape, dtype), None
+    audio: dict, feature_extractor: RGMCFeatureExtractor, dtype: str
+) -> tuple[np.ndarray | None, list[str], str | None]:
+    """Log-mel, kinds of warnings, and why there is none."""
+    log_mel, problem = None, None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            log_mel = feature_extractor(row["audio"])["input_features"][0, 0].numpy().astype(dtype)
+            log_mel = feature_extractor(audio)["input_features"][0, 0].numpy().astype(dtype)
         except AudioError as error:
             problem = str(error)
-    notes = [warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)]
-    return {"key": keys[index], "log_mel": log_mel, "notes": notes, "problem": problem}
+    return log_mel, [warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)], problem
 
 
 def _list_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped_file: Path, max_skipped: float):

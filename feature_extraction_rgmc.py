@@ -13,6 +13,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,14 @@ PREROLL = 0.5  # s, decoded before the wanted part and thrown away: after a seek
 TAIL_PACKETS = 16  # decoded to find the end: more than any decoder's delay
 FRAMES_PER_BLOCK = 64  # mel frames computed at once on a CPU: 1 MB stays in its cache, which is twice as fast
 CLIPS_PER_BLOCK = 32  # clips computed at once on a GPU: about 1 GB
+# Containers, by FFmpeg's names, whose times can be believed after a seek: they number the samples (FLAC, Ogg, MP4,
+# Matroska), or FFmpeg counts the packets from the start (mp3, ADTS). Where samples have a fixed size (PCM), it is the
+# byte that says which one it is. Elsewhere a seek may land seconds off and say that it did not.
+EXACT = {"aac", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "ogg"}
+EXACT_WITH_PCM = {"aiff", "au", "caf", "w64", "wav"}
+OGG_BEGINNING = re.compile(rb"OggS\0[\2\6]")  # the first page of a stream
+FROM_THE_START = "decoded from its start, because the times in it are not exact"
+TIME_ERROR = 0.05  # s, that the time of a frame may be off from the end of the one before
 
 Source = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
 Array = np.ndarray | torch.Tensor
@@ -50,13 +59,23 @@ class AudioWarning(UserWarning):
 
 
 def load_audio(
-    source: Source, start: float | None = None, duration: float = 10.0, sampling_rate: int = 48_000
+    source: Source,
+    start: float | None = None,
+    duration: float = 10.0,
+    sampling_rate: int = 48_000,
+    stream: int | None = None,
 ) -> np.ndarray:
     """
-    Decode `duration` seconds of a local audio or video file (its first audio stream) to mono.
+    Decode `duration` seconds of a local audio or video file to mono.
 
-    Only the wanted seconds are decoded. Channels are averaged, as in CLAP's training; FFmpeg's own downmix of stereo
-    would be 3 dB louder. Fewer seconds are repeated and zero-padded as CLAP does, which is announced.
+    The seconds are those of a decoding of the whole file. Only the wanted ones are decoded where the file's times are
+    exact; otherwise it is decoded from its start, which is announced. Fewer seconds are repeated and zero-padded as
+    CLAP does, which is announced.
+
+    Two channels are averaged, as in CLAP's training; FFmpeg's own downmix of stereo would be 3 dB louder. Surround is
+    first mixed to stereo as ITU-R BS.775 says: front left and right as they are, centre and surround by -3 dB, no LFE.
+    Stereo that is stored as 5.1 with silent other channels so stays as loud as it is. Of other layouts, without front
+    left and right, all channels are averaged.
 
     Args:
         source: path, content (`bytes`), opened binary file, or the `{"path": ..., "bytes": ...}` that
@@ -64,20 +83,22 @@ def load_audio(
         start: where the wanted part begins, in seconds. Default: such that it lies in the middle.
         duration: how much is wanted, in seconds.
         sampling_rate: rate of the result in Hz.
+        stream: which of the file's audio streams, counted from 0. Default: the one marked as default, else the first.
 
     Returns:
         float32 samples of shape `(round(duration * sampling_rate),)`, finite, nominally in [-1, 1].
 
     Raises:
-        AudioError: no local file, no sound in it, damaged beyond use, NaN or infinite samples, `start` beyond the end.
+        AudioError: no local file, no such stream, no sound in it, damaged beyond use, NaN or infinite samples, `start`
+            beyond the end.
 
     Warns:
-        AudioWarning: less sound than wanted, digital silence, channels in opposite phase.
+        AudioWarning: less sound than wanted, digital silence, channels in opposite phase, decoded from its start.
     """
     name = _name_of(source)
-    with _open_binary(source, name) as file:
-        channels, rate = _decode(file, name, start, duration)
-    return _finish(channels, rate, duration, sampling_rate, name)
+    with _open_binary(source, name) as file, _stream(file, name, stream) as found:
+        channels, rate = found.read(start, duration)
+    return _finish(channels, rate, duration, sampling_rate, name, found.mix)
 
 
 def probe_audio(source: Source) -> dict[str, Any]:
@@ -101,7 +122,7 @@ def probe_audio(source: Source) -> dict[str, Any]:
     ):
         warnings.simplefilter("always")
         duration = found.length() / found.rate
-        _finish(*found.read(None, 10.0), 10.0, 48_000, name)
+        _finish(*found.read(None, 10.0), 10.0, 48_000, name, found.mix)
     return {
         "duration": round(duration, 3),
         "sampling_rate": found.rate,
@@ -118,7 +139,8 @@ def prepare_waveform(
     target_sampling_rate: int = 48_000,
 ) -> np.ndarray:
     """
-    Crop, average and resample a sound that is already decoded, exactly as `load_audio` treats a file.
+    Crop, average and resample a sound that is already decoded, exactly as `load_audio` treats a mono or stereo file. Of
+    more channels an array does not say what they are: all are averaged.
 
     Args:
         waveform: `(N,)` or `(C, N)`, floats in [-1, 1], or integers, which are scaled by the range of their type.
@@ -226,6 +248,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: float | None = None,
         return_tensors: str | None = "pt",
         device: str | torch.device = "cpu",
+        stream: int | None = None,
     ) -> BatchFeature:
         """
         Args:
@@ -235,6 +258,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: rate of the arrays in Hz, required for them; files carry their own.
             return_tensors: `"pt"` or `"np"`.
             device: where the spectrograms are computed and returned. Decoding is done on the CPU.
+            stream: which of the audio streams of each file, as in `load_audio`.
 
         Returns:
             `input_features`: float32 `(B, 1, T, F)`; (B, 1, 1001, 64) with the defaults.
@@ -248,7 +272,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         waveforms = []
         for i, sound in enumerate(sounds, start=1):
             try:
-                waveforms.append(self._waveform(sound, sampling_rate))
+                waveforms.append(self._waveform(sound, sampling_rate, stream))
             except AudioError as error:
                 place = f"audio {i} of {len(sounds)}: " if len(sounds) > 1 else ""
                 raise AudioError(f"{place}{error}") from error
@@ -266,13 +290,13 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         features = features.cpu() if return_tensors == "np" else features
         return BatchFeature({"input_features": features}, tensor_type=return_tensors)
 
-    def _waveform(self, sound: Any, sampling_rate: float | None) -> np.ndarray:
+    def _waveform(self, sound: Any, sampling_rate: float | None, stream: int | None) -> np.ndarray:
         for key in ("array", "raw"):
             if isinstance(sound, dict) and sound.get(key) is not None:
                 sound, sampling_rate = np.asarray(sound[key]), sound.get("sampling_rate", sampling_rate)
         if isinstance(sound, (np.ndarray, torch.Tensor)):
             return prepare_waveform(sound, sampling_rate, None, self.duration, self.sampling_rate)
-        return load_audio(sound, None, self.duration, self.sampling_rate)
+        return load_audio(sound, None, self.duration, self.sampling_rate, stream)
 
 
 def is_one_sound(audio: Any) -> bool:
@@ -320,20 +344,14 @@ def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
         )
 
 
-def _decode(file: BinaryIO, name: str, start: float | None, duration: float) -> tuple[np.ndarray, int]:
-    """The wanted part of the first audio stream: `(C, N)` in the file's own sample type, and its rate in Hz."""
-    with _stream(file, name) as stream:
-        return stream.read(start, duration)
-
-
 @contextlib.contextmanager
-def _stream(file: BinaryIO, name: str) -> "Iterator[_AudioStream]":
+def _stream(file: BinaryIO, name: str, index: int | None = None) -> "Iterator[_AudioStream]":
     try:
         import av
     except ImportError as error:
         raise ImportError("Reading audio files needs PyAV: pip install av") from error
     try:
-        with contextlib.closing(_AudioStream(av, _FileForFFmpeg(file), name)) as stream:
+        with contextlib.closing(_AudioStream(av, _FileForFFmpeg(file), name, index)) as stream:
             yield stream
     except (av.FFmpegError, OSError) as error:
         raise AudioError(f"{name}: unreadable ({error.strerror}); expected audio, or video with sound.") from error
@@ -355,15 +373,18 @@ class _FileForFFmpeg:
 
 class _AudioStream:
     """
-    The first audio stream of a file, with a clock that counts samples.
+    An audio stream of a file, with a clock that counts samples.
 
     Sample 0 is the first one that the decoder gives; the end is behind the last one. Both are found by decoding a few
     packets, because headers are often wrong: estimated for mp3 without a Xing tag, void in streamed WAV, promising too
     much in a truncated file, and shifted by the encoder's delay where that is known (mp3, AAC, Opus).
+
+    After a seek, a frame's time says which sample it begins with, in containers where that is `exact`. In others, and
+    where times are found not to agree with the number of samples, all is decoded from the start, and counted.
     """
 
-    def __init__(self, av: Any, file: _FileForFFmpeg, name: str):
-        self.av, self.file, self.name = av, file, name
+    def __init__(self, av: Any, file: _FileForFFmpeg, name: str, index: int | None):
+        self.av, self.file, self.name, self.index = av, file, name, index
         self.container = None
         first = next((frame for packet in self._packets_from(None) for frame in self._decoded(packet)), None)
         if first is None or first.format.name in ("s64", "s64p"):  # PyAV has no arrays of 64-bit integers
@@ -371,15 +392,26 @@ class _AudioStream:
         self.kind = _kind_of(first)
         self.rate = first.sample_rate
         self.channels = first.layout.nb_channels
+        self.mix = _mix_of([channel.name for channel in first.layout.channels])
         self.origin = first.pts or 0
         self.samples_per_tick = float(first.time_base * first.sample_rate)
+        container, codec = self.container.format.name, self.stream.codec.name
+        self.exact = container in EXACT or (container in EXACT_WITH_PCM and codec.startswith("pcm_"))
+        if container == "ogg":
+            self.exact = not self._is_chained()
+        self.counted = 0  # samples in the file, once they had to be counted
 
     def read(self, start: float | None, duration: float) -> tuple[np.ndarray, int]:
         """`duration` seconds from `start` (default: the middle), or what there is: `(C, N)`, and the rate in Hz."""
-        first, count = _window(self.length(), self.rate, start, duration, self.name)
-        for seek_to in (first - round(PREROLL * self.rate), None):
+        length, exact = self.length(), self.exact
+        first, count = _window(length, self.rate, start, duration, self.name)
+        for seek_to in (first - round(PREROLL * self.rate), None) if exact else (None,):
             pieces = self._pieces(seek_to, first, count)
+            if exact and not self.exact:  # found out on the way
+                return self.read(start, duration)
             if pieces:
+                if not exact and length > count:
+                    _announce(self.name, FROM_THE_START, f" ({length / self.rate:.0f} s)")
                 return np.concatenate(pieces, axis=1)[:, :count], self.rate
         raise AudioError(f"{self.name}: damaged at {first / self.rate:.2f} s; expected sound that can be decoded.")
 
@@ -389,13 +421,33 @@ class _AudioStream:
 
     def length(self) -> int:
         """Samples up to the end of the last frame that can be decoded."""
-        claimed = (self.stream.duration or 0) * float(self.stream.time_base) or (self.container.duration or 0) / 1e6
-        for seek_to in (round((claimed - PREROLL) * self.rate), None):
-            tail = deque(self._packets_from(seek_to), maxlen=TAIL_PACKETS)  # those before need no decoding
-            end = max((position + frame.samples for position, frame in self._frames(tail, None)), default=0)
-            if end:
-                return end
-        raise AudioError(f"{self.name}: no end can be found; expected an undamaged file with timestamps.")
+        if self.exact:
+            claimed = (self.stream.duration or 0) * float(self.stream.time_base)
+            claimed = claimed or (self.container.duration or 0) / 1e6
+            for seek_to in (round((claimed - PREROLL) * self.rate), None):
+                tail = deque(self._packets_from(seek_to), maxlen=TAIL_PACKETS)  # those before need no decoding
+                end = max((position + frame.samples for position, frame in self._frames(tail, None)), default=0)
+                if end and self.exact:
+                    return end
+                if not self.exact:
+                    break
+            self.exact = False
+        if not self.counted:
+            self.counted = sum(frame.samples for _, frame in self._frames(self._packets_from(None), 0))
+        if not self.counted:
+            raise AudioError(f"{self.name}: no end can be found; expected an undamaged file.")
+        return self.counted
+
+    def _is_chained(self) -> bool:
+        """Whether Ogg files are joined, as in a recorded web radio: the times of each begin anew."""
+        position = self.file.tell()
+        self.file.seek(0)
+        beginnings, end = 0, b""
+        while block := self.file.read(1 << 20):
+            beginnings += len(OGG_BEGINNING.findall(end + block))
+            end = block[-5:]
+        self.file.seek(position)
+        return beginnings > len(self.container.streams)
 
     def _pieces(self, seek_to: int | None, first: int, count: int) -> list[np.ndarray]:
         """Decoded `(C, n)` arrays from sample `first` on, `count` samples or more. Empty if decoding began too late."""
@@ -412,14 +464,21 @@ class _AudioStream:
         return pieces
 
     def _frames(self, packets: Iterable[Any], position: int | None) -> Iterator[tuple[int, Any]]:
-        """Frames, each with the sample it begins at. `position` is that of the first packet, if known."""
+        """
+        Frames, each with the sample it begins at. `position` is that of the first packet, if known. Ends early, and
+        `exact` is over, where the times do not agree with the number of samples.
+        """
         tick = max(self.samples_per_tick, 1)
         for packet in packets:
             for frame in self._decoded(packet):
                 # Where a packet is not as long as its frame, its time is a guess: in Vorbis, where blocks get shorter.
                 guessed = packet.duration and abs(packet.duration * self.samples_per_tick - frame.samples) > tick
-                if frame.pts is not None and (position is None or not guessed):
-                    position = round((frame.pts - self.origin) * self.samples_per_tick)
+                if self.exact and frame.pts is not None and (position is None or not guessed):
+                    timed = round((frame.pts - self.origin) * self.samples_per_tick)
+                    if position is not None and abs(timed - position) > TIME_ERROR * self.rate:
+                        self.exact = False
+                        return
+                    position = timed
                 # A frame of another kind comes from a damaged header and does not fit the rest.
                 if position is not None and _kind_of(frame) == self.kind:
                     yield position, frame
@@ -455,9 +514,23 @@ class _AudioStream:
         if not self.container.streams.audio:
             found = self.container.format.name
             raise AudioError(f"{self.name}: no audio stream in this {found} file; expected audio, or video with sound.")
-        self.stream = self.container.streams.audio[0]
+        streams = self.container.streams.audio
+        if self.index is not None and not 0 <= self.index < len(streams):
+            found = f"{len(streams)} audio stream{'s'[: len(streams) > 1]}"
+            raise AudioError(f"{self.name}: stream={self.index}, but it has {found}, counted from 0.")
+        default = self.av.stream.Disposition.default
+        marked = (index for index, stream in enumerate(streams) if stream.disposition & default)
+        self.stream = streams[next(marked, 0) if self.index is None else self.index]
         if self.stream.codec_context is None:
             raise AudioError(f"{self.name}: its codec is unknown to FFmpeg; expected one that it can decode.")
+
+
+def _mix_of(names: list[str]) -> np.ndarray | None:
+    """Weight of each channel of a surround layout in the mono mix, by FFmpeg's names of them. None: all alike."""
+    if len(names) <= 2 or not {"FL", "FR"} <= set(names):
+        return None
+    weights = {"FL": 0.5, "FR": 0.5, "LFE": 0.0, "LFE2": 0.0, "FC": math.sqrt(0.5)}
+    return np.float32([weights.get(name, 0.5 * math.sqrt(0.5)) for name in names])
 
 
 def _kind_of(frame: Any) -> tuple[int, str, str]:
@@ -502,14 +575,16 @@ def _channels_first(waveform: Array, name: str) -> np.ndarray:
     return channels
 
 
-def _finish(channels: np.ndarray, rate: float, duration: float, target_rate: int, name: str) -> np.ndarray:
+def _finish(
+    channels: np.ndarray, rate: float, duration: float, target_rate: int, name: str, mix: np.ndarray | None = None
+) -> np.ndarray:
     """`(C, N)` samples of any type, already cropped, to exactly `duration` seconds of mono at `target_rate`."""
     seconds = channels.shape[1] / rate
     if seconds < MIN_SECONDS:
         raise AudioError(
             f"{name}: {channels.shape[1]} samples at {rate} Hz; expected at least {MIN_SECONDS} s of sound."
         )
-    mono = _to_mono(channels, name)
+    mono = _to_mono(channels, name, mix)
     if channels.shape[1] < round(duration * rate):
         _announce(name, f"shorter than {duration:g} s, repeated and zero-padded", f" ({seconds:.2f} s)")
     return _repeat_pad(_resample(mono, rate, target_rate), round(duration * target_rate))
@@ -519,12 +594,15 @@ def _announce(name: str, kind: str, detail: str = "") -> None:
     warnings.warn(AudioWarning(name, kind, detail), stacklevel=2)
 
 
-def _to_mono(channels: np.ndarray, name: str) -> np.ndarray:
-    """Mean of the channels, float32 `(N,)`."""
+def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> np.ndarray:
+    """Mean of the channels, or their sum weighted by `mix`, float32 `(N,)`."""
     samples = _to_float32(channels)
     with np.errstate(invalid="ignore"):  # inf - inf
         # Channel by channel: numpy's mean over the short axis of interleaved samples is 20 times slower.
-        mono = sum(samples[1:], start=samples[0]) / np.float32(len(samples))
+        if mix is None:
+            mono = sum(samples[1:], start=samples[0]) / np.float32(len(samples))
+        else:
+            mono = sum(weight * channel for weight, channel in zip(mix, samples) if weight)
     peak = np.abs(mono).max()
     if not np.isfinite(peak):
         raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1].")

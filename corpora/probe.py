@@ -4,19 +4,16 @@ Looks into audio files with several processes, and remembers what it found: an i
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from corpora.isolation import run_isolated
 from feature_extraction_rgmc import AudioError, probe_audio
 
-FILES_PER_TASK = 16
+UNUSABLE = {"duration": None, "sampling_rate": None, "channels": None, "notes": []}
 
 
 def probe(file: str) -> dict:
@@ -27,7 +24,7 @@ def probe(file: str) -> dict:
     try:
         return {**probe_audio(file), "problem": None}
     except AudioError as error:
-        return {"duration": None, "sampling_rate": None, "channels": None, "notes": [], "problem": str(error)}
+        return {**UNUSABLE, "problem": str(error)}
 
 
 def hash_file(file: str) -> dict:
@@ -55,12 +52,11 @@ def probe_files(
     Args:
         files (`Sequence[str]`): Paths; one may stand there twice.
         known_file (`Path`): A jsonl file; made where there is none.
-        num_proc (`int`, defaults to 1): Processes that decode.
+        num_proc (`int`, defaults to 1):
+            Processes that decode. Of two or more, one that dies, hangs or takes too much memory costs one file, which
+            has it as its `problem`; a single one is this process.
         look: [`probe`] or [`hash_file`]; each has a `known_file` of its own.
         title (`str`): Of the progress bar.
-
-    Raises:
-        `BrokenProcessPool`: when a process dies, as of too little memory.
     """
     known = _read_known(known_file)
     keys = {file: _key(file) for file in files}
@@ -78,26 +74,12 @@ def probe_files(
 
 
 def _look_into_all(files: list[str], look: Callable[[str], dict], num_proc: int):
-    if num_proc <= 1 or len(files) <= FILES_PER_TASK:
+    if num_proc <= 1:
         yield from ((file, look(file)) for file in files)
         return
-    # Spawned: a fork would copy the threads' locks of torch. An executor, because a pool waits for ever for the dead.
-    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield from zip(files, executor.map(look, files, chunksize=FILES_PER_TASK))
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker():
-    """Ctrl-C is the main process's to handle, and nobody would stop a worker whose main process was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    for number, found, problem in run_isolated(look, files, num_proc):
+        nothing = {"sha256": None} if look is hash_file else UNUSABLE
+        yield files[number], found if problem is None else {**nothing, "problem": f"{files[number]!r}: {problem}"}
 
 
 def _key(file: str) -> str:

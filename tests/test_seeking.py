@@ -1,0 +1,156 @@
+"""
+What a crop promises: the seconds that a decoding of the whole file has there, in every container and codec that PyAV's
+FFmpeg can write. `pytest -n 0 -s tests/test_seeking.py` prints by how much each is off.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from scipy.signal import fftconvolve
+
+from feature_extraction_rgmc import FROM_THE_START, AudioWarning, load_audio
+
+# Devices, protocols, playlists and checksums: nothing that FFmpeg could read back as one file.
+NO_FILES = {"alsa", "crc", "dash", "fbdev", "fifo", "framecrc", "framehash", "framemd5", "hash", "hds", "hls", "image2"}
+NO_FILES |= {"md5", "null", "oss", "rtp", "rtp_mpegts", "rtsp", "sap", "segment", "smoothstreaming", "streamhash"}
+NO_FILES |= {"stream_segment,ssegment", "tee", "uncodedframecrc", "video4linux2,v4l2", "webm_chunk", "whip"}
+NO_FILES |= {"webm_dash_manifest"}
+NO_SOUND = {"anull", "comfortnoise"}  # encoders that keep nothing of what they are given
+RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]  # the lowest that can be had is the fastest
+BIT_RATES = {"g723_1": "6300", "wmav1": "32000", "wmav2": "32000"}
+MUXER_OPTIONS = [
+    ("mp4", {"movflags": "frag_keyframe+empty_moov", "frag_duration": "1000000"}),
+    ("matroska", {"live": "1"}),
+    ("mp3", {"write_xing": "0"}),
+]
+START = {"start": 0, "middle": None, "end": -10}
+LARGEST_ERROR = 0.05  # s
+
+
+def noise(seconds: float, rate: int) -> np.ndarray:
+    return 0.2 * np.random.default_rng(0).standard_normal(round(seconds * rate), np.float32)
+
+
+def encode(codec: str, muxer: str, rate: int, layout: str, samples: np.ndarray, options: dict | None = None) -> bytes:
+    file = io.BytesIO()
+    sample_format = (av.Codec(codec, "w").audio_formats or [av.AudioFormat("s16")])[0].name
+    with av.open(file, "w", format=muxer, options=options or {}) as container:
+        codec_options = {"strict": "-2"} | ({"b": BIT_RATES[codec]} if codec in BIT_RATES else {})
+        stream = container.add_stream(codec, rate=rate, layout=layout, options=codec_options)
+        stream.codec_context.format = sample_format
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)
+        for first in range(0, len(samples), rate):
+            frame = av.AudioFrame.from_ndarray(samples[None, first : first + rate], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, first
+            for converted in resampler.resample(frame):
+                container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def decode_whole(content: bytes) -> tuple[np.ndarray, int, tuple[str, str]]:
+    """The first channel of all that FFmpeg decodes of the file, its rate, and the names of demuxer and decoder."""
+    pieces, rate = [], None
+    with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
+        stream = container.streams.audio[0]
+        names = container.format.name, stream.codec.name
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                samples = frame.to_ndarray()
+                step = 1 if frame.format.is_planar else frame.layout.nb_channels
+                rate = rate or frame.sample_rate
+                pieces.append(samples[0, ::step])
+    whole = np.concatenate(pieces)
+    if whole.dtype.kind in "iu":
+        half = 2.0 ** (8 * whole.dtype.itemsize - 1)
+        whole = whole / np.float32(half) - np.float32(whole.dtype.kind == "u")
+    return whole.astype(np.float32), rate, names
+
+
+def pairs() -> Iterator[tuple[str, str, int, str, dict]]:
+    """Encoder, muxer, rate, layout and muxer options: one for each demuxer and decoder, of those that can be had."""
+    encoders = []
+    for codec in sorted(av.codecs_available):
+        try:
+            encoders += [codec] * (av.Codec(codec, "w").type == "audio" and codec not in NO_SOUND)
+        except ValueError:
+            continue
+    muxers = [(muxer, {}) for muxer in sorted(av.formats_available - NO_FILES)] + MUXER_OPTIONS
+    seen = set()
+    for codec in encoders:
+        possible = av.Codec(codec, "w").audio_rates or RATES
+        choices = [(rate, layout) for rate in RATES if rate in possible for layout in ("mono", "stereo", "5.1")]
+        for muxer, options in muxers:
+            for rate, layout in choices:
+                try:
+                    content = encode(codec, muxer, rate, layout, noise(2.0, rate), options)
+                    whole, found_rate, names = decode_whole(content)
+                except (ValueError, IndexError, OSError, av.FFmpegError) as error:
+                    if "does not support" in str(error) or "not a" in str(error):
+                        break
+                    continue
+                if len(whole) > found_rate:  # FFmpeg cannot read back all that it writes
+                    if (*names, *options) not in seen:
+                        seen.add((*names, *options))
+                        yield codec, muxer, rate, layout, options
+                    break
+
+
+def find(part: np.ndarray, whole: np.ndarray, expected: int, near: int) -> int:
+    """The sample of `whole` that `part` begins with."""
+    part = part[: min(len(part), 16_000)]
+    for begin, end in ((max(expected - near, 0), expected + near + len(part)), (0, None)):
+        region = whole[begin:end]
+        match = fftconvolve(region, part[::-1])
+        lag = int(match.argmax()) - (len(part) - 1)
+        shared = region[max(lag, 0) : lag + len(part)]
+        if match.max() > 0.7 * np.linalg.norm(shared) * np.linalg.norm(part):
+            return begin + lag
+    return -(10**12)  # nowhere
+
+
+def offsets(content: bytes) -> dict[str, float]:
+    """By how many ms the crops at the start, in the middle and at the end are off, and if one was announced."""
+    whole, rate, _ = decode_whole(content)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = {}
+        for name, start in START.items():
+            expected = max((len(whole) - 10 * rate) // 2, 0) if start is None else max(len(whole) + start * rate, 0)
+            expected = 0 if start == 0 else expected
+            crop = load_audio(content, None if start is None else expected / rate, 10.0, rate)
+            found[name] = (find(crop, whole, expected, round(LARGEST_ERROR * rate)) - expected) / rate * 1000
+    announced = [caution.message.kind for caution in caught if isinstance(caution.message, AudioWarning)]
+    found["from its start"] = FROM_THE_START in announced
+    return found
+
+
+def check_table(rows: Iterator[tuple[str, str, int, str, dict]], lengths: list[float]):
+    print(f"\n{'encoder':18}{'muxer':22}{'Hz':>6}{'s':>6}{'start':>10}{'middle':>10}{'end':>10} ms")
+    wrong, count = [], 0
+    for codec, muxer, rate, layout, options in rows:
+        for seconds in lengths:
+            try:
+                content = encode(codec, muxer, rate, layout, noise(seconds, rate), options)
+            except (OSError, av.FFmpegError):  # FFmpeg cannot write so much: GXF knows no such length
+                continue
+            if len(decode_whole(content)[0]) < seconds / 2 * rate:
+                continue
+            found, count = offsets(content), count + 1
+            name = f"{codec:18}{muxer + '*' * bool(options):22}{rate:6}{seconds:6.0f}"
+            print(name + "".join(f"{found[place]:10.2f}" for place in START), "counted" * found["from its start"])
+            if any(abs(found[place]) > LARGEST_ERROR * 1000 for place in START):
+                wrong.append((codec, muxer, seconds, found))
+    assert not wrong
+    return count
+
+
+def test_crop_lies_where_a_full_decode_has_it_in_every_container_and_codec():
+    assert check_table(pairs(), [12, 140]) > 300
