@@ -26,7 +26,16 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from corpora.isolation import run_isolated
-from corpora.tables import TABLES, check_names, clean_caption, is_placeholder, match_columns, read_rows, text_of
+from corpora.tables import (
+    TABLES,
+    check_names,
+    clean_caption,
+    is_placeholder,
+    match_columns,
+    read_rows,
+    read_text,
+    text_of,
+)
 from feature_extraction_rgmc import AudioError, AudioWarning, RGMCFeatureExtractor
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import PROVENANCE, join_candidates
@@ -85,11 +94,11 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     names = rows[FILE_COLUMN][:] if FILE_COLUMN in rows.column_names else [""] * len(rows)
     ids = [name or f"{split}-{row}" for row, name in enumerate(names)]
     if id_column in rows.column_names:
-        own_ids = [text_of(row_id) for row_id in rows[id_column]]
-        without = sum(not row_id.strip() for row_id in own_ids)
+        own_ids = [text_of(row_id).strip() for row_id in rows[id_column]]
+        without = own_ids.count("")
         if without:
             logger.warning_once(f"{where}: {without} of {len(ids)} rows have no id, and go by the names of their files")
-        ids = [own if own.strip() else name for own, name in zip(own_ids, ids)]
+        ids = [own or name for own, name in zip(own_ids, ids)]
     repeated = {row_id: count for row_id, count in Counter(ids).items() if count > 1}
     if repeated:
         row_id = next(iter(repeated))
@@ -193,7 +202,7 @@ def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pand
     suffix = path.suffix.lower()
     try:
         if suffix == ".json":
-            table = pandas.read_json(path, dtype=False)
+            table = pandas.DataFrame(json.loads(read_text(path)), dtype=object)
         elif suffix == ".parquet":
             check_names(pyarrow.parquet.read_schema(path).names, path)
             table = pandas.read_parquet(path)
@@ -203,7 +212,7 @@ def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pand
             table = pandas.DataFrame(list(rows), columns=names, dtype=object)
         else:
             raise ValueError(f"{path} is not a table: expected a file that ends in {', '.join(TABLES)} or .json")
-    except (OSError, pyarrow.ArrowException, pandas.errors.ParserError) as error:
+    except (OSError, pyarrow.ArrowException, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
     return table.rename(columns=_other_letters(list(table.columns), columns, path))
 

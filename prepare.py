@@ -50,8 +50,8 @@ class PrepareArguments:
     dedup: str = field(
         default="off",
         metadata={
-            "help": "Near-duplicate captions: 'drop' all but the smallest id of a cluster (section 5), 'mark' "
-            "clusters, which no split then cuts, or 'off'."
+            "help": "Near-duplicate captions, compared by the rule paper: 'drop' all but the smallest id of a cluster "
+            "(section 5), 'mark' clusters, which no split then cuts, or 'off'."
         },
     )
     ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})

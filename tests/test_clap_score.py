@@ -100,6 +100,12 @@ def test_gold_against_itself_is_100_whatever_its_case_and_punctuation(metric, ch
     assert found[f"clap_tt[{name}]"] == pytest.approx(100, abs=1e-6)
 
 
+def test_texts_are_those_of_the_rule_that_is_asked_for(metric, checkpoint, name):
+    pair = {"predictions": ["Late-night R&B"], "references": ["latenight rb"], "model": checkpoint}
+    assert metric.compute(**pair)[f"clap_tt[{name}]"] == pytest.approx(100, abs=1e-6)
+    assert metric.compute(**pair, normalization="music")[f"clap_tt[{name}]"] < 99.9
+
+
 def test_scores_depend_neither_on_batch_size_nor_on_what_was_scored_before(metric, checkpoint, clips):
     kwargs = {"predictions": PREDICTIONS, "references": REFERENCES, "audio": clips, "model": checkpoint}
     expected = metric.compute(**kwargs)

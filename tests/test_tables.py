@@ -207,3 +207,13 @@ def test_a_row_that_cannot_be_read_is_an_error_with_its_line_and_prepare_counts_
         load_captions(str(folder / name), "train")
     report, table = prepared(folder, name)
     assert report["rejected"] == {"broken_row": 1} and table["id"].tolist() == ["a"]
+
+
+def test_a_json_file_is_a_list_of_rows(folder):
+    path = folder / "train.json"
+    path.write_text('[{"file_name": "1.wav", "id": 7, "caption": ["x", "y"]}, {"file_name": "2.wav", "caption": "z"}]')
+    rows = load_captions(str(path), "train")
+    assert rows["id"][:] == ["7", "2.wav"] and rows["captions"][:] == [["x", "y"], ["z"]]
+    path.write_text('[{"file_name": ')
+    with pytest.raises(ValueError, match=r"train.json cannot be read as json: Expecting value: line 1 column 16"):
+        load_captions(str(path), "train")
