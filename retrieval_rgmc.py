@@ -147,14 +147,14 @@ class CaptionDatastore:
         rows (`datasets.Dataset`):
             The `N` rows with all columns, and with the search as its index `"embeddings"`:
             `rows.get_nearest_examples("embeddings", query, k)` and `rows.search_batch("embeddings", queries, k)`.
-            `datasets` refuses to select, filter, sort or save rows with an index; a plain dataset of the same rows is
-            `plain = datastore.rows.with_format(None)` after `plain.drop_index("embeddings")`.
+            `datasets` refuses to select, filter, sort or save rows with an index. Without it, and with that of the
+            datastore left as it is: `plain = datastore.rows.with_format(None)` and `plain.drop_index("embeddings")`.
         embeddings (`np.ndarray` of shape `(N, E)`): As they are stored.
 
     Raises:
         `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
         there is no such `storage`, or no such index: at most 262,144 cells and no more than rows, 2 to 256 links of an
-        HNSW, at least as many rows as a PQ has centroids (256, or 2^b of `x`b), and as `E` for an OPQ.
+        HNSW, at least as many rows as a PQ has centroids (256, or 16 of `x4`), and for an OPQ at least 256 and `E`.
     """
 
     def __init__(
@@ -630,10 +630,11 @@ class EmbeddingIndex:
 
 
 def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
+    """Names `index` as one of `rows`, for which `datasets` has it add the vectors that it is given: none."""
     datasets, _ = _import_datasets()
     shown = not datasets.are_progress_bars_disabled()
     if shown:
-        datasets.disable_progress_bars()  # it would be one of no vectors
+        datasets.disable_progress_bars()  # of no vectors
     try:
         nothing = np.empty((0, index.d), np.float32)
         rows.add_faiss_index_from_external_arrays(nothing, index_name=INDEX_NAME, custom_index=index)

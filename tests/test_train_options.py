@@ -26,13 +26,26 @@ def epochs(folder: Path) -> list[dict]:
     return [line for line in read_lines(folder / "log.jsonl") if "epoch" in line]
 
 
-def test_neighbours_are_looked_up_as_often_as_asked(corpus, tmp_path, monkeypatch):  # noqa: F811
-    refreshed = []
+def test_neighbours_are_looked_up_in_the_index_of_a_new_datastore_as_often_as_asked(corpus, tmp_path, monkeypatch):  # noqa: F811
+    refreshed, embedded = [], []
     refresh = train.refresh
-    monkeypatch.setattr(train, "refresh", lambda run: refreshed.append(run.state.epoch) or refresh(run))
+
+    def watched(run):
+        refresh(run)
+        refreshed.append(run.state.epoch)
+        index = run.datastore.rows.get_index("embeddings").faiss_index
+        assert np.shares_memory(index.embeddings, run.datastore.embeddings)
+        assert not any(np.array_equal(index.embeddings, former) for former in embedded)
+        embedded.append(index.embeddings)
+        found = run.datastore.rows.search_batch("embeddings", run.datastore.embeddings, 2).total_indices
+        own = found == np.arange(13)[:, None]
+        np.testing.assert_array_equal(run.state.neighbors.train[:, 0], np.where(own[:, 0], found[:, 1], found[:, 0]))
+
+    monkeypatch.setattr(train, "refresh", watched)
     expected = {"epoch": [1, 1, 2, 3, 4], "2": [1, 2, 4], "never": [1]}  # the first one is before the training
     for policy, after_epochs in expected.items():
         refreshed.clear()
+        embedded.clear()
         folder = run(tmp_path, corpus, "--refresh", policy, "--num_train_epochs", "4", name=policy)
         assert refreshed == after_epochs
         model = RGMCModel.from_pretrained(folder)  # whose datastore must be of its very encoder in any case
