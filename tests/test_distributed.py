@@ -71,6 +71,7 @@ def train_sharded(corpus, alone, tmp_path):
     return start
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no FSDP2 on a CPU")
 def test_fsdp_trains_saves_and_resumes_as_one_process(train_sharded, corpus, alone, tmp_path):
     train_sharded("sharded", "--num_train_epochs", "1")
     assert "step 4, epoch 2" in train_sharded("sharded", "--resume_from_checkpoint", "last")

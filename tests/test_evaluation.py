@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -355,7 +356,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     )
     results, lines = run("cut", masked=False)
     assert captioned == [[0, 1], [2, 3], [3, 4]]
-    assert lines == wanted and results["systems"] == whole["systems"]
+    # In a batch with another clip, the last digit of a similarity may be another.
+    close = [{**line, "similarity": pytest.approx(line["similarity"], abs=1e-6)} for line in wanted]
+    assert lines == close and results["systems"] == whole["systems"]
     assert not (tmp_path / "cut" / "unfinished").exists()
 
 
@@ -528,7 +531,7 @@ def test_the_results_say_how_they_were_made(run, checkpoints, corpus, tmp_path):
     assert results["checkpoint"]["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
     others = {"datastore/embeddings.safetensors", "generation_config.json", "processor_config.json", "tokenizer.json"}
     assert others <= set(results["checkpoint"]["sha256"])
-    assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == torch.__version__
+    assert results["n"] == 5 and results["skipped"] == 0 and results["versions"]["torch"] == version("torch")
 
 
 def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
