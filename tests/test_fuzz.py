@@ -1,0 +1,92 @@
+"""
+What decoding promises of damaged files: 480,000 finite samples or an AudioError, within 10 s and 500 MB, and no crash.
+
+`RGMC_FUZZ_MUTATIONS=20000 pytest -n 0 tests/test_fuzz.py` tries more of them than the 2,000 of a plain run.
+"""
+
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_seeking import COMMON, WITH_OPTIONS, encode, noise, readable
+from tqdm.auto import tqdm
+
+from corpora.isolation import run_isolated
+from feature_extraction_rgmc import AudioError, load_audio
+
+MUTATIONS = int(os.environ.get("RGMC_FUZZ_MUTATIONS", "2000"))
+SECONDS = 10
+MEMORY = 500e6  # bytes
+EXTREMES = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0\0\0\x80", b"\1\0\0\0"]
+
+
+def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
+    """One to three damages: cut, flip, copy, insert, drop, set to an extreme number, or given the head of another."""
+    for _ in range(random.integers(1, 4)):
+        size = max(len(content), 2)
+        at, length = int(random.integers(size)), int(random.integers(1, 1 + size // 4))
+        place = int(random.integers(len(other)))
+        kind = random.integers(8)
+        if kind == 0:
+            content = content[:at]
+        elif kind in (1, 2):  # anywhere, or where the numbers are
+            damaged = bytearray(content)
+            for position in random.integers(size if kind == 1 else min(size, 256), size=random.integers(1, 20)):
+                damaged[position : position + 1] = random.bytes(1)
+            content = bytes(damaged)
+        elif kind == 3:
+            content = content[:at] + other[place : place + length] + content[at + length :]
+        elif kind == 4:
+            content = content[:at] + content[at : at + length] * 2 + content[at + length :]
+        elif kind == 5:
+            content = content[:at] + content[at + length :]
+        elif kind == 6:
+            at = at % 512
+            content = content[:at] + EXTREMES[random.integers(len(EXTREMES))] + content[at + 4 :]
+        else:
+            head = int(random.integers(4, 512))
+            content = other[:head] + content[head:]
+    return content
+
+
+def memory(field: str) -> int:
+    """In bytes, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def damage_and_decode(number: int, files: list[bytes]) -> str | None:
+    """What is wrong with the outcome, or None."""
+    random = np.random.default_rng(number)
+    content, other = (files[row] for row in random.integers(len(files), size=2))
+    content = mutate(content, other, random)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmRSS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            waveform = load_audio(content)
+        except AudioError:
+            waveform = None
+        except Exception as error:
+            return repr(error)
+    taken = memory("VmHWM") - before
+    if taken > MEMORY:
+        return f"{taken / 1e6:.0f} MB"
+    if waveform is not None and not (waveform.shape == (480_000,) and np.isfinite(waveform).all()):
+        return f"{waveform.shape}, finite: {np.isfinite(waveform).all()}"
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux alone does")
+def test_a_damaged_file_gives_a_waveform_or_an_audio_error():
+    pairs = list(readable(COMMON + WITH_OPTIONS))
+    files = [encode(*pair[:4], noise(3.0, pair[2]), pair[4]) for pair in pairs]
+    assert len(files) >= 45
+    decode = functools.partial(damage_and_decode, files=files)
+    results = tqdm(run_isolated(decode, range(MUTATIONS), 2, SECONDS), desc="Damaged files", total=MUTATIONS)
+    wrong = {number: outcome or problem for number, outcome, problem in results if outcome or problem}
+    assert not wrong, f"{len(wrong)} of {MUTATIONS}: {dict(sorted(wrong.items())[:20])}"
