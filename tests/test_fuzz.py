@@ -27,7 +27,7 @@ def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
     """One to three damages: cut, flip, copy, insert, drop, set to an extreme number, or given the head of another."""
     for _ in range(random.integers(1, 4)):
         size = max(len(content), 2)
-        at, length = int(random.integers(size)), int(random.integers(1, 1 + size // 4))
+        at, length = int(random.integers(size)), int(random.integers(1, 2 + size // 4))
         place = int(random.integers(len(other)))
         kind = random.integers(8)
         if kind == 0:
@@ -58,11 +58,8 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-def damage_and_decode(number: int, files: list[bytes]) -> str | None:
+def decode(content: bytes) -> str | None:
     """What is wrong with the outcome, or None."""
-    random = np.random.default_rng(number)
-    content, other = (files[row] for row in random.integers(len(files), size=2))
-    content = mutate(content, other, random)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
     with warnings.catch_warnings():
@@ -81,12 +78,42 @@ def damage_and_decode(number: int, files: list[bytes]) -> str | None:
     return None
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux alone does")
+def damage_and_decode(number: int, files: list[bytes]) -> str | None:
+    random = np.random.default_rng(number)
+    content, other = (files[row] for row in random.integers(len(files), size=2))
+    return decode(mutate(content, other, random))
+
+
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux alone does"
+)
+
+
+@needs_linux
 def test_a_damaged_file_gives_a_waveform_or_an_audio_error():
     pairs = list(readable(COMMON + WITH_OPTIONS))
     files = [encode(*pair[:4], noise(3.0, pair[2]), pair[4]) for pair in pairs]
     assert len(files) >= 45
-    decode = functools.partial(damage_and_decode, files=files)
-    results = tqdm(run_isolated(decode, range(MUTATIONS), 2, SECONDS), desc="Damaged files", total=MUTATIONS)
+    check = functools.partial(damage_and_decode, files=files)
+    results = tqdm(run_isolated(check, range(MUTATIONS), 2, SECONDS), desc="Damaged files", total=MUTATIONS)
     wrong = {number: outcome or problem for number, outcome, problem in results if outcome or problem}
     assert not wrong, f"{len(wrong)} of {MUTATIONS}: {dict(sorted(wrong.items())[:20])}"
+
+
+@needs_linux
+def test_a_text_that_says_it_is_long_takes_no_memory():
+    wav = encode("pcm_s16le", "wav", 8_000, "mono", noise(3.0, 8_000))
+    sizes = {wav.index(b"LIST") + 4: 710_000_000, wav.index(b"INFO") + 8: 700_000_000}  # of the list and its first text
+    for at, size in sizes.items():
+        wav = wav[:at] + size.to_bytes(4, "little") + wav[at + 4 :]
+    assert decode(wav) is None
+
+
+@needs_linux
+def test_a_stream_that_appears_on_the_way_does_not_matter():
+    content = encode("mp2", "mpegts", 16_000, "mono", noise(3.0, 16_000))
+    packets = [bytearray(content[at : at + 188]) for at in range(0, len(content), 188)]
+    begins = [packet for packet in packets if packet[1] & 0x41 == 0x41 and packet[2] == 0]  # those of stream 0x100
+    assert len(begins) > 10
+    begins[-5][2] = 0xAA
+    assert decode(b"".join(packets)) is None
