@@ -214,3 +214,18 @@ def test_decoding_from_the_start_is_announced_where_it_costs(recwarn, seconds, t
     load_audio(encode("pcm_s16le", "wav", 8_000, "mono", noise(140, 8_000)))
     announced = [str(warning.message) for warning in recwarn if FROM_THE_START in str(warning.message)]
     assert announced == [f"<bytes>: {FROM_THE_START} (140 s)"] * times
+
+
+def test_times_that_do_not_agree_with_the_samples_are_not_believed():
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(encode("pcm_s16le", "matroska", 8_000, "mono", noise(140, 8_000)))) as source,
+        av.open(file, "w", format="matroska") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = 2 * packet.pts, 2 * packet.dts, stream
+                target.mux(packet)
+    found = offsets(file.getvalue())
+    assert found == {"start": 0, "middle": 0, "end": 0, "from its start": True}
