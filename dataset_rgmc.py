@@ -22,7 +22,7 @@ import pyarrow.parquet
 import torch
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features, Value
 from datasets.arrow_writer import ArrowWriter
-from tqdm.auto import tqdm
+from datasets.utils import tqdm
 from transformers.utils import logging
 
 from corpora.isolation import run_isolated

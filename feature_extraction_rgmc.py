@@ -38,6 +38,7 @@ CLIPS_PER_BLOCK = 32  # clips computed at once on a GPU: about 1 GB
 # byte that says which one it is. Elsewhere a seek may land seconds off and say that it did not.
 EXACT = {"aac", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "ogg"}
 EXACT_WITH_PCM = {"aiff", "au", "caf", "w64", "wav"}
+RIFF_TEXTS = re.compile(rb"(LIST.{4})INFO", re.DOTALL)
 OGG_BEGINNING = re.compile(rb"OggS\0[\2\6]")  # the first page of a stream
 FROM_THE_START = "decoded from its start, because the times in it are not exact"
 TIME_ERROR = 0.05  # s, that the time of a frame may be off from the end of the one before
@@ -358,11 +359,18 @@ def _stream(file: BinaryIO, name: str, index: int | None = None) -> "Iterator[_A
 
 
 class _FileForFFmpeg:
-    """A file that answers a seek to before its beginning, which FFmpeg tries, by -1 and not by an exception."""
+    """
+    A file that answers a seek to before its beginning, which FFmpeg tries, by -1 and not by an exception, and without
+    the texts of WAV and AVI, for which FFmpeg takes as much memory as they say, up to 2 GB, before it reads them.
+    """
 
     def __init__(self, file: BinaryIO):
-        self.file, self.read, self.tell = file, file.read, file.tell
+        self.file, self.tell = file, file.tell
         self.name = str(getattr(file, "name", ""))
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(size)
+        return RIFF_TEXTS.sub(rb"\1JUNK", content) if b"INFO" in content else content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
@@ -488,7 +496,8 @@ class _AudioStream:
         """Packets from one at or before `sample` (None: the first one) to the end, or to where the file is broken."""
         if sample is None:  # some files cannot be sought
             self._open()
-        with contextlib.suppress(self.av.FFmpegError):
+        # IndexError: PyAV does not know streams that only appear on the way, as in MPEG-TS, and stumbles at the end.
+        with contextlib.suppress(self.av.FFmpegError, IndexError):
             if sample is not None:
                 offset = round(sample / self.samples_per_tick) + self.origin
                 self.container.seek(max(offset, 0), stream=self.stream)

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 SECONDS = 600.0  # for one item: an hour of film on a slow disk is read in less
-MEMORY = 2 * 2**30  # bytes that a process may take beside what it began with
+MEMORY = 2**30  # bytes that a process may take beside what it began with
 # Forked where that is safe, or each process would import torch again.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import soxr
 import torch
+from av.stream import Disposition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import butter, fftconvolve, sosfilt
@@ -209,11 +210,12 @@ def test_frames_of_another_kind_in_between_are_left_out(tmp_path):
     assert is_usable(load_audio(stereo + mono + stereo))
 
 
-def test_first_audio_stream_of_a_video_is_used(tmp_path):
-    path = tmp_path / "video.mkv"
+def write_film(path: Path, default: int = 0) -> Path:
+    """12 s of film with two audio streams: 0.25 all the time, and -0.5 all the time."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
         sound = [container.add_stream("pcm_s16le", rate=48_000, layout="mono") for _ in range(2)]
+        sound[default].disposition = Disposition.default
         for second in range(12):
             for _ in range(10):
                 container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
@@ -223,7 +225,75 @@ def test_first_audio_stream_of_a_video_is_used(tmp_path):
                 container.mux(stream.encode(frame))
         for stream in (video, *sound):
             container.mux(stream.encode(None))
-    np.testing.assert_array_equal(load_audio(path), np.full(480_000, 0.25, np.float32))
+    return path
+
+
+def test_default_audio_stream_of_a_video_is_used_or_the_one_asked_for(tmp_path):
+    first, second = np.full((2, 480_000), [[0.25], [-0.5]], np.float32)
+    for default, expected in enumerate((first, second)):
+        path = write_film(tmp_path / f"{default}.mkv", default)
+        np.testing.assert_array_equal(load_audio(path), expected)
+        np.testing.assert_array_equal(load_audio(path, stream=0), first)
+        np.testing.assert_array_equal(load_audio(path, stream=1), second)
+        features = RGMCFeatureExtractor()([path], stream=1)["input_features"]
+        assert torch.equal(features[0, 0], log_mel_spectrogram(second))
+        for wrong in (2, -1):
+            with pytest.raises(AudioError, match=f"mkv': stream={wrong}, but it has 2 audio streams, counted from 0"):
+                load_audio(path, stream=wrong)
+
+
+def test_cover_art_does_not_matter(tmp_path):
+    for name, art in (("plain.mp4", False), ("with_art.mp4", True)):
+        with av.open(str(tmp_path / name), "w") as container:
+            if art:
+                picture = container.add_stream("mjpeg", rate=1, width=64, height=64, pix_fmt="yuvj420p")
+                picture.disposition = Disposition.attached_pic
+            stream = container.add_stream("alac", rate=48_000, layout="mono")
+            if art:
+                container.mux(picture.encode(av.VideoFrame(64, 64, "yuvj420p")))
+                container.mux(picture.encode(None))
+            frame = av.AudioFrame.from_ndarray((music(30.0)[None] * 2**15).astype(np.int16), "s16p", "mono")
+            frame.sample_rate, frame.pts = 48_000, 0
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "with_art.mp4")) as container:
+        assert len(container.streams.video) == 1
+    np.testing.assert_array_equal(load_audio(tmp_path / "with_art.mp4"), load_audio(tmp_path / "plain.mp4"))
+
+
+def write_surround(path: Path, layout: str, channels: dict[str, np.ndarray]) -> Path:
+    """A FLAC of these channels; those that are not named are silent."""
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    samples = np.stack([channels.get(name, np.zeros(12 * 48_000, np.float32)) for name in names])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=48_000, layout=layout)
+        for first in range(0, samples.shape[1], 4096):
+            block = np.round(samples[:, first : first + 4096].T.reshape(1, -1) * 2**15).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), "s16", layout)
+            frame.sample_rate, frame.pts = 48_000, first
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "7.1", "quad", "3.0"])
+def test_stereo_stored_as_surround_is_as_loud_as_the_stereo_file(tmp_path, layout):
+    sides = dict(zip(("FL", "FR"), noise(12.0, 48_000)))
+    stereo = write_surround(tmp_path / "stereo.flac", "stereo", sides)
+    surround = write_surround(tmp_path / "surround.flac", layout, sides)
+    found, wanted = (RGMCFeatureExtractor()(path)["input_features"] for path in (surround, stereo))
+    assert (found - wanted).abs().max() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore::feature_extraction_rgmc.AudioWarning")
+@pytest.mark.parametrize(
+    ("layout", "name", "gain"),
+    [("5.1", "FL", 0.5), ("5.1", "FC", 0.7071), ("5.1", "BR", 0.3536), ("5.1", "LFE", 0.0), ("7.1", "SL", 0.3536)],
+)
+def test_surround_is_mixed_as_the_itu_says(tmp_path, layout, name, gain):
+    sound = music(12.0)
+    path = write_surround(tmp_path / "surround.flac", layout, {name: sound})
+    np.testing.assert_allclose(load_audio(path), gain * sound[48_000:528_000], atol=1e-4)
 
 
 def test_only_the_wanted_part_of_a_file_is_read():
