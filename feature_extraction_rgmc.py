@@ -367,8 +367,9 @@ class _FileForFFmpeg:
     def __init__(self, file: BinaryIO):
         self.file, self.tell = file, file.tell
         self.name = str(getattr(file, "name", ""))
+        self.read = self._read_riff if file.read(4) in (b"RIFF", b"RIFX", b"RF64") else file.read
 
-    def read(self, size: int = -1) -> bytes:
+    def _read_riff(self, size: int) -> bytes:
         content = self.file.read(size)
         return RIFF_TEXTS.sub(rb"\1JUNK", content) if b"INFO" in content else content
 
