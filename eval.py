@@ -104,7 +104,7 @@ class EvaluationArguments:
         metadata={"help": "CLAP scores by this ClapModel (folder or Hub id); 'none' for no CLAP scores."},
     )
     clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples for 95 % intervals; 0 for none."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples for 95 %% intervals; 0 for none."})
     num_examples: int = field(default=12, metadata={"help": "Clips in the report, with audio players."})
     update_model_card: bool = field(
         default=False, metadata={"help": "Write the results into the card of --model, a local folder."}

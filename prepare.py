@@ -193,7 +193,10 @@ def write_lines(path: Path, lines: list[dict]):
 
 def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
     """A corpus's name, where its raw files are, and what is to be done with them."""
-    name = argv[0] if argv else "--help"
+    name = argv[0] if argv else "nothing"
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nThe corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one.")
+        raise SystemExit
     if name not in READERS:
         raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)} as the first word, got {name}")
     source_class, _, defaults = READERS[name]

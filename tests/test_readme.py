@@ -47,3 +47,28 @@ def test_the_readmes_python_runs(make_model, processor, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("block") == len(blocks)
+
+
+def test_each_script_says_how_it_is_used(tmp_path):
+    scripts = [
+        "train.py",
+        "eval.py",
+        "prepare.py",
+        "build_datastore.py",
+        "-m corpora.leakage",
+        "-m training.checkpoints",
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, *script.split(), "--help"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for script in scripts
+    ]
+    for script, process in zip(scripts, running):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0 and len(out.splitlines()) > 5, (script, err)
+        assert "Traceback" not in err
