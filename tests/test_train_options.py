@@ -253,4 +253,6 @@ def test_a_training_is_measured_by_the_fastest_product(monkeypatch, precision):
 
 
 def test_the_peak_is_that_of_a_matrix_product():
+    drawn = torch.get_rng_state()
     assert 1e8 < matrix_peak("cpu", torch.float32, size=256) < 1e14
+    assert torch.equal(torch.get_rng_state(), drawn)  # which decide what dropout draws
