@@ -8,11 +8,9 @@ Options are the fields of `DatastoreArguments`; `--help` lists them. `accelerate
 embedding between processes.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded, as in train.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,13 +21,14 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import HfArgumentParser
 
+from clips.embedding import build_datastore, datastore_rows
+from clips.features import Split
+from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import load_captions
-from evaluation.captioning import Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore, check_search
-from training.refresh import build_datastore, datastore_rows
+from retrieval_rgmc import CaptionDatastore
+from search_rgmc import check_search
 
 
 @dataclass

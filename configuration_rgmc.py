@@ -29,8 +29,13 @@ def check_transformers(version: str):
 
 check_transformers(transformers.__version__)  # before what an older version does not have
 
-from huggingface_hub.dataclasses import strict  # noqa: E402
-from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+try:
+    from .captions_rgmc import separator_token_id
+except ImportError:
+    from captions_rgmc import separator_token_id
 
 # HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from.
 HTSAT_BASE = {
@@ -105,7 +110,7 @@ class RGMCConfig(PreTrainedConfig):
         self.text_config = _build_config(self.text_config, GPT2_SMALL)
         super().__post_init__(**kwargs)
         # What `pipeline("music-captioning", ...)` looks for in `config.json`.
-        impl = "processing_rgmc.MusicCaptioningPipeline"
+        impl = "pipeline_rgmc.MusicCaptioningPipeline"
         self.custom_pipelines = {"music-captioning": {"impl": impl, "pt": ["AutoModel"]}}
 
     def validate_sizes(self):
@@ -146,13 +151,13 @@ class RGMCConfig(PreTrainedConfig):
 
     @property
     def separator_token_id(self) -> int:
-        """Token that ends a candidate and starts the caption: the decoder's BOS, or its EOS where it has no BOS."""
-        for token_id in (self.text_config.bos_token_id, self.text_config.eos_token_id):
-            if isinstance(token_id, list):
-                token_id = token_id[0]
-            if token_id is not None:
-                return token_id
-        raise ValueError("`text_config` has neither `bos_token_id` nor `eos_token_id`: captions could not start or end")
+        """Token that ends a candidate and starts the caption."""
+        token_id = separator_token_id(self.text_config.bos_token_id, self.text_config.eos_token_id)
+        if token_id is None:
+            raise ValueError(
+                "`text_config` has neither `bos_token_id` nor `eos_token_id`: captions could not start or end"
+            )
+        return token_id
 
     @property
     def uses_audio(self) -> bool:

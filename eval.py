@@ -8,12 +8,9 @@ Captions a split with a checkpoint and makes the paper's tables of it (sections 
 Options are the fields of `EvaluationArguments`; `--help` lists them.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded. Threads that spin while they wait for each other make a step many times slower on a busy
-# CPU.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import json
 import platform
 import shlex
@@ -33,16 +30,17 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
 
+from audio_rgmc import load_audio
+from clips.features import Split
+from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import load_captions
-from evaluation.captioning import Captioner, Split
+from evaluation.captioning import Captioner
 from evaluation.leaks import read_leaks, score_without_leaks
 from evaluation.model_card import update_model_card, write_eval_results
 from evaluation.report import write_report
 from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from evaluation.tables import draw_examples, format_caption_table, format_table
-from feature_extraction_rgmc import load_audio
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
 # carries.

@@ -2,8 +2,7 @@
 RGMC, Retrieval Guided Music Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
 
 Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10
-prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a row; in the audio encoder `W` windows of a
-clip, `S` = 64 patches of a window, `C` channels, `H` heads.
+prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a row.
 """
 
 import hashlib
@@ -12,12 +11,10 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     Cache,
@@ -28,23 +25,31 @@ from transformers import (
     modeling_utils,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioSelfAttention
+from transformers.models.clap.modeling_clap import ClapAudioAttention
 from transformers.utils import logging
 
 try:
+    # transformers 5.6 copies from a local folder only the files that are imported here, and not those that they import.
+    from .attention_rgmc import RGMCAudioSelfAttention
+    from .audio_rgmc import AudioError  # noqa: F401
+    from .captions_rgmc import join_candidates, left_pad
     from .configuration_rgmc import RGMCConfig
-
-    # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .model_card_rgmc import PushesCheckpoint
+    from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .pretrained_rgmc import load_clap_audio, load_text_model
     from .processing_rgmc import RGMCProcessor  # noqa: F401
-    from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
+    from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
+    from .search_rgmc import EmbeddingIndex  # noqa: F401
+    from .songs_rgmc import make_rows  # noqa: F401
 except ImportError:
+    import pipeline_rgmc  # noqa: F401
+    from attention_rgmc import RGMCAudioSelfAttention
+    from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
-    from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved, join_candidates, left_pad
+    from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
 
 logger = logging.get_logger(__name__)
 
@@ -52,58 +57,6 @@ logger = logging.get_logger(__name__)
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
 
 CACHE_NAMES = ("past_key_values", "cache")  # of the decoder's keys and values
-
-
-class RGMCAudioSelfAttention(ClapAudioSelfAttention):
-    """
-    CLAP's window attention on `scaled_dot_product_attention`; the weights and their names are CLAP's.
-
-    [`RGMCModel`] puts it in place of the original unless it is made with `attn_implementation="eager"` or
-    `attn_implementation={"audio_config": "eager"}`. The original's `forward` still runs when attentions are asked for,
-    and where the bias table is trained on the CPU: no fused kernel returns a gradient of the bias there, and what
-    PyTorch falls back to works in float32 under bfloat16 autocast, slower than the original.
-    """
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        output_attentions: bool | None = False,
-    ) -> tuple[torch.Tensor, ...]:
-        trains_bias = torch.is_grad_enabled() and self.relative_position_bias_table.requires_grad
-        if output_attentions or (trains_bias and hidden_states.device.type == "cpu"):
-            return super().forward(hidden_states, attention_mask, output_attentions)
-        return (self.fused_forward(hidden_states, attention_mask),)
-
-    def fused_forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Windows `(B * W, S, C)` and the mask of a shifted layer `(W, S, S)`, or `None`, to `(B * W, S, C)`."""
-        layers = (self.query, self.key, self.value)
-        weight = torch.cat([layer.weight for layer in layers])  # (3 * C, C): one product instead of three
-        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
-        projected = nn.functional.linear(hidden_states, weight, bias)  # (B * W, S, 3 * C)
-        query, key, value = projected.unflatten(-1, (3, self.num_attention_heads, -1)).permute(2, 0, 3, 1, 4)
-
-        # `index_select`: on a GPU the gradient of plain indexing would sort the indices first.
-        position_bias = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
-        position_bias = position_bias.T.unflatten(1, self.relative_position_index.shape)  # (H, S, S)
-        if attention_mask is None:
-            position_bias = position_bias.unsqueeze(0)  # the same for all windows: (1, H, S, S)
-        else:
-            # Windows count as heads, so that the clips share one mask: kernels take four dimensions, and a mask that
-            # repeats in one of them.
-            windows = len(attention_mask)
-            position_bias = (position_bias + attention_mask.unsqueeze(1)).flatten(0, 1).unsqueeze(0)
-            query, key, value = (part.unflatten(0, (-1, windows)).flatten(1, 2) for part in (query, key, value))
-        position_bias = position_bias.to(query.dtype).contiguous()
-        # cuDNN's attention, which PyTorch may prefer on a GPU, takes a bias but silently returns no gradient for it.
-        kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        with sdpa_kernel(kernels) if position_bias.requires_grad else nullcontext():
-            context = nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=position_bias, dropout_p=self.dropout.p if self.training else 0.0
-            )
-        if attention_mask is not None:
-            context = context.unflatten(1, (windows, -1)).flatten(0, 1)  # (B * W, H, S, C / H)
-        return context.transpose(1, 2).flatten(2)
 
 
 class RGMCMapper(nn.Module):
@@ -299,9 +252,9 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
+        input_features: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -315,12 +268,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         `p(y | e(x) ⊕ ỹ)` (section 3.3).
 
         Args:
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
+                Log-mel spectrograms in dB. Not needed with `audio_embeds`.
             input_ids (`torch.LongTensor` of shape `(B, L)`):
                 Candidate, separator and, for teacher forcing, the caption and its EOS, without the prefix.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*):
                 1 for tokens, 0 for padding, on either side. The positions are counted from it.
-            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
-                Log-mel spectrograms in dB. Not needed with `audio_embeds`.
             audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
                 What [`~RGMCModel.embed_audio`] returns.
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*):

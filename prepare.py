@@ -23,6 +23,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from clips.rows import METADATA_FILES
+from clips.tables import PLACEHOLDERS
 from corpora.readers import OF_FILES, READERS, Corpus
 from corpora.report import write_report
 from corpora.splits import HELD_OUT, SPLITS, assign_splits, group_rows
@@ -36,8 +38,6 @@ from corpora.steps import (
     report_leaks,
     sort_rows,
 )
-from corpora.tables import PLACEHOLDERS
-from dataset_rgmc import METADATA_FILES
 
 GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
 NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}

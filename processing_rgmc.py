@@ -1,21 +1,11 @@
-"""
-Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions; and the
-`music-captioning` pipeline, from files to captions.
-"""
+"""Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
 
 import os
-import re
-import unicodedata
-from collections.abc import Iterable, Sized
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
-import torch
-from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     AutoTokenizer,
     BatchFeature,
-    Pipeline,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -24,73 +14,31 @@ from transformers.utils import logging
 
 try:
     # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
+    from .audio_rgmc import AudioError  # noqa: F401
+    from .captions_rgmc import (
+        NORMALIZATIONS,
+        join_candidates,
+        left_pad,
+        list_captions,
+        normalize_caption,
+        separator_token_id,
+    )
     from .configuration_rgmc import RGMCConfig  # noqa: F401
-    from .feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
-    from .retrieval_rgmc import join_candidates, left_pad
+    from .feature_extraction_rgmc import RGMCFeatureExtractor
+    from .model_card_rgmc import PushesCheckpoint
 except ImportError:
-    from feature_extraction_rgmc import RGMCFeatureExtractor, is_one_sound
-    from model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
-    from retrieval_rgmc import join_candidates, left_pad
+    from captions_rgmc import (
+        NORMALIZATIONS,
+        join_candidates,
+        left_pad,
+        list_captions,
+        normalize_caption,
+        separator_token_id,
+    )
+    from feature_extraction_rgmc import RGMCFeatureExtractor
+    from model_card_rgmc import PushesCheckpoint
 
 logger = logging.get_logger(__name__)
-
-
-NORMALIZATIONS = ("paper", "music")
-MUSICAL = "/&#♭'"  # what `music` keeps in its place
-SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
-
-
-def normalize_caption(caption: str, normalization: str = "paper") -> str:
-    """
-    The one form of a caption for training, retrieval and scoring: lower case, without punctuation and symbols (the
-    Unicode categories P and S), white space collapsed. An accented letter is one character (NFC), however it was typed.
-    What cannot be seen (category Cf: zero-width and bidirectional marks, soft hyphens; variation selectors) is removed,
-    also the zero-width joiners of Persian and Indic spelling: with them, one word would be two to the tokenizer.
-
-    Args:
-        caption (`str`)
-        normalization (`str`, defaults to `"paper"`):
-            - `"paper"` (section 5) deletes all punctuation: `"Mid-range, 90's R&B in C#, 4/4!"` becomes `"midrange 90s
-              rb in c 44"`.
-            - `"music"` keeps what musicians write: `"mid range 90's r&b in c# 4/4"`. Hyphens, dashes and slashes are
-              spaces, but for a slash between digits; `&` and the apostrophe, whichever was typed, stay within a word;
-              `#` and ♯ stay after a note's letter that begins a word, and ♭ is a `b` there. All else is deleted.
-
-    Returns:
-        `str`; normalised again it stays what it is.
-
-    Raises:
-        `ValueError`: for another rule.
-    """
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
-    letters = "".join(character for character in caption.lower() if not _is_invisible(character))
-    letters = unicodedata.normalize("NFC", letters)
-    kept = MUSICAL if normalization == "music" else ""
-    if normalization == "music":
-        letters = letters.translate(SPELLINGS)
-        letters = "".join(" " if unicodedata.category(letter) == "Pd" else letter for letter in letters)
-    letters = "".join(letter for letter in letters if letter in kept or unicodedata.category(letter)[0] not in "PS")
-    letters = unicodedata.normalize("NFC", letters)
-    if normalization == "music":
-        letters = re.sub(r"(?<!\d)/|/(?!\d)", " ", letters)
-        letters = re.sub(r"(?<!\w)[&']|[&'](?!\w)", "", letters)
-        letters = re.sub(r"(?<=(?<!\S)[a-g])♭", "b", letters)
-        letters = re.sub(r"(?<!(?<!\S)[a-g])#|♭", "", letters)
-    return " ".join(unicodedata.normalize("NFC", letters).split())
-
-
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
-
-
-def list_captions(entry: str | Iterable[str]) -> list[str]:
-    """A clip's candidates, one or several, as a list."""
-    captions = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else list(entry)
-    if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"The candidates of a clip are a caption or a list of captions, got {entry!r}")
-    return captions
 
 
 class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
@@ -153,9 +101,8 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
 
     @property
     def separator_token_id(self) -> int:
-        """Token that ends a candidate and starts the caption: BOS, or EOS where the tokenizer has no BOS."""
-        bos_token_id = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if bos_token_id is None else bos_token_id
+        """Token that ends a candidate and starts the caption."""
+        return separator_token_id(self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
 
     def __call__(
         self,
@@ -235,162 +182,3 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
 
 
 RGMCProcessor.register_for_auto_class()
-
-
-CANDIDATE = ("id", "text", "similarity", "source", "license")
-
-
-@dataclass
-class Clip:
-    """A sound, and the captions that the decoder is shown with it."""
-
-    audio: Any
-    candidates: str | list[str]
-
-
-class Stream(IterableDataset):
-    """Clips one by one, as they come: of a generator, transformers 5.6 would collect them all first."""
-
-    def __init__(self, clips: Iterable):
-        self.clips = clips
-
-    def __iter__(self):
-        return iter(self.clips)
-
-
-class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
-    """
-    Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
-
-    Every argument of `generate` can be given to `pipeline(...)`, or to a call, which wins. What is given in neither is
-    as the checkpoint's own generation configuration says.
-    """
-
-    _load_processor = True
-    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
-
-    def __call__(
-        self, inputs: Any, candidates: str | list[str] | Iterable[str | list[str]] | None = None, **kwargs
-    ) -> dict[str, Any] | Iterable[dict[str, Any]]:
-        """
-        Args:
-            inputs:
-                One clip, as [`RGMCFeatureExtractor`] takes it (a local path, bytes, a file, an array, a dict), or a
-                list, generator, or dataset of clips. URLs are not fetched.
-            candidates (*optional*):
-                Captions for the decoder in place of those that it would retrieve: a caption or a list of captions for
-                one clip; for several clips, one entry of this kind for each.
-            sampling_rate (`int`, *optional*): Of arrays, in Hz.
-            batch_size (`int`, defaults to 1): Clips that are captioned at once.
-            generate_kwargs (`dict`, *optional*): Arguments of `generate`, which may also be given directly.
-
-        Returns:
-            For a clip a dict, for a list a list of dicts, else an iterator over dicts:
-
-            - `caption` (`str`);
-            - `score` (`float`): the mean log probability of the caption's tokens, its end included, given the sound and
-              the candidates; after a beam search this is the `sequences_scores` of `generate`;
-            - `candidates` (`list[dict]`): the captions that the decoder was shown, the most similar first, as `text`,
-              with `id`, `similarity` (dot product, -1 to 1), `source` and `license` in the datastore; all but `text`
-              are `None` where they were given, the last two also where the datastore does not know them.
-
-        Raises:
-            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
-            clip.
-        """
-        listed = isinstance(inputs, (list, tuple))
-        one = is_one_sound(inputs) and not isinstance(inputs, Dataset)
-        if candidates is not None:
-            if not self.model.config.uses_candidate:
-                raise ValueError("This model captions from the audio alone: it was not trained to read `candidates`")
-            if one:
-                return super().__call__(Clip(inputs, candidates), **kwargs)
-            entries = [candidates] if isinstance(candidates, str) else candidates
-            if isinstance(inputs, Sized) and isinstance(entries, Sized) and len(inputs) != len(entries):
-                raise ValueError(f"Got {len(inputs)} clips but candidates for {len(entries)}: they must match 1:1")
-            inputs = (Clip(audio, entry) for audio, entry in zip(inputs, entries, strict=True))
-        if listed:
-            inputs = list(inputs)
-            return super().__call__(inputs, **kwargs) if inputs else []
-        if not one and not isinstance(inputs, Dataset):
-            inputs = Stream(inputs)
-        return super().__call__(inputs, **kwargs)
-
-    def _sanitize_parameters(self, sampling_rate=None, generate_kwargs=None, **kwargs):
-        preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
-        return preprocess, {**(generate_kwargs or {}), **kwargs}, {}
-
-    def preprocess(self, clip: Any, sampling_rate: int | None = None) -> dict[str, Any]:
-        if not isinstance(clip, Clip):
-            return dict(self.processor(audio=[clip], sampling_rate=sampling_rate))
-        given = tuple(list_captions(clip.candidates))
-        inputs = self.processor(audio=[clip.audio], candidates=[given], sampling_rate=sampling_rate)
-        return {**inputs, "candidates": given}
-
-    def _forward(self, inputs: dict[str, Any], **generate_kwargs) -> dict[str, list[dict[str, Any]]]:
-        model = self.model
-        audio_embeds = model.embed_audio(inputs["input_features"])
-        if "candidates" in inputs:
-            given = inputs["candidates"]
-            given = [given] if isinstance(given, tuple) else given  # of one clip, or of a batch
-            shown = [[dict.fromkeys(CANDIDATE) | {"text": text} for text in texts] for texts in given]
-            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        else:
-            found = model.retrieve(audio_embeds) if model.retrieves else None
-            shown = [[] for _ in audio_embeds]
-            if found:
-                fields = zip(found.ids, found.captions, found.similarities, found.sources, found.licenses)
-                shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
-            prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
-        tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
-        if len(tokens) != len(audio_embeds):
-            raise ValueError(
-                f"`generate` made {len(tokens)} captions of {len(audio_embeds)} clips, but the pipeline returns one of "
-                "each: leave out `num_return_sequences`"
-            )
-        scores = self._score(tokens, audio_embeds, **prompt)
-        captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
-        clips = zip(captions, scores.tolist(), shown)
-        return {
-            "clips": [{"caption": text, "score": score, "candidates": candidates} for text, score, candidates in clips]
-        }
-
-    def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        clips = outputs["clips"]
-        return clips[0] if isinstance(clips, list) else clips  # transformers takes batches apart
-
-    def _score(
-        self, tokens: torch.Tensor, audio_embeds: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """
-        Mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS, in one pass: `generate` would keep
-        the scores of every word in every beam at every step.
-        """
-        ends = torch.isin(tokens, torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device))
-        kept = (ends.cumsum(1) - ends.long() == 0).long()  # padding comes after the first EOS
-        logits = self.model(
-            input_ids=torch.cat([input_ids, tokens], dim=1),
-            attention_mask=torch.cat([attention_mask, kept], dim=1),
-            audio_embeds=audio_embeds,
-            logits_to_keep=tokens.shape[1] + 1,
-            use_cache=False,
-        ).logits[:, :-1]  # (B, L, vocabulary)
-        chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
-        return (chosen * kept).sum(1) / kept.sum(1)
-
-    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
-        """
-        Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
-        `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`] does it; without a `repo_id` it takes the
-        name of the folder.
-        """
-        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
-        name = os.path.basename(os.path.normpath(save_directory))
-        card = os.path.join(save_directory, "README.md")
-        if not os.path.exists(card):
-            with open(card, "w", encoding="utf-8") as file:
-                file.write(model_card(name, self.model.config))
-        if push_to_hub:
-            self.push_to_hub(**{"repo_id": name, **hub_kwargs})

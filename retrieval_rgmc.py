@@ -5,12 +5,8 @@ Shape letters: `N` datastore rows, `B` queries, `E` numbers of an audio embeddin
 """
 
 import json
-import math
 import os
-import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +25,6 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging
 
 if TYPE_CHECKING:
     try:
@@ -38,9 +33,31 @@ if TYPE_CHECKING:
     except ImportError:
         pass
 
+try:
+    from .search_rgmc import (
+        BLOCK_ROWS,
+        EmbeddingIndex,
+        as_queries,
+        check_search,
+        decode_embeddings,
+        encode_embeddings,
+        search_exactly,
+    )
+    from .songs_rgmc import PROVENANCE, check_ids, embed_songs, import_datasets, processor_of, read_songs
+except ImportError:
+    from search_rgmc import (
+        BLOCK_ROWS,
+        EmbeddingIndex,
+        as_queries,
+        check_search,
+        decode_embeddings,
+        encode_embeddings,
+        search_exactly,
+    )
+    from songs_rgmc import PROVENANCE, check_ids, embed_songs, import_datasets, processor_of, read_songs
+
 FORMAT_VERSION = 3  # version 1 knew float32 alone and neither source nor license; 1 and 2 no search parameters
 COLUMNS = ["id", "caption", "input_ids"]
-PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, None where they are not known
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
 INDEX_FILE = "index.faiss"  # of version 2: never read, for FAISS trusts what stands in a file, and deleted by a save
 ENTRIES = {  # of datastore.json, with their types
@@ -48,40 +65,6 @@ ENTRIES = {  # of datastore.json, with their types
     **{"search_parameters": str | None, "vocab_size": int | None, "caption_normalization": str},
 }
 INDEX_NAME = "embeddings"  # of the index of `CaptionDatastore.rows`
-STORAGES = ("float32", "float16", "int8")
-BLOCK_ROWS = 2**16  # what is read as float32 at once
-INDEX_TRAINING_ROWS = 2**18
-
-# What FAISS is asked for may come from a stranger's file: it must not end the process, nor take memory without bound.
-MAX_HNSW_LINKS = 256
-NUMBER = "[1-9][0-9]{0,5}"
-CODES = f"(Flat|SQ4|SQ6|SQ8|SQfp16|PQ{NUMBER}(x[1-8])?)"
-STRING_FACTORY = re.compile(
-    f"(OPQ{NUMBER}(_{NUMBER})?,)?(Flat|HNSW{NUMBER}(,{CODES})?|IVF{NUMBER}(_HNSW{NUMBER})?,{CODES})"
-)
-DEFAULT_PARAMETERS = {"nprobe": 1, "efSearch": 16}  # of FAISS
-PARAMETER = f"({'|'.join(DEFAULT_PARAMETERS)})={NUMBER}"
-SEARCH_PARAMETERS = re.compile(f"{PARAMETER}(, ?{PARAMETER})*")
-
-
-def join_candidates(candidates: list[list[int]], separator_token_id: int) -> list[int]:
-    """
-    The decoder's prompt: each candidate's tokens and a separator, or the separator alone when there is no
-    candidate.
-    """
-    prompt = [token_id for candidate in candidates for token_id in [*candidate, separator_token_id]]
-    return prompt or [separator_token_id]
-
-
-def left_pad(prompts: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Prompts of unequal lengths as `input_ids` and `attention_mask`, each `(B, L)`; generation continues on the
-    right.
-    """
-    length = max(map(len, prompts))
-    input_ids = [[pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
-    attention_mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(input_ids), torch.tensor(attention_mask)
 
 
 @dataclass
@@ -102,20 +85,6 @@ class Retrieved:
     similarities: list[list[float]]
     sources: list[list[str | None]]
     licenses: list[list[str | None]]
-
-
-def make_rows(
-    ids: list[str],
-    captions: list[str],
-    processor,
-    source: list[str | None] | None = None,
-    license: list[str | None] | None = None,
-) -> "datasets.Dataset":
-    """The rows of a [`CaptionDatastore`]: captions as the model is trained on them, and their tokens."""
-    datasets, _ = _import_datasets()
-    tokens = [processor.encode_candidate(caption) for caption in captions]
-    provenance = {"source": source or [None] * len(ids), "license": license or [None] * len(ids)}
-    return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **provenance})
 
 
 class CaptionDatastore:
@@ -223,10 +192,10 @@ class CaptionDatastore:
         """
         searching = (model.config.audio_config.projection_dim, string_factory, storage, search_parameters)
         check_search(*searching)  # before hours of decoding
-        processor = processor or _processor_of(model)
-        rows, sounds = _read_songs(dataset, processor)
+        processor = processor or processor_of(model)
+        rows, sounds = read_songs(dataset, processor)
         check_search(*searching, rows=len(rows))
-        embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
+        embeddings = embed_songs(model, rows["id"][:], sounds, processor, batch_size, storage)
         vocab_size = model.config.text_config.vocab_size
         rule = processor.caption_normalization
         fingerprint = model.encoder_fingerprint()
@@ -246,19 +215,19 @@ class CaptionDatastore:
                 f"This datastore was embedded by another audio encoder (fingerprint {self.encoder_fingerprint[:12]}…, "
                 f"this model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
             )
-        processor = processor or _processor_of(model)
+        processor = processor or processor_of(model)
         if processor.caption_normalization != self.caption_normalization:
             raise ValueError(
                 f"This datastore's captions were normalised by the rule '{self.caption_normalization}', and the "
                 f"processor's is '{processor.caption_normalization}': build one of all songs with "
                 "`CaptionDatastore.build`"
             )
-        rows, sounds = _read_songs(dataset, processor)
+        rows, sounds = read_songs(dataset, processor)
         known = [row_id for row_id in rows["id"] if row_id in self._row_of_id]
         if known:
             raise ValueError(f"{len(known)} of these ids are in the datastore already, such as {known[:3]}")
-        embeddings = _embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
-        datasets, _ = _import_datasets()
+        embeddings = embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
+        datasets, _ = import_datasets()
         joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
         self._set_rows(joined, np.concatenate([self.embeddings, embeddings]), self.search_parameters)
 
@@ -307,7 +276,7 @@ class CaptionDatastore:
         Returns:
             Row numbers (`(B, K)`, int64, -1 where there are fewer rows than that) and similarities (`(B, K)`, float32).
         """
-        queries = _as_queries(queries, self.embeddings.shape[1])
+        queries = as_queries(queries, self.embeddings.shape[1])
         if exclude_ids is not None and len(exclude_ids) != len(queries):
             raise ValueError(f"Got {len(queries)} queries but {len(exclude_ids)} `exclude_ids`: they must match 1:1")
         wanted = k if exclude_ids is None else k + 1
@@ -365,7 +334,7 @@ class CaptionDatastore:
         Writes `datastore.json`, `captions.parquet` and `embeddings.safetensors` into a folder, whose datastore of
         before they replace. An index is not written: it is made anew of the embeddings.
         """
-        _, pyarrow = _import_datasets()
+        _, pyarrow = import_datasets()
         directory = Path(save_directory)
         # Beside their place first: the former files may be what this datastore's embeddings are mapped from.
         staging = directory / ".incomplete"
@@ -474,7 +443,7 @@ class CaptionDatastore:
         search_parameters: str | None = None,
         **hub_kwargs,
     ) -> "CaptionDatastore | None":
-        _, pyarrow = _import_datasets()
+        _, pyarrow = import_datasets()
         find = partial(find_file, path_or_id, subfolder=subfolder, **hub_kwargs)
         description_file = find("datastore.json")
         if description_file is None:
@@ -554,84 +523,9 @@ def find_file(
     return found
 
 
-# -- the index --------------------------------------------------------------------------------------------------------
-
-
-class EmbeddingIndex:
-    """
-    The index of [`CaptionDatastore.rows`]: as much of a `faiss.Index` as `datasets` asks for, of embeddings as they are
-    stored, which it shares. `"Flat"` searches in these themselves, any other `string_factory` in a FAISS index that is
-    made of them when it is first needed.
-    """
-
-    is_trained = True
-
-    def __init__(self, embeddings: np.ndarray, string_factory: str, search_parameters: str | None = None):
-        self.embeddings = embeddings
-        self.string_factory = string_factory
-        self.search_parameters = search_parameters
-        self.ntotal, self.d = embeddings.shape
-        self.metric_type = _import_faiss().METRIC_INNER_PRODUCT
-        self._made = None
-
-    def __deepcopy__(self, memo: dict) -> "EmbeddingIndex":
-        return self  # `rows.with_format` and others copy a dataset with its indexes
-
-    def add(self, vectors: np.ndarray):
-        """`datasets` adds the vectors of a dataset to its index; those of this one are there already."""
-        if len(vectors):
-            raise ValueError(f"Got {len(vectors)} vectors to add to the index of a datastore: add songs to itself")
-
-    def search(
-        self, queries: np.ndarray, k: int, params: "faiss.SearchParameters | None" = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities and row numbers, each `(B, K)`, -1 where there are fewer rows; `params` as FAISS has them."""
-        queries = _as_queries(queries, self.d)
-        if self.string_factory != "Flat" and self.ntotal:
-            return self.make().search(queries, k, params=params)
-        if params is not None:
-            raise ValueError("An exact search has no parameters: got `params`")
-        faiss = _import_faiss()
-        best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for start, block in _blocks(self.embeddings, BLOCK_ROWS):
-            similarities, rows = faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
-            best.add_result(similarities, rows + start)  # -1 is never better than nothing
-        best.finalize()
-        return best.D, best.I
-
-    def make(self) -> "faiss.Index":
-        """The FAISS index of `string_factory` with all embeddings, made at the first call."""
-        if self._made is None:
-            index = _make_index(self.d, self.string_factory)
-            described = f"Making the index {self.string_factory}"
-            with logging.tqdm(total=self.ntotal, desc=described, unit="caption", leave=False) as progress:
-                if not index.is_trained:
-                    every = math.ceil(self.ntotal / INDEX_TRAINING_ROWS)
-                    try:
-                        index.train(np.ascontiguousarray(decode_embeddings(self.embeddings[::every])))
-                    except RuntimeError as error:
-                        raise ValueError(
-                            f"The index {self.string_factory!r} cannot be trained with {self.ntotal} captions "
-                            f"({error}): take one of fewer cells, or 'Flat', which is exact"
-                        ) from error
-                # What is float32 already goes in at once: an index that grows is copied again and again.
-                is_float32 = self.embeddings.dtype == np.float32
-                for _, block in _blocks(self.embeddings, max(self.ntotal, 1) if is_float32 else BLOCK_ROWS):
-                    index.add(block)
-                    progress.update(len(block))
-            _set_parameters(index, self.string_factory, self.search_parameters)
-            self._made = index  # whole: an interruption leaves none
-        return self._made
-
-    def set_search_parameters(self, search_parameters: str | None):
-        if self._made is not None:
-            _set_parameters(self._made, self.string_factory, search_parameters)
-        self.search_parameters = search_parameters
-
-
 def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
     """Names `index` as one of `rows`, for which `datasets` has it add the vectors that it is given: none."""
-    datasets, _ = _import_datasets()
+    datasets, _ = import_datasets()
     shown = not datasets.are_progress_bars_disabled()
     if shown:
         datasets.disable_progress_bars()  # of no vectors
@@ -643,238 +537,12 @@ def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
             datasets.enable_progress_bars()
 
 
-def _as_queries(queries: torch.Tensor | np.ndarray, size: int) -> np.ndarray:
-    if isinstance(queries, torch.Tensor):
-        queries = queries.detach().float().cpu().numpy()
-    queries = np.ascontiguousarray(queries, np.float32)
-    if queries.ndim != 2 or queries.shape[1] != size:
-        raise ValueError(f"Queries must have the shape (B, {size}), got {queries.shape}")
-    return queries
-
-
-def _make_index(size: int, string_factory: str) -> "faiss.Index":
-    faiss = _import_faiss()
-    try:
-        return faiss.index_factory(size, string_factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(
-            f"string_factory {string_factory!r} is no index of FAISS for vectors of {size} numbers ({error})"
-        ) from error
-
-
-def _set_parameters(index: "faiss.Index", string_factory: str, search_parameters: str | None):
-    """The parameters of an index, those that are not named as FAISS has them by default."""
-    space = _import_faiss().ParameterSpace()
-    given = dict(re.findall("([a-zA-Z]+)=([0-9]+)", search_parameters or ""))
-    for name, default in DEFAULT_PARAMETERS.items():
-        try:
-            space.set_index_parameter(index, name, int(given.get(name, default)))
-        except RuntimeError as error:  # not a parameter of this index
-            if name in given:
-                raise ValueError(
-                    f"search_parameters {search_parameters!r}: the index {string_factory!r} has no {name}"
-                ) from error
-
-
-def _check_factory(size: int, string_factory: str, rows: int | None):
-    if not STRING_FACTORY.fullmatch(string_factory):
-        raise ValueError(
-            f"string_factory {string_factory!r} is none that a datastore takes: expected 'Flat', or such as 'HNSW32', "
-            "'IVF1024,Flat' or 'IVF1024_HNSW32,SQ8'; the docstring of CaptionDatastore lists them"
-        )
-    limits = {"IVF": INDEX_TRAINING_ROWS, "HNSW": MAX_HNSW_LINKS, "OPQ": size, "_": size, "PQ": size}
-    for name, number, bits in re.findall("(IVF|HNSW|OPQ|_|PQ)([0-9]+)(?:x([0-9]))?", string_factory):
-        least = 2 if name == "HNSW" else 1  # with one link FAISS ends the process
-        if not least <= int(number) <= limits[name]:
-            raise ValueError(
-                f"string_factory {string_factory!r}: expected {least} to {limits[name]} in {name}{number} for vectors "
-                f"of {size} numbers"
-            )
-        needed = {"IVF": int(number), "OPQ": max(size, 256), "PQ": 2 ** int(bits or 8)}.get(name, 1)
-        if rows and needed > rows:
-            raise ValueError(
-                f"The index {string_factory!r} cannot be trained with {rows} captions, {name}{number} needs {needed}: "
-                "take one of fewer cells, or 'Flat', which is exact"
-            )
-
-
-def check_search(
-    size: int, string_factory: str, storage: str, search_parameters: str | None = None, rows: int | None = None
-):
-    """
-    Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers, and of that many `rows` where they
-    are known, could not be of this kind. Nothing large is allocated for it.
-    """
-    if storage not in STORAGES:
-        raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
-    _check_factory(size, string_factory, rows)
-    if search_parameters is not None and not SEARCH_PARAMETERS.fullmatch(search_parameters):
-        raise ValueError(
-            f"search_parameters {search_parameters!r} of the index {string_factory!r}: expected 'nprobe=32', "
-            "'efSearch=64' or both with a comma, in whole numbers from 1 to 999999"
-        )
-    if rows != 0 and (string_factory != "Flat" or search_parameters is not None):  # an empty one is not made
-        _set_parameters(_make_index(size, string_factory), string_factory, search_parameters)
-
-
-# -- embeddings in memory and in files --------------------------------------------------------------------------------
-
-
-def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
-    """
-    Unit vectors `(N, E)` as they are stored; what is stored so already is returned as it is.
-
-    int8 numbers are those of the vector with its largest one at ±127. Only its direction counts: what is read is
-    normalised again, so that there is no scale to be stored.
-    """
-    check_search(vectors.shape[1], "Flat", storage)
-    if vectors.dtype == storage:
-        return np.ascontiguousarray(vectors)
-    if vectors.dtype == np.int8:
-        vectors = decode_embeddings(vectors)
-    if storage == "float32":
-        return np.ascontiguousarray(vectors, dtype=np.float32)
-    encoded = np.empty(vectors.shape, storage)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        block = vectors[start : start + BLOCK_ROWS]
-        if storage == "int8":
-            block = np.rint(block * (127 / np.abs(block).max(axis=1, keepdims=True)))
-        encoded[start : start + BLOCK_ROWS] = block
-    return encoded
-
-
-def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """float32 unit vectors of what [`encode_embeddings`] made; float32 ones are returned as they are, uncopied."""
-    if encoded.dtype in (np.float32, torch.float32):
-        return encoded
-    if isinstance(encoded, np.ndarray):
-        return decode_embeddings(torch.from_numpy(encoded)).numpy()
-    return torch.nn.functional.normalize(encoded.float(), dim=1)
-
-
-def _blocks(encoded: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Of all rows: the number of a block's first one, and the block as float32."""
-    for start in range(0, len(encoded), rows):
-        yield start, decode_embeddings(encoded[start : start + rows])
-
-
-@torch.no_grad()
-def search_exactly(
-    embeddings: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    device: str | torch.device,
-    batch_size: int = 1024,
-    block_rows: int = 2**18,
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The `k` rows of `embeddings` (`(N, E)`) with the largest dot product with each query (`(B, E)`): row numbers and
-    similarities, each `(B, K)`, as FAISS's flat index gives them. Memory on `device`: the queries, `block_rows` x `E`,
-    and `batch_size` x `block_rows`.
-    """
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # TF32 would shuffle near neighbours
-    try:
-        batches = torch.from_numpy(queries).to(device).split(batch_size)
-        best = [(batch.new_empty(len(batch), 0), batch.new_empty(len(batch), 0).long()) for batch in batches]
-        for start in range(0, len(embeddings), block_rows):
-            block = decode_embeddings(torch.from_numpy(embeddings[start : start + block_rows]).to(device))
-            for number, batch in enumerate(batches):
-                found, rows = torch.topk(batch @ block.T, min(k, len(block)), dim=1)
-                found, rows = torch.cat([best[number][0], found], 1), torch.cat([best[number][1], rows + start], 1)
-                found, kept = torch.topk(found, min(k, found.shape[1]), dim=1)
-                best[number] = found, rows.gather(1, kept)
-        similarities, rows = (torch.cat(part).cpu() for part in zip(*best))
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    missing = (0, k - rows.shape[1])
-    pad = torch.nn.functional.pad
-    return pad(rows, missing, value=-1).numpy(), pad(similarities, missing, value=-math.inf).numpy()
-
-
 # -- rows ---------------------------------------------------------------------------------------------------------
-
-
-def _read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
-    """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
-    datasets, _ = _import_datasets()
-    if isinstance(dataset, datasets.Dataset):
-        for column, feature in dataset.features.items():
-            if isinstance(feature, datasets.Audio):  # decoding is the processor's work
-                dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-    songs = {name: [] for name in ("ids", "captions", *PROVENANCE)}
-    dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # which is gone through twice
-    for number, row in enumerate(dataset):
-        if not isinstance(row, Mapping):
-            raise ValueError(
-                f"Row {number} of the datastore to be built is a {type(row).__name__}, in a {type(dataset).__name__}: "
-                "expected a datasets.Dataset or a list of dicts with `audio`, `caption` and `id` (of a DatasetDict one "
-                'split, of a DataFrame `.to_dict("records")`, of a folder `load_dataset("audiofolder", ...)`)'
-            )
-        audio = row.get("audio")
-        path = audio.get("path") if isinstance(audio, dict) else audio
-        row_id = row.get("id")
-        if row_id in (None, ""):
-            row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
-        captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
-        caption = next(filter(None, map(processor.normalize, captions)), None)
-        for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
-            if value is None:
-                raise ValueError(
-                    f"Row {number} of the datastore to be built (id {row_id!r}) has no {name}: found the columns "
-                    f"{', '.join(row)}"
-                )
-        songs["ids"].append(str(row_id))
-        songs["captions"].append(caption)
-        for name in PROVENANCE:
-            if not isinstance(row.get(name), str | None):
-                raise ValueError(f"Row {number} (id {row_id!r}): expected a text as {name}, got {row[name]!r}")
-            songs[name].append(row.get(name))
-    _check_ids(songs["ids"])
-    rows = make_rows(songs.pop("ids"), songs.pop("captions"), processor, **songs)
-    return rows, (row["audio"] for row in dataset)
-
-
-def _texts(entry) -> list[str]:
-    """Of a caption, a list of captions, or nothing (which in a table may be NaN)."""
-    entries = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else entry
-    return [text for text in entries if isinstance(text, str)]
-
-
-@torch.no_grad()
-def _embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size: int, storage: str) -> np.ndarray:
-    embeddings = np.empty((len(ids), model.config.audio_config.projection_dim), storage)
-    training = model.training
-    model.eval()
-    progress = logging.tqdm(total=len(ids), desc="Embedding songs", unit="clip", leave=False)
-    try:
-        for start in range(0, len(ids), batch_size):
-            log_mels = []
-            for row_id, audio in zip(ids[start : start + batch_size], sounds):
-                try:
-                    log_mels.append(processor(audio=[audio])["input_features"])
-                except ValueError as error:  # AudioError is one
-                    raise ValueError(f"The song '{row_id}' cannot be embedded: {error}") from error
-            embeds = model.embed_audio(torch.cat(log_mels)).cpu().numpy()
-            embeddings[start : start + batch_size] = encode_embeddings(embeds, storage)
-            progress.update(len(log_mels))
-    finally:
-        progress.close()
-        model.train(training)
-    return embeddings
-
-
-def _processor_of(model):
-    if not model.name_or_path:
-        raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
-    processor_class = _import_processing()
-    revision = {"revision": model.loaded_revision} if model.loaded_revision else {}
-    return processor_class.from_pretrained(model.name_or_path, **revision)
 
 
 def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
     """All columns in their types, and no others; in memory."""
-    _, pyarrow = _import_datasets()
+    _, pyarrow = import_datasets()
     table = rows.with_format("arrow")[:]
     types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
     columns = {
@@ -885,7 +553,7 @@ def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
 
 
 def _as_dataset(table) -> "datasets.Dataset":
-    datasets, _ = _import_datasets()
+    datasets, _ = import_datasets()
     # By default a dataset's fingerprint is a hash of all its rows.
     return datasets.Dataset(table, fingerprint=uuid4().hex)
 
@@ -900,7 +568,7 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
         raise ValueError(
             f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
         )
-    _check_ids(rows["id"][:])
+    check_ids(rows["id"][:])
     wrong = []
     for start in range(0, len(embeddings), BLOCK_ROWS):
         block = embeddings[start : start + BLOCK_ROWS]
@@ -912,38 +580,3 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
             f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as "
             f"that of '{rows[wrong[0]]['id']}'. `RGMCModel.embed_audio` makes unit vectors."
         )
-
-
-def _check_ids(ids: list[str]):
-    if len(set(ids)) == len(ids):
-        return
-    repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
-    raise ValueError(f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}")
-
-
-# -- what is imported where it is used --------------------------------------------------------------------------------
-
-
-def _import_datasets():
-    try:
-        import datasets
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
-    return datasets, pyarrow
-
-
-def _import_faiss():
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("Retrieval needs FAISS: `pip install faiss-cpu`") from error
-    return faiss
-
-
-def _import_processing():
-    try:  # not above: that file imports this one
-        from .processing_rgmc import RGMCProcessor
-    except ImportError:
-        from processing_rgmc import RGMCProcessor
-    return RGMCProcessor

@@ -10,16 +10,15 @@ Options are the fields of the dataclasses in `training/arguments.py`: from a yam
 wins; `--text_config.n_layer 4` sets one entry of a configuration. `--help` lists them.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded: on a busy CPU, threads that spin while they wait make a step many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import copy
 import hashlib
 import json
 import logging as python_logging
 import math
+import os
 import shutil
 import signal
 import sys
@@ -34,17 +33,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
 from datasets import Dataset
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging
 
-from dataset_rgmc import ClipFeatures, TeacherForcingCollator
+from clips.batches import TeacherForcingCollator, load_batches, plan_epoch
+from clips.embedding import build_datastore, datastore_rows, whole_encoder
+from clips.features import ClipFeatures
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import CaptionDatastore, check_search
+from retrieval_rgmc import CaptionDatastore
+from search_rgmc import check_search
 from training.arguments import (
     DataArguments,
     ModelArguments,
@@ -54,7 +55,7 @@ from training.arguments import (
     parse_arguments,
     refresh_interval,
 )
-from training.building import build_model, build_processor, enable_checkpointing, prepare_data
+from training.building import build_model, build_optimizer, build_processor, enable_checkpointing, prepare_data
 from training.checkpoints import (
     TrainingState,
     find_checkpoint,
@@ -67,9 +68,9 @@ from training.checkpoints import (
     save_state,
 )
 from training.lora import merged_state_dict
-from training.refresh import build_datastore, datastore_rows, find_neighbors, write_neighbors
-from training.sharding import check_distributed_type, whole_encoder
-from training.throughput import forward_flops, matrix_peak
+from training.refresh import find_neighbors, write_neighbors
+from training.sharding import check_distributed_type
+from training.throughput import count_flops, measure_peak
 
 # -- 1. what a run is made of ------------------------------------------------------------------------------------------
 
@@ -118,94 +119,6 @@ class Run:
         return TeacherForcingCollator(features, caption_ids, candidates, self.processor)
 
 
-def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
-    """Adam, as in the paper, over the weights that are trained; each part may have a learning rate of its own."""
-    rates = {
-        model.audio_tower: args.audio_learning_rate,
-        model.mapper: args.mapper_learning_rate,
-        model.text_model: args.text_learning_rate,
-    }
-    groups = [
-        {
-            "params": [weight for weight in part.parameters() if weight.requires_grad],
-            "lr": args.learning_rate if rate is None else rate,
-        }
-        for part, rate in rates.items()
-        if part is not None
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ValueError("every part is frozen: nothing would be trained")
-    return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))
-
-
-def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
-    """Of a clip with a caption and candidates of mean length, forward and backward."""
-    length = round(np.mean([len(tokens) for tokens in caption_ids]))
-    labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
-    labels[:, :-length] = -100
-    batch = {"input_features": train.read([0]), "input_ids": labels, "labels": labels, "max_label_length": length}
-    counts = forward_flops(model.config, batch)
-    trained = [
-        all(weight.requires_grad for weight in part.parameters()) for part in (model.audio_tower, model.text_model)
-    ]
-    # Gradients of inputs and of weights cost as much as the forward pass each; a frozen decoder needs the first.
-    encoder = (3 if trained[0] else 1) * model.config.uses_audio
-    return counts[0] * encoder + counts[1] * (3 if trained[1] else 2)
-
-
-def measure_peak(accelerator: Accelerator) -> float:
-    """
-    Operations per second that the devices together reach in a matrix product: the best of several sizes, and of the
-    training's precision and float32, in which autocast leaves a part. On a CPU, products that fit into its cache may be
-    four times as fast as larger ones, and small ones in bfloat16 far slower than in float32.
-    """
-    dtypes = {"bf16": [torch.bfloat16], "fp16": [torch.float16]}.get(accelerator.mixed_precision, [])
-    sizes = (256, 512, 1024) if accelerator.device.type == "cpu" else (4096, 8192)
-    kinds = [(dtype, size) for dtype in (torch.float32, *dtypes) for size in sizes]
-    return accelerator.num_processes * max(matrix_peak(accelerator.device, *kind) for kind in kinds)
-
-
-def plan_epoch(
-    rows: np.ndarray, lengths: np.ndarray, args: TrainingArguments, accelerator: Accelerator
-) -> list[list[list[int]]]:
-    """
-    Cuts the rows of an epoch into steps of `batch_size`, and this process's share of each into micro-batches.
-
-    Every process gets equally many micro-batches per step, the last ones possibly empty: all take part in each step.
-    Clips of similar caption length (`lengths`, by row) share a micro-batch, so that little of it is padding.
-    """
-    world, rank = accelerator.num_processes, accelerator.process_index
-    steps = []
-    for start in range(0, len(rows), args.batch_size):
-        step = rows[start : start + args.batch_size]
-        step = step[np.argsort(-lengths[step], kind="stable")]
-        share = math.ceil(len(step) / world)
-        micro = min(args.micro_batch_size or share, share)
-        own = step[rank::world].tolist()
-        steps.append([own[first : first + micro] for first in range(0, share, micro)])
-    return steps
-
-
-def ignore_sigterm(worker: int):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job: the training decides when it ends
-
-
-def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator, args: TrainingArguments) -> DataLoader:
-    """
-    The micro-batches of an epoch. A new loader for each epoch: workers that outlive it would keep its candidates.
-    """
-    return DataLoader(
-        range(len(collator.caption_ids)),
-        batch_sampler=[micro_batch for step in steps for micro_batch in step],
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        worker_init_fn=ignore_sigterm,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the global one would be drawn from here, and a resumed run would differ
-    )
-
-
 # -- 2. an epoch ------------------------------------------------------------------------------------------------------
 
 
@@ -219,9 +132,9 @@ def train_epoch(run: Run):
     args, accelerator, state = run.args, run.accelerator, run.state
     order = np.random.default_rng([args.seed, state.epoch]).permutation(len(run.train))
     lengths = np.array([len(tokens) for tokens in run.caption_ids])
-    steps = plan_epoch(order, lengths, args, accelerator)
+    steps = plan_epoch(order, lengths, args.batch_size, args.micro_batch_size, accelerator)
     collator = run.collator(run.train, run.caption_ids, state.neighbors.train)
-    batches = iter(load_batches(steps[state.step_in_epoch :], collator, args))
+    batches = iter(load_batches(steps[state.step_in_epoch :], collator, args.dataloader_num_workers))
     run.wrapped.train()
     done = min(state.step_in_epoch * args.batch_size, len(order))
     progress = tqdm(
@@ -306,7 +219,7 @@ def validation_loss(run: Run) -> float:
     collator = run.collator(run.validation, run.validation_ids, run.state.neighbors.validation)
     total = torch.zeros((), device=accelerator.device)
     run.model.eval()
-    for batch in load_batches(steps, collator, run.args):
+    for batch in load_batches(steps, collator, run.args.dataloader_num_workers):
         with accelerator.autocast():
             total += run.model(**send_to_device(batch, accelerator.device), num_items_in_batch=1).loss
     return float(accelerator.reduce(total, "sum")) / sum(map(len, run.validation_ids))

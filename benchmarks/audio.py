@@ -34,8 +34,8 @@ import soxr
 import torch
 from transformers import AutoConfig, ClapFeatureExtractor
 
+from clips.features import compute_features
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import compute_features
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor

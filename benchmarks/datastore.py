@@ -16,11 +16,9 @@ Seconds are of the wall. Memory is the process's peak (Linux: `VmHWM`), which co
 in memory; beside it `RssAnon` at the end, what the process holds itself. The pages of the files may be cached already.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded, as in train.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import json
 import sys
 import time
@@ -39,7 +37,8 @@ from datasets import Dataset
 
 from benchmarks.refresh import memory_gib
 from benchmarks.train import machine
-from retrieval_rgmc import STORAGES, CaptionDatastore
+from retrieval_rgmc import CaptionDatastore
+from search_rgmc import STORAGES
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, BLOCK, ROWS_PER_CENTRE, NPROBE = 512, 50_000, 100, 32

@@ -24,11 +24,9 @@ Seconds are of the wall; beside them stand those of the CPU, all threads togethe
 change less. Memory is the process's peak (Linux: `VmHWM`), above what it held when the refresh began, and as a whole.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded, and as the training sets it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import json
 import sys
 import time
@@ -46,8 +44,8 @@ from datasets import Array2D, Dataset, Features
 from transformers import AutoConfig
 
 from benchmarks.train import machine as describe_machine
+from clips.features import ClipFeatures
 from configuration_rgmc import HTSAT_BASE, RGMCConfig
-from dataset_rgmc import ClipFeatures
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from training import refresh

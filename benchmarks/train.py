@@ -19,12 +19,11 @@ step of their own that waits for the device between them, so that their sum can 
 needs, 3 times the forward pass of (b), for all variants; the peak is that of a large matrix product in the same type.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded: on a busy CPU, threads that spin while they wait make a step many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import json
+import os
 import platform
 import sys
 import time

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 from scipy import sparse
 
-from processing_rgmc import normalize_caption
+from captions_rgmc import normalize_caption
 
 BLOCK_ENTRIES = 4_000_000  # pairs that are looked at together: about 100 MB
 

@@ -8,11 +8,9 @@ writes `report.md` and `leakage.json`, with which `eval.py --leakage` scores the
 from the training split. Options are the fields of `LeakageArguments`; `--help` lists them.
 """
 
-import os
+from clips import threads  # noqa: F401
 
-# Read when torch is loaded, as in train.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# isort: split
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,13 +22,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
 from transformers import HfArgumentParser
 
+from clips.embedding import embed_rows, is_rgmc_checkpoint, with_audio_tower_of
+from clips.features import compute_features
+from clips.rows import load_captions
 from corpora.leaks import Clips, check_leak_options, find_leaks, hash_audio, write_leaks
 from corpora.report import write_leak_report
-from dataset_rgmc import compute_features, load_captions
-from evaluation.captioning import is_rgmc_checkpoint, with_audio_tower_of
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
-from training.refresh import embed_rows
 
 
 @dataclass

@@ -16,9 +16,9 @@ import torch
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from clips.rows import usable_captions
 from corpora.dedup import check_options, distinct_sets, similar_pairs
 from corpora.probe import hash_file, probe_files
-from dataset_rgmc import usable_captions
 
 FORMAT_VERSION = 1  # of leakage.json
 KINDS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from corpora.isolation import run_isolated
-from feature_extraction_rgmc import AudioError, probe_audio
+from audio_rgmc import AudioError, probe_audio
+from clips.isolation import run_isolated
 
 UNUSABLE = {"duration": None, "sampling_rate": None, "channels": None, "notes": []}
 

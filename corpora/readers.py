@@ -13,10 +13,10 @@ from pathlib import Path
 import datasets
 from tqdm.auto import tqdm
 
-from corpora.clips import find_clips
+from clips.rows import AUDIO_COLUMNS, METADATA_FILES, SPLIT_NAMES
+from clips.tables import TABLES, match_columns, read_json, read_rows, read_text, text_of
 from corpora.files import AudioFiles, may_be_audio, walk
-from corpora.tables import TABLES, match_columns, read_json, read_rows, read_text, text_of
-from dataset_rgmc import AUDIO_COLUMNS, METADATA_FILES, SPLIT_NAMES
+from corpora.youtube import find_clips
 
 # What we write: a table's own columns of these names are renamed.
 RESERVED = {*AUDIO_COLUMNS, "caption", "captions", "caption_original", "cluster", "duration", "sampling_rate"}

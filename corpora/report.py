@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
+from captions_rgmc import normalize_caption
 from corpora.leaks import KINDS as LEAKS
 from corpora.leaks import QUANTILES, leak_rule
 from corpora.readers import OF_FILES
 from evaluation.tables import markdown_table, markdown_text
-from processing_rgmc import normalize_caption
 
 COLOR = "#34495e"
 WORDS, EXAMPLES = 30, 8

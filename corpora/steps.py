@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas
 import pyarrow
 
+from clips.rows import usable_captions
+from clips.tables import clean_caption
 from corpora.dedup import deduplicate
 from corpora.leaks import Clips, find_leaks, hash_audio, write_leaks
 from corpora.probe import probe_files
 from corpora.readers import Corpus
 from corpora.splits import SPLITS, group_rows, natural_key
-from corpora.tables import clean_caption
-from dataset_rgmc import usable_captions
 
 FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
 FIRST_COLUMNS += ["channels", "source", "license"]

@@ -10,44 +10,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from configuration_rgmc import RGMCConfig
-from dataset_rgmc import ClipFeatures, compute_features
+from clips.embedding import build_datastore, datastore_rows, embed_rows, is_rgmc_checkpoint, with_audio_tower_of
+from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
-from pretrained_rgmc import is_laion_checkpoint, load_clap_audio
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
-from training.refresh import build_datastore, datastore_rows, embed_rows
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
 CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
-
-
-@dataclass
-class Split:
-    """The rows of a corpus that are captioned, by every checkpoint that takes part."""
-
-    rows: Dataset
-    name: str
-    skipped_file: Path
-    max_skipped: float
-    cache: dict  # of compute_features: cache_dir, dtype, num_proc
-
-    def features(self, processor: RGMCProcessor, accelerator: Accelerator) -> ClipFeatures:
-        """The usable clips; the main process computes what the cache has not, the others read it."""
-        with accelerator.main_process_first():
-            return compute_features(
-                self.rows,
-                processor.feature_extractor,
-                self.name,
-                skipped_file=self.skipped_file,
-                max_skipped=self.max_skipped,
-                normalization=processor.caption_normalization,
-                **self.cache,
-            )
 
 
 @dataclass
@@ -195,22 +168,6 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
     embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
     found = datastore.search(embeds, k=1, exclude_ids=own_ids(features, datastore))
     return [next(iter(captions), None) for captions in found.captions]
-
-
-def is_rgmc_checkpoint(name: str) -> bool:
-    """Whether this is a checkpoint of ours, not a CLAP: a Hub id, a folder, or LAION's file."""
-    return (
-        not is_laion_checkpoint(name) and RGMCConfig.get_config_dict(name)[0].get("model_type") == RGMCConfig.model_type
-    )
-
-
-def with_audio_tower_of(name: str) -> RGMCModel:
-    """A model that embeds as this CLAP does; its decoder says nothing."""
-    audio_config, audio_weights, _ = load_clap_audio(name)
-    decoder = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}
-    model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config=decoder))
-    model.audio_tower.load_state_dict(audio_weights)
-    return model
 
 
 def _whole_lines(path: Path) -> list[dict]:

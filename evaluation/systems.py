@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from captions_rgmc import normalize_caption
+from clips.embedding import is_rgmc_checkpoint
+from clips.features import Split
 from configuration_rgmc import RGMCConfig
-from evaluation.captioning import Captioner, Split, is_rgmc_checkpoint, nearest_of_frozen_encoder
-from processing_rgmc import normalize_caption
+from evaluation.captioning import Captioner, nearest_of_frozen_encoder
 
 TITLES = {
     "gold": "Gold Caption",

@@ -21,14 +21,8 @@ from hypothesis import strategies as st
 from scipy.signal import butter, fftconvolve, sosfilt
 from transformers import AutoFeatureExtractor, ClapFeatureExtractor
 
-from feature_extraction_rgmc import (
-    AudioError,
-    AudioWarning,
-    RGMCFeatureExtractor,
-    load_audio,
-    log_mel_spectrogram,
-    prepare_waveform,
-)
+from audio_rgmc import AudioError, AudioWarning, load_audio, prepare_waveform
+from feature_extraction_rgmc import RGMCFeatureExtractor, log_mel_spectrogram
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 REAL_AUDIO = sorted((SHARED / "real_audio").glob("*/*.*"))
@@ -285,7 +279,7 @@ def test_stereo_stored_as_surround_is_as_loud_as_the_stereo_file(tmp_path, layou
     assert (found - wanted).abs().max() < 0.1
 
 
-@pytest.mark.filterwarnings("ignore::feature_extraction_rgmc.AudioWarning")
+@pytest.mark.filterwarnings("ignore::audio_rgmc.AudioWarning")
 @pytest.mark.parametrize(
     ("layout", "name", "gain"),
     [("5.1", "FL", 0.5), ("5.1", "FC", 0.7071), ("5.1", "BR", 0.3536), ("5.1", "LFE", 0.0), ("7.1", "SL", 0.3536)],
@@ -540,7 +534,7 @@ def test_impossible_sampling_rate_is_an_error(rate):
         prepare_waveform(music(), rate)
 
 
-@pytest.mark.filterwarnings("ignore::feature_extraction_rgmc.AudioWarning")
+@pytest.mark.filterwarnings("ignore::audio_rgmc.AudioWarning")
 @settings(max_examples=40, deadline=None)
 @given(
     rate=st.integers(4_000, 192_000),

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_processing import MUSICAL_TEXT
 
-from processing_rgmc import NORMALIZATIONS, normalize_caption
+from captions_rgmc import NORMALIZATIONS, normalize_caption
 
 GOLDEN = SHARED / "caption_metrics_golden"
 NAMES = {

@@ -17,7 +17,7 @@ from conftest import AUDIO, CAPTIONS, ROOT, SHARED
 from laion_reference import TEXT, clap_tokenizer, make_laion, shake, sounds
 from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
-from feature_extraction_rgmc import load_audio
+from audio_rgmc import load_audio
 from pretrained_rgmc import convert_laion_state_dict
 
 PREDICTIONS = CAPTIONS[:3]

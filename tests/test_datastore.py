@@ -22,10 +22,12 @@ from test_retrieval import make_datastore, make_rows, unit_vectors
 
 import build_datastore
 import retrieval_rgmc
-from dataset_rgmc import load_captions
+import search_rgmc
+from clips.rows import load_captions
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from retrieval_rgmc import DATASTORE_FILES, STORAGES, CaptionDatastore, check_search, search_exactly
+from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore
+from search_rgmc import STORAGES, check_search, search_exactly
 
 
 @pytest.fixture
@@ -281,15 +283,15 @@ def test_ids_may_be_numbers_wherever_they_are_asked_for(make_model, processor, s
 def test_an_index_that_is_not_filled_to_the_end_is_not_searched(error, monkeypatch):
     datastore = make_datastore(50, string_factory="HNSW8", storage="float16")
     expected = make_datastore(50, storage="float16").search(unit_vectors(4, seed=1)).ids
-    blocks = retrieval_rgmc._blocks
+    blocks = search_rgmc._blocks
 
     def interrupted(*args):
         yield next(blocks(*args))
         raise error
 
-    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(search_rgmc, "BLOCK_ROWS", 8)
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(retrieval_rgmc, "_blocks", interrupted)
+        patch.setattr(search_rgmc, "_blocks", interrupted)
         datastore.search(unit_vectors(4, seed=1))
     assert datastore.search(unit_vectors(4, seed=1)).ids == expected
     assert datastore.index.ntotal == 50
@@ -340,7 +342,7 @@ def test_a_smaller_storage_is_smaller_and_finds_the_same(storage, size, tmp_path
     assert (loaded.storage, loaded.embeddings.dtype) == (storage, storage)
     assert loaded.search(queries, k=2) == found
     # However it is cut into blocks, and on whatever device
-    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(search_rgmc, "BLOCK_ROWS", 64)
     assert loaded.search(queries, k=2).ids == found.ids
     rows, similarities = search_exactly(loaded.embeddings, queries, 2, "cpu", batch_size=16, block_rows=7)
     assert [[f"song-{row}" for row in query] for query in rows] == found.ids
@@ -350,7 +352,7 @@ def test_a_smaller_storage_is_smaller_and_finds_the_same(storage, size, tmp_path
 def test_blocks_smaller_than_k_find_all_rows_in_order(monkeypatch):
     datastore, queries = make_datastore(10), unit_vectors(3, seed=1)
     expected = datastore.search_rows(queries, k=12)
-    monkeypatch.setattr(retrieval_rgmc, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(search_rgmc, "BLOCK_ROWS", 4)
     rows, similarities = datastore.search_rows(queries, k=12)
     np.testing.assert_array_equal(rows, expected[0])
     np.testing.assert_array_equal(similarities, expected[1])
@@ -421,14 +423,14 @@ def test_a_datastore_that_is_not_saved_to_the_end_is_none(tmp_path, monkeypatch)
 
 def test_an_index_is_not_saved_but_its_settings_and_made_at_the_first_search(tmp_path, monkeypatch):
     datastore = make_datastore(300, string_factory="IVF4,Flat", storage="float16", search_parameters="nprobe=4")
-    made, make = [], retrieval_rgmc._make_index
-    monkeypatch.setattr(retrieval_rgmc.EmbeddingIndex, "make", lambda self: pytest.fail("the index is made"))
+    made, make = [], search_rgmc._make_index
+    monkeypatch.setattr(search_rgmc.EmbeddingIndex, "make", lambda self: pytest.fail("the index is made"))
     datastore.save_pretrained(tmp_path)
     loaded = CaptionDatastore.from_pretrained(tmp_path)
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(DATASTORE_FILES)
     queries = unit_vectors(50, seed=1)
-    monkeypatch.setattr(retrieval_rgmc, "_make_index", lambda *args: made.append(args) or make(*args))
+    monkeypatch.setattr(search_rgmc, "_make_index", lambda *args: made.append(args) or make(*args))
     expected = make_datastore(300, storage="float16").search(queries).ids
     assert loaded.search(queries).ids == loaded.search(queries).ids == expected
     assert made == [(16, "IVF4,Flat")]

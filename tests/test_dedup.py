@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from captions_rgmc import normalize_caption
 from corpora.dedup import deduplicate
-from processing_rgmc import normalize_caption
 
 PHRASES = ["a calm piano", "with soft strings", "in a minor key", "for a film", "slow and sad", "that builds up"]
 

@@ -21,6 +21,8 @@ from huggingface_hub import ModelCard
 from test_clap_score import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
+from audio_rgmc import load_audio
+from captions_rgmc import normalize_caption
 from configuration_rgmc import RGMCConfig
 from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, write_leaks
@@ -28,9 +30,9 @@ from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner, own_ids
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
-from feature_extraction_rgmc import RGMCFeatureExtractor, load_audio
+from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor, normalize_caption
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 
 SPLITS = {"train": [*CAPTIONS, "solo flute", "warm organ"], "test": CAPTIONS[2:7]}

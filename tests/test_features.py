@@ -15,8 +15,9 @@ from datasets import Dataset
 from torch.nn.functional import normalize
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
 
-import dataset_rgmc
-from dataset_rgmc import ClipFeatures, compute_features, load_captions
+import clips.features
+from clips.features import ClipFeatures, compute_features
+from clips.rows import load_captions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 
 CLIPS = 9
@@ -57,7 +58,7 @@ def decoded(monkeypatch):
 @pytest.fixture
 def messages(monkeypatch):
     found = []
-    monkeypatch.setattr("dataset_rgmc.logger.warning", found.append)
+    monkeypatch.setattr("clips.features.logger.warning", found.append)
     return found
 
 
@@ -170,7 +171,7 @@ def test_clips_held_by_a_dataset_are_known_by_their_content(compute, decoded, co
 
 
 def test_several_processes_give_the_features_of_one(compute, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset_rgmc, "CLIPS_PER_PROCESS", 2)
+    monkeypatch.setattr(clips.features, "CLIPS_PER_PROCESS", 2)
     one, two = compute(), compute(num_proc=2, cache_dir=str(tmp_path / "another"))
     assert one.ids == two.ids
     assert torch.equal(read_all(one), read_all(two))
@@ -178,10 +179,10 @@ def test_several_processes_give_the_features_of_one(compute, monkeypatch, tmp_pa
 
 KILLED_AT_CLIP_6 = """
 import os, signal, sys
-import dataset_rgmc
+import clips.features, clips.rows
 from feature_extraction_rgmc import RGMCFeatureExtractor
 
-dataset_rgmc.CLIPS_PER_PROCESS = 2
+clips.features.CLIPS_PER_PROCESS = 2
 call = RGMCFeatureExtractor.__call__
 
 def killing_call(self, audio, **kwargs):
@@ -191,9 +192,9 @@ def killing_call(self, audio, **kwargs):
 
 RGMCFeatureExtractor.__call__ = killing_call
 corpus, cache, num_proc = sys.argv[1:]
-rows = dataset_rgmc.load_captions(corpus, "train")
+rows = clips.rows.load_captions(corpus, "train")
 skipped = cache + "/skipped.jsonl"
-dataset_rgmc.compute_features(rows, RGMCFeatureExtractor(), "train", skipped, cache_dir=cache, num_proc=int(num_proc))
+clips.features.compute_features(rows, RGMCFeatureExtractor(), "train", skipped, cache_dir=cache, num_proc=int(num_proc))
 """
 
 

@@ -14,8 +14,8 @@ import pytest
 from test_seeking import COMMON, WITH_OPTIONS, encode, noise, readable
 from tqdm.auto import tqdm
 
-from corpora.isolation import run_isolated
-from feature_extraction_rgmc import AudioError, load_audio
+from audio_rgmc import AudioError, load_audio
+from clips.isolation import run_isolated
 
 MUTATIONS = int(os.environ.get("RGMC_FUZZ_MUTATIONS", "2000"))
 SECONDS = 10

@@ -18,7 +18,8 @@ from loopback_hub import LoopbackHub
 from test_training import config_file
 
 from modeling_rgmc import RGMCModel
-from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
+from pipeline_rgmc import MusicCaptioningPipeline
+from processing_rgmc import RGMCProcessor
 
 REPO = "tester/rgmc-tiny"
 PUSHED = {

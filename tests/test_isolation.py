@@ -12,8 +12,9 @@ import torch
 from conftest import write_corpus
 
 import corpora.probe
-from corpora.isolation import run_isolated
-from dataset_rgmc import compute_features, load_captions
+from clips.features import compute_features
+from clips.isolation import run_isolated
+from clips.rows import load_captions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 
 

@@ -19,11 +19,11 @@ from test_pretrained_parts import write_clap
 
 import corpora.leaks
 import prepare
+from captions_rgmc import normalize_caption
+from clips.rows import load_captions
 from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, hash_audio
-from dataset_rgmc import load_captions
 from evaluation.leaks import read_leaks
-from processing_rgmc import normalize_caption
 
 LONG = "a calm piece of piano music that was recorded in a large hall at night"
 

@@ -98,7 +98,7 @@ def test_saving_again_gives_the_same_bytes(checkpoint, tmp_path):
         if file.name != "config.json":  # a loaded configuration states the type of the weights
             assert (tmp_path / "again" / file).read_bytes() == (checkpoint / file).read_bytes(), file
     config = json.loads((checkpoint / "config.json").read_text())
-    assert config["custom_pipelines"]["music-captioning"]["impl"] == "processing_rgmc.MusicCaptioningPipeline"
+    assert config["custom_pipelines"]["music-captioning"]["impl"] == "pipeline_rgmc.MusicCaptioningPipeline"
 
 
 CAPTION = """
@@ -134,7 +134,8 @@ def test_folders_of_any_name_load_and_are_left_as_they_were(checkpoint, tmp_path
 
 
 def test_a_module_that_transformers_loads_names_all_modules_that_it_needs():
-    for name in ("configuration_rgmc", "feature_extraction_rgmc", "modeling_rgmc", "processing_rgmc"):
+    for kind in ("configuration", "feature_extraction", "modeling", "processing", "pipeline"):
+        name = f"{kind}_rgmc"
         module = ROOT / f"{name}.py"
         needed = {Path(file).stem for file in get_relative_import_files(module)}
         assert needed - {name} == {*get_relative_imports(module)}, name  # transformers 5.6 copies the latter alone

@@ -11,9 +11,10 @@ from huggingface_hub.errors import StrictDataclassError
 from test_training import read_lines, run
 
 import train
+from captions_rgmc import normalize_caption
 from eval import EvaluationArguments, evaluate_checkpoint
 from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor, normalize_caption
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 
 WRITTEN = ["Late-night R&B", "C# minor, 4/4", "Don't stop: funk", "a quiet harp", "slow/fast dub", "hip-hop & soul"]

@@ -8,9 +8,10 @@ from conftest import CAPTIONS, write_tone
 from datasets import Dataset
 from transformers.pipelines.pt_utils import KeyDataset
 
-from feature_extraction_rgmc import AudioError
+from audio_rgmc import AudioError
 from modeling_rgmc import RGMCModel
-from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
+from pipeline_rgmc import MusicCaptioningPipeline
+from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 
 
@@ -168,7 +169,7 @@ def test_a_saved_pipeline_is_a_whole_checkpoint(make_captioner, files, tmp_path)
     assert one["caption"] == other["caption"]
     for found, wanted in zip(one["candidates"], other["candidates"], strict=True):
         assert found == {**wanted, "similarity": pytest.approx(wanted["similarity"])}
-    assert (tmp_path / "processing_rgmc.py").exists()
+    assert (tmp_path / "pipeline_rgmc.py").exists()
     assert "`datastore/` holds 5 captions" in (tmp_path / "README.md").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text("my own", encoding="utf-8")
     captioner.save_pretrained(tmp_path)

@@ -26,10 +26,10 @@ from test_training import config_file, read_lines
 import corpora.probe
 import prepare
 import train
+from audio_rgmc import probe_audio
+from clips.rows import load_captions
 from corpora.splits import assign_splits, group_rows, natural_key
 from corpora.steps import mark_clusters
-from dataset_rgmc import load_captions
-from feature_extraction_rgmc import probe_audio
 
 MUSICCAPS = SHARED / "musiccaps" / "musiccaps-public.csv"
 LONG = "a calm piece of piano music that was recorded in a large hall at night"

@@ -25,8 +25,8 @@ from transformers import (
     GPT2Model,
 )
 
+from clips.embedding import with_audio_tower_of
 from configuration_rgmc import RGMCConfig
-from evaluation.captioning import with_audio_tower_of
 from modeling_rgmc import RGMCModel
 from pretrained_rgmc import LAION_CONVERSION, _laion_name, load_clap_audio, load_text_model
 from training.arguments import DataArguments, ModelArguments, TrainingArguments

@@ -13,10 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from captions_rgmc import NORMALIZATIONS, normalize_caption
 from configuration_rgmc import RGMCConfig
 from corpora.demo import draw_clip
 from modeling_rgmc import default_generation_config
-from processing_rgmc import NORMALIZATIONS, RGMCProcessor, normalize_caption
+from processing_rgmc import RGMCProcessor
 
 
 @pytest.mark.parametrize(

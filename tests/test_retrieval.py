@@ -9,7 +9,9 @@ import torch
 from datasets import Dataset, are_progress_bars_disabled
 
 import retrieval_rgmc
-from retrieval_rgmc import STORAGES, CaptionDatastore, join_candidates, left_pad, search_exactly
+from captions_rgmc import join_candidates, left_pad
+from retrieval_rgmc import CaptionDatastore
+from search_rgmc import STORAGES, search_exactly
 
 
 def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:

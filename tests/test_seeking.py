@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.signal import fftconvolve
 
-from feature_extraction_rgmc import FROM_THE_START, AudioWarning, load_audio
+from audio_rgmc import FROM_THE_START, AudioWarning, load_audio
 
 # Devices, protocols, playlists and checksums: nothing that FFmpeg could read back as one file.
 NO_FILES = {"alsa", "crc", "dash", "fbdev", "fifo", "framecrc", "framehash", "framemd5", "hash", "hds", "hls", "image2"}

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from test_prepare import read_lines, run
 from test_prepare import read_table as read_prepared
 
-from corpora.tables import clean_caption
-from dataset_rgmc import compute_features, load_captions
+from clips.features import compute_features
+from clips.rows import load_captions
+from clips.tables import clean_caption
 from feature_extraction_rgmc import RGMCFeatureExtractor
 
 
 @pytest.fixture
 def messages(monkeypatch):
     found = []
-    monkeypatch.setattr("dataset_rgmc.logger.warning", found.append)
-    monkeypatch.setattr("dataset_rgmc.logger.warning_once", lambda text: text in found or found.append(text))
+    monkeypatch.setattr("clips.features.logger.warning", found.append)
+    monkeypatch.setattr("clips.rows.logger.warning", found.append)
+    monkeypatch.setattr("clips.rows.logger.warning_once", lambda text: text in found or found.append(text))
     return found
 
 

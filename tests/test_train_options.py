@@ -26,7 +26,7 @@ def epochs(folder: Path) -> list[dict]:
     return [line for line in read_lines(folder / "log.jsonl") if "epoch" in line]
 
 
-def test_neighbours_are_looked_up_in_the_index_of_a_new_datastore_as_often_as_asked(corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_neighbours_are_looked_up_in_the_index_of_a_new_datastore_as_often_as_asked(corpus, tmp_path, monkeypatch):
     refreshed, embedded = [], []
     refresh = train.refresh
 
@@ -54,7 +54,7 @@ def test_neighbours_are_looked_up_in_the_index_of_a_new_datastore_as_often_as_as
         run(tmp_path, corpus, "--refresh", "sometimes", name="x")
 
 
-def test_an_approximate_index_is_used_and_stays_with_the_checkpoint(corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_an_approximate_index_is_used_and_stays_with_the_checkpoint(corpus, tmp_path, monkeypatch):
     folder = run(tmp_path, corpus, "--string_factory", "HNSW8", "--search_parameters", "efSearch=9")
     datastore = RGMCModel.from_pretrained(folder).datastore
     assert (datastore.string_factory, datastore.search_parameters) == ("HNSW8", "efSearch=9")
@@ -67,7 +67,7 @@ PARTS = {"audio_tower": "audio", "mapper": "mapper", "text_model": "text"}
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_frozen_part_stays_and_the_others_learn(corpus, tmp_path, part):  # noqa: F811
+def test_a_frozen_part_stays_and_the_others_learn(corpus, tmp_path, part):
     first = run(tmp_path, corpus, name="first")
     second = run(tmp_path, corpus, "--model", str(first), f"--freeze_{part}", "true", name="second")
     old, new = RGMCModel.from_pretrained(first), RGMCModel.from_pretrained(second)
@@ -91,7 +91,7 @@ def test_each_part_has_its_learning_rate(make_model):
         train.build_optimizer(model, args)
 
 
-def test_lora_trains_little_and_is_merged_into_a_plain_checkpoint(corpus, tmp_path):  # noqa: F811
+def test_lora_trains_little_and_is_merged_into_a_plain_checkpoint(corpus, tmp_path):
     pytest.importorskip("peft", reason="peft is optional")
     first = run(tmp_path, corpus, name="first")
     options = ["--model", str(first), "--lora_r", "2", "--num_train_epochs", "2", "--test_split", "test"]
@@ -124,20 +124,20 @@ def test_merged_weights_compute_the_same_as_the_adapted_model(make_model, log_me
         torch.testing.assert_close(plain(tokens, None, features).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_options_that_would_do_nothing_are_refused(corpus, tmp_path):  # noqa: F811
+def test_options_that_would_do_nothing_are_refused(corpus, tmp_path):
     for options in (["--micro_batch_size", "-1"], ["--max_grad_norm", "0"], ["--lora_r", "0"], ["--lora_alpha", "4"]):
         with pytest.raises(ValueError, match=options[0]):
             run(tmp_path, corpus, *options)
 
 
-def test_gradient_checkpointing_learns_the_same(corpus, tmp_path):  # noqa: F811
+def test_gradient_checkpointing_learns_the_same(corpus, tmp_path):
     plain = RGMCModel.from_pretrained(run(tmp_path, corpus)).state_dict()
     saving = run(tmp_path, corpus, "--gradient_checkpointing", "true", name="checkpointing")
     for name, weight in RGMCModel.from_pretrained(saving).state_dict().items():
         torch.testing.assert_close(weight, plain[name], atol=1e-5, rtol=0)
 
 
-def test_the_log_holds_steps_epochs_and_sample_captions(corpus, tmp_path):  # noqa: F811
+def test_the_log_holds_steps_epochs_and_sample_captions(corpus, tmp_path):
     folder = run(tmp_path, corpus, "--logging_steps", "2", "--num_train_epochs", "2", "--num_sample_captions", "3")
     lines = read_lines(folder / "log.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 8]
@@ -154,7 +154,7 @@ def test_the_log_holds_steps_epochs_and_sample_captions(corpus, tmp_path):  # no
     assert [sample["caption"] for sample in last["samples"]] == captions  # those of the saved model
 
 
-def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
+def test_trackers_get_numbers_and_captions(corpus, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is optional")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -167,7 +167,7 @@ def test_trackers_get_numbers_and_captions(corpus, tmp_path):  # noqa: F811
     assert any(tag.startswith("sample/validation-0") for tag in events.Tags()["tensors"])
 
 
-def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):  # noqa: F811
+def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):
     uploads = []
     monkeypatch.setattr("training.checkpoints.create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr("training.checkpoints.list_repo_files", lambda repo_id: [])

@@ -18,7 +18,9 @@ from conftest import AUDIO, CAPTIONS, ROOT, SHARED, TEXT, write_corpus
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features
 
 import train
-from dataset_rgmc import ClipFeatures, TeacherForcingCollator, load_captions
+from clips.batches import TeacherForcingCollator, load_batches
+from clips.features import ClipFeatures
+from clips.rows import load_captions
 from eval import EvaluationArguments, evaluate_checkpoint
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -98,6 +100,9 @@ def read_lines(path: Path) -> list[dict]:
 def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "README.md",
+        "attention_rgmc.py",
+        "audio_rgmc.py",
+        "captions_rgmc.py",
         "checkpoint-8",
         "config.json",
         "configuration_rgmc.py",
@@ -110,10 +115,13 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "model_card_rgmc.py",
         "modeling_rgmc.py",
         "neighbors.jsonl",
+        "pipeline_rgmc.py",
         "pretrained_rgmc.py",
         "processing_rgmc.py",
         "processor_config.json",
         "retrieval_rgmc.py",
+        "search_rgmc.py",
+        "songs_rgmc.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -264,10 +272,9 @@ def test_the_weights_do_not_depend_on_how_a_batch_is_cut(corpus, tmp_path, micro
 def test_loader_workers_see_the_candidates_of_their_epoch(processor):
     features = silent_clips(2)
     captions = [processor.encode_caption(caption) for caption in CAPTIONS[:2]]
-    args = train.TrainingArguments(output_dir="unused", dataloader_num_workers=2)
     for candidate in ([5, 6], [7, 8, 9]):
         collator = TeacherForcingCollator(features, captions, [[candidate]] * 2, processor)
-        (batch,) = train.load_batches([[[0, 1]]], collator, args)
+        (batch,) = load_batches([[[0, 1]]], collator, num_workers=2)
         prompt = [*candidate, processor.separator_token_id]
         assert batch["input_ids"][:, : len(prompt)].tolist() == [prompt, prompt]
 

@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from clips.features import ClipFeatures, compute_features
+from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
-from dataset_rgmc import ClipFeatures, compute_features, load_captions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -164,3 +165,24 @@ def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[t
         squares = squares + log_mels.square().sum(dim=(0, 1, 2))
     mean = total / count
     return mean, squares / count - mean.square()
+
+
+def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
+    """Adam, as in the paper, over the weights that are trained; each part may have a learning rate of its own."""
+    rates = {
+        model.audio_tower: args.audio_learning_rate,
+        model.mapper: args.mapper_learning_rate,
+        model.text_model: args.text_learning_rate,
+    }
+    groups = [
+        {
+            "params": [weight for weight in part.parameters() if weight.requires_grad],
+            "lr": args.learning_rate if rate is None else rate,
+        }
+        for part, rate in rates.items()
+        if part is not None
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("every part is frozen: nothing would be trained")
+    return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))

@@ -1,12 +1,7 @@
 """FSDP2: what a model needs whose weights are sharded over the processes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 
@@ -37,16 +32,3 @@ def check_distributed_type(accelerator: Accelerator):
     # Autocast chooses the precision, as without FSDP. FSDP's own policy would cast all weights and log-mels: neighbours
     # and datastore would be looked up with another encoder than the float32 one that is saved.
     plugin.mixed_precision_policy = None
-
-
-@contextmanager
-def whole_encoder(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, methods of the model other than `forward` find the weights of audio encoder and mapper gathered."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.reshard()

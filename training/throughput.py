@@ -2,9 +2,12 @@
 
 import time
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
+from clips.features import ClipFeatures
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
 
@@ -48,3 +51,30 @@ def matrix_peak(device: str | torch.device, dtype: torch.dtype, size: int, loops
 def _wait_for(device: str | torch.device):
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
+    """Of a clip with a caption and candidates of mean length, forward and backward."""
+    length = round(np.mean([len(tokens) for tokens in caption_ids]))
+    labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
+    labels[:, :-length] = -100
+    batch = {"input_features": train.read([0]), "input_ids": labels, "labels": labels, "max_label_length": length}
+    counts = forward_flops(model.config, batch)
+    trained = [
+        all(weight.requires_grad for weight in part.parameters()) for part in (model.audio_tower, model.text_model)
+    ]
+    # Gradients of inputs and of weights cost as much as the forward pass each; a frozen decoder needs the first.
+    encoder = (3 if trained[0] else 1) * model.config.uses_audio
+    return counts[0] * encoder + counts[1] * (3 if trained[1] else 2)
+
+
+def measure_peak(accelerator: Accelerator) -> float:
+    """
+    Operations per second that the devices together reach in a matrix product: the best of several sizes, and of the
+    training's precision and float32, in which autocast leaves a part. On a CPU, products that fit into its cache may be
+    four times as fast as larger ones, and small ones in bfloat16 far slower than in float32.
+    """
+    dtypes = {"bf16": [torch.bfloat16], "fp16": [torch.float16]}.get(accelerator.mixed_precision, [])
+    sizes = (256, 512, 1024) if accelerator.device.type == "cpu" else (4096, 8192)
+    kinds = [(dtype, size) for dtype in (torch.float32, *dtypes) for size in sizes]
+    return accelerator.num_processes * max(matrix_peak(accelerator.device, *kind) for kind in kinds)

@@ -267,11 +267,10 @@ def _waveform(clip) -> tuple[np.ndarray, list[str]]:
         samples, kinds = clip[first : first + SAMPLES], []
     else:
         try:
-            from feature_extraction_rgmc import AudioWarning, load_audio
+            from audio_rgmc import AudioWarning, load_audio
         except ImportError as error:
             raise ImportError(
-                "Decoding needs feature_extraction_rgmc.py: run from the repository root, or pass waveforms or "
-                "embeddings as audio="
+                "Decoding needs audio_rgmc.py: run from the repository root, or pass waveforms or embeddings as audio="
             ) from error
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

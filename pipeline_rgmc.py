@@ -1,0 +1,186 @@
+"""The `music-captioning` pipeline: from files to captions."""
+
+import os
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+from transformers import AutoModel, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+try:
+    from .audio_rgmc import is_one_sound
+    from .captions_rgmc import list_captions
+    from .configuration_rgmc import RGMCConfig  # noqa: F401
+    from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
+except ImportError:
+    from audio_rgmc import is_one_sound
+    from captions_rgmc import list_captions
+    from model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
+
+TASK = "music-captioning"
+CANDIDATE = ("id", "text", "similarity", "source", "license")
+
+
+@dataclass
+class Clip:
+    """A sound, and the captions that the decoder is shown with it."""
+
+    audio: Any
+    candidates: str | list[str]
+
+
+class Stream(IterableDataset):
+    """Clips one by one, as they come: of a generator, transformers 5.6 would collect them all first."""
+
+    def __init__(self, clips: Iterable):
+        self.clips = clips
+
+    def __iter__(self):
+        return iter(self.clips)
+
+
+class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
+    """
+    Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
+
+    Every argument of `generate` can be given to `pipeline(...)`, or to a call, which wins. What is given in neither is
+    as the checkpoint's own generation configuration says.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __call__(
+        self, inputs: Any, candidates: str | list[str] | Iterable[str | list[str]] | None = None, **kwargs
+    ) -> dict[str, Any] | Iterable[dict[str, Any]]:
+        """
+        Args:
+            inputs:
+                One clip, as [`RGMCFeatureExtractor`] takes it (a local path, bytes, a file, an array, a dict), or a
+                list, generator, or dataset of clips. URLs are not fetched.
+            candidates (*optional*):
+                Captions for the decoder in place of those that it would retrieve: a caption or a list of captions for
+                one clip; for several clips, one entry of this kind for each.
+            sampling_rate (`int`, *optional*): Of arrays, in Hz.
+            batch_size (`int`, defaults to 1): Clips that are captioned at once.
+            generate_kwargs (`dict`, *optional*): Arguments of `generate`, which may also be given directly.
+
+        Returns:
+            For a clip a dict, for a list a list of dicts, else an iterator over dicts:
+
+            - `caption` (`str`);
+            - `score` (`float`): the mean log probability of the caption's tokens, its end included, given the sound and
+              the candidates; after a beam search this is the `sequences_scores` of `generate`;
+            - `candidates` (`list[dict]`): the captions that the decoder was shown, the most similar first, as `text`,
+              with `id`, `similarity` (dot product, -1 to 1), `source` and `license` in the datastore; all but `text`
+              are `None` where they were given, the last two also where the datastore does not know them.
+
+        Raises:
+            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
+            clip.
+        """
+        listed = isinstance(inputs, (list, tuple))
+        one = is_one_sound(inputs) and not isinstance(inputs, Dataset)
+        if candidates is not None:
+            if not self.model.config.uses_candidate:
+                raise ValueError("This model captions from the audio alone: it was not trained to read `candidates`")
+            if one:
+                return super().__call__(Clip(inputs, candidates), **kwargs)
+            entries = [candidates] if isinstance(candidates, str) else candidates
+            if isinstance(inputs, Sized) and isinstance(entries, Sized) and len(inputs) != len(entries):
+                raise ValueError(f"Got {len(inputs)} clips but candidates for {len(entries)}: they must match 1:1")
+            inputs = (Clip(audio, entry) for audio, entry in zip(inputs, entries, strict=True))
+        if listed:
+            inputs = list(inputs)
+            return super().__call__(inputs, **kwargs) if inputs else []
+        if not one and not isinstance(inputs, Dataset):
+            inputs = Stream(inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, sampling_rate=None, generate_kwargs=None, **kwargs):
+        preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
+        return preprocess, {**(generate_kwargs or {}), **kwargs}, {}
+
+    def preprocess(self, clip: Any, sampling_rate: int | None = None) -> dict[str, Any]:
+        if not isinstance(clip, Clip):
+            return dict(self.processor(audio=[clip], sampling_rate=sampling_rate))
+        given = tuple(list_captions(clip.candidates))
+        inputs = self.processor(audio=[clip.audio], candidates=[given], sampling_rate=sampling_rate)
+        return {**inputs, "candidates": given}
+
+    def _forward(self, inputs: dict[str, Any], **generate_kwargs) -> dict[str, list[dict[str, Any]]]:
+        model = self.model
+        audio_embeds = model.embed_audio(inputs["input_features"])
+        if "candidates" in inputs:
+            given = inputs["candidates"]
+            given = [given] if isinstance(given, tuple) else given  # of one clip, or of a batch
+            shown = [[dict.fromkeys(CANDIDATE) | {"text": text} for text in texts] for texts in given]
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        else:
+            found = model.retrieve(audio_embeds) if model.retrieves else None
+            shown = [[] for _ in audio_embeds]
+            if found:
+                fields = zip(found.ids, found.captions, found.similarities, found.sources, found.licenses)
+                shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
+            prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
+        tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
+        if len(tokens) != len(audio_embeds):
+            raise ValueError(
+                f"`generate` made {len(tokens)} captions of {len(audio_embeds)} clips, but the pipeline returns one of "
+                "each: leave out `num_return_sequences`"
+            )
+        scores = self._score(tokens, audio_embeds, **prompt)
+        captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        clips = zip(captions, scores.tolist(), shown)
+        return {
+            "clips": [{"caption": text, "score": score, "candidates": candidates} for text, score, candidates in clips]
+        }
+
+    def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        clips = outputs["clips"]
+        return clips[0] if isinstance(clips, list) else clips  # transformers takes batches apart
+
+    def _score(
+        self, tokens: torch.Tensor, audio_embeds: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS, in one pass: `generate` would keep
+        the scores of every word in every beam at every step.
+        """
+        ends = torch.isin(tokens, torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device))
+        kept = (ends.cumsum(1) - ends.long() == 0).long()  # padding comes after the first EOS
+        logits = self.model(
+            input_ids=torch.cat([input_ids, tokens], dim=1),
+            attention_mask=torch.cat([attention_mask, kept], dim=1),
+            audio_embeds=audio_embeds,
+            logits_to_keep=tokens.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]  # (B, L, vocabulary)
+        chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
+        return (chosen * kept).sum(1) / kept.sum(1)
+
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
+        """
+        Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
+        `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`] does it; without a `repo_id` it takes the
+        name of the folder.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+        name = os.path.basename(os.path.normpath(save_directory))
+        card = os.path.join(save_directory, "README.md")
+        if not os.path.exists(card):
+            with open(card, "w", encoding="utf-8") as file:
+                file.write(model_card(name, self.model.config))
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": name, **hub_kwargs})
+
+
+# For `pipeline("music-captioning", model=model, processor=processor)`. Each checkpoint brings a copy of this code: the
+# one loaded last replaces the one before, without the warning that `register_pipeline` would print.
+PIPELINE_REGISTRY.to_dict().pop(TASK, None)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=MusicCaptioningPipeline, pt_model=AutoModel)

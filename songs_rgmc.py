@@ -1,0 +1,132 @@
+"""Songs to what a datastore holds of them: their captions as rows, and their embeddings."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    try:
+        import datasets
+    except ImportError:
+        pass
+
+try:
+    from .processing_rgmc import RGMCProcessor
+    from .search_rgmc import encode_embeddings
+except ImportError:
+    from processing_rgmc import RGMCProcessor
+    from search_rgmc import encode_embeddings
+
+PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, None where they are not known
+
+
+def make_rows(
+    ids: list[str],
+    captions: list[str],
+    processor,
+    source: list[str | None] | None = None,
+    license: list[str | None] | None = None,
+) -> "datasets.Dataset":
+    """The rows of a [`CaptionDatastore`]: captions as the model is trained on them, and their tokens."""
+    datasets, _ = import_datasets()
+    tokens = [processor.encode_candidate(caption) for caption in captions]
+    provenance = {"source": source or [None] * len(ids), "license": license or [None] * len(ids)}
+    return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **provenance})
+
+
+def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
+    """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
+    datasets, _ = import_datasets()
+    if isinstance(dataset, datasets.Dataset):
+        for column, feature in dataset.features.items():
+            if isinstance(feature, datasets.Audio):  # decoding is the processor's work
+                dataset = dataset.cast_column(column, datasets.Audio(decode=False))
+    songs = {name: [] for name in ("ids", "captions", *PROVENANCE)}
+    dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # which is gone through twice
+    for number, row in enumerate(dataset):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"Row {number} of the datastore to be built is a {type(row).__name__}, in a {type(dataset).__name__}: "
+                "expected a datasets.Dataset or a list of dicts with `audio`, `caption` and `id` (of a DatasetDict one "
+                'split, of a DataFrame `.to_dict("records")`, of a folder `load_dataset("audiofolder", ...)`)'
+            )
+        audio = row.get("audio")
+        path = audio.get("path") if isinstance(audio, dict) else audio
+        row_id = row.get("id")
+        if row_id in (None, ""):
+            row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
+        captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
+        caption = next(filter(None, map(processor.normalize, captions)), None)
+        for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
+            if value is None:
+                raise ValueError(
+                    f"Row {number} of the datastore to be built (id {row_id!r}) has no {name}: found the columns "
+                    f"{', '.join(row)}"
+                )
+        songs["ids"].append(str(row_id))
+        songs["captions"].append(caption)
+        for name in PROVENANCE:
+            if not isinstance(row.get(name), str | None):
+                raise ValueError(f"Row {number} (id {row_id!r}): expected a text as {name}, got {row[name]!r}")
+            songs[name].append(row.get(name))
+    check_ids(songs["ids"])
+    rows = make_rows(songs.pop("ids"), songs.pop("captions"), processor, **songs)
+    return rows, (row["audio"] for row in dataset)
+
+
+def _texts(entry) -> list[str]:
+    """Of a caption, a list of captions, or nothing (which in a table may be NaN)."""
+    entries = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else entry
+    return [text for text in entries if isinstance(text, str)]
+
+
+@torch.no_grad()
+def embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size: int, storage: str) -> np.ndarray:
+    embeddings = np.empty((len(ids), model.config.audio_config.projection_dim), storage)
+    training = model.training
+    model.eval()
+    progress = logging.tqdm(total=len(ids), desc="Embedding songs", unit="clip", leave=False)
+    try:
+        for start in range(0, len(ids), batch_size):
+            log_mels = []
+            for row_id, audio in zip(ids[start : start + batch_size], sounds):
+                try:
+                    log_mels.append(processor(audio=[audio])["input_features"])
+                except ValueError as error:  # AudioError is one
+                    raise ValueError(f"The song '{row_id}' cannot be embedded: {error}") from error
+            embeds = model.embed_audio(torch.cat(log_mels)).cpu().numpy()
+            embeddings[start : start + batch_size] = encode_embeddings(embeds, storage)
+            progress.update(len(log_mels))
+    finally:
+        progress.close()
+        model.train(training)
+    return embeddings
+
+
+def processor_of(model):
+    if not model.name_or_path:
+        raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
+    revision = {"revision": model.loaded_revision} if model.loaded_revision else {}
+    return RGMCProcessor.from_pretrained(model.name_or_path, **revision)
+
+
+def check_ids(ids: list[str]):
+    if len(set(ids)) == len(ids):
+        return
+    repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
+    raise ValueError(f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}")
+
+
+def import_datasets():
+    try:
+        import datasets
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
+    return datasets, pyarrow
