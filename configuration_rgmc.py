@@ -29,8 +29,8 @@ def check_transformers(version: str):
 
 check_transformers(transformers.__version__)  # before what an older version does not have
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
 try:
     from .captions_rgmc import separator_token_id

@@ -35,7 +35,7 @@ ENDINGS = [
 
 def make_captions(n: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
-    pick = lambda words: words[int(generator.integers(len(words)))]
+    pick = lambda words: words[int(generator.integers(len(words)))]  # noqa: E731
     captions = []
     for kind in generator.random(n):
         if captions and kind < 0.3:

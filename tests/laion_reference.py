@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS
+from helpers import AUDIO, CAPTIONS
 from tokenizers.processors import TemplateProcessing
-from transformers import RobertaConfig, RobertaModel
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaConfig, RobertaModel
 
 from training.building import train_tokenizer
 
@@ -135,3 +135,20 @@ def make_laion(size: str) -> SimpleNamespace:
     return SimpleNamespace(
         model=model, text_config=text_config, tokenizer=tokenizer, embed_audio=embed_audio, embed_texts=embed_texts
     )
+
+
+def save_checkpoint(folder: Path, model: ClapModel, tokenizer, **extractor) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {"frequency_min": 50, "frequency_max": 14_000, "truncation": "rand_trunc", "padding": "repeatpad"}
+    ClapFeatureExtractor(**{**settings, **extractor}).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_clap(**audio) -> tuple[ClapModel, object]:
+    tokenizer = clap_tokenizer()
+    text = {**TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    model = ClapModel(ClapConfig(audio_config={**AUDIO, **audio}, text_config=text, projection_dim=32))
+    shake(model, 0)
+    return model, tokenizer

@@ -11,10 +11,9 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-from conftest import CAPTIONS, ROOT, SHARED
+from helpers import CAPTIONS, MUSICAL_TEXT, ROOT, SHARED
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_processing import MUSICAL_TEXT
 
 from captions_rgmc import NORMALIZATIONS, normalize_caption
 

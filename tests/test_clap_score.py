@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import AUDIO, CAPTIONS, ROOT, SHARED
-from laion_reference import TEXT, clap_tokenizer, make_laion, shake, sounds
+from helpers import CAPTIONS, ROOT, SHARED
+from laion_reference import make_laion, save_checkpoint, sounds, tiny_clap
 from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
 
 from audio_rgmc import load_audio
@@ -26,23 +26,6 @@ REFERENCES = ["a gloomy tune for strings", "slow pads and a harp", "electric gui
 
 def load():
     return evaluate.load(str(ROOT / "metrics" / "clap_score"), keep_in_memory=True)
-
-
-def save_checkpoint(folder: Path, model: ClapModel, tokenizer, **extractor) -> str:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    settings = {"frequency_min": 50, "frequency_max": 14_000, "truncation": "rand_trunc", "padding": "repeatpad"}
-    ClapFeatureExtractor(**{**settings, **extractor}).save_pretrained(folder)
-    return str(folder)
-
-
-def tiny_clap(**audio) -> tuple[ClapModel, object]:
-    tokenizer = clap_tokenizer()
-    text = {**TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    model = ClapModel(ClapConfig(audio_config={**AUDIO, **audio}, text_config=text, projection_dim=32))
-    shake(model, 0)
-    return model, tokenizer
 
 
 @pytest.fixture(scope="module")

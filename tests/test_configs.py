@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import AUDIO, CAPTIONS, ROOT, TEXT
-from test_training import SPLITS, read_lines, write_corpus
+from helpers import AUDIO, CAPTIONS, ROOT, SPLITS, read_lines, write_corpus
+from laion_reference import TEXT
 from transformers import AutoModelForCausalLM, ClapConfig, ClapModel, GPT2Config, HfArgumentParser
 
 import train

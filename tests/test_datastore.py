@@ -15,10 +15,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import CAPTIONS, ROOT, write_corpus, write_tone
 from datasets import Audio, Dataset, DatasetDict
+from helpers import CAPTIONS, ROOT, make_datastore, make_rows, unit_vectors, write_corpus, write_tone
 from safetensors.torch import load_file, save_file
-from test_retrieval import make_datastore, make_rows, unit_vectors
 
 import build_datastore
 import retrieval_rgmc

@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from conftest import ROOT
+from helpers import ROOT, SPLITS, config_file, read_lines, run, write_corpus
 from safetensors.torch import load_file
-from test_training import SPLITS, config_file, read_lines, run, write_corpus
 
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor

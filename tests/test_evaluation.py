@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
 from datasets import Dataset
+from helpers import AUDIO, CAPTIONS, ROOT, write_corpus, write_tone
 from huggingface_hub import ModelCard
-from test_clap_score import save_checkpoint, tiny_clap
+from laion_reference import TEXT, save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from audio_rgmc import load_audio

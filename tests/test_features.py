@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, write_corpus, write_tone
 from datasets import Dataset
+from helpers import ROOT, write_corpus, write_tone
 from torch.nn.functional import normalize
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
 

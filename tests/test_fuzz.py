@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_seeking import COMMON, WITH_OPTIONS, encode, noise, readable
+from encoders import COMMON, WITH_OPTIONS, encode, noise, readable
 from tqdm.auto import tqdm
 
 from audio_rgmc import AudioError, load_audio

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CAPTIONS, ROOT, write_corpus
+from helpers import CAPTIONS, ROOT, config_file, write_corpus
 from loopback_hub import LoopbackHub
-from test_training import config_file
 
 from modeling_rgmc import RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline

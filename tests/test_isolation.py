@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import write_corpus
+from helpers import write_corpus
 
 import corpora.probe
 from clips.features import compute_features

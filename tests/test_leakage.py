@@ -11,11 +11,10 @@ import pandas
 import pytest
 import soundfile
 from accelerate import Accelerator
-from conftest import CAPTIONS, write_corpus, write_tone
 from datasets import Audio, Dataset, DatasetDict
+from helpers import CAPTIONS, write_clap, write_corpus, write_tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pretrained_parts import write_clap
 
 import corpora.leaks
 import prepare

@@ -14,10 +14,9 @@ import torch
 import transformers
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from conftest import CAPTIONS, ROOT, write_corpus
+from helpers import CAPTIONS, ROOT, config_file, write_corpus
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_training import config_file
 from transformers import (
     AutoModelForCausalLM,
     ClapAudioConfig,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, write_tone
 from datasets import Dataset
+from helpers import CAPTIONS, ROOT, write_tone
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS
 from datasets import Dataset
+from helpers import CAPTIONS
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ClapAudioModelWithProjection, ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
 from transformers.models.clap.modeling_clap import ClapAudioLayer, ClapAudioSelfAttention

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate import Accelerator
-from conftest import ROOT, write_corpus
+from helpers import ROOT, read_lines, run, write_corpus
 from huggingface_hub.errors import StrictDataclassError
-from test_training import read_lines, run
 
 import train
 from captions_rgmc import normalize_caption

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CAPTIONS, write_tone
 from datasets import Dataset
+from helpers import CAPTIONS, write_tone
 from transformers.pipelines.pt_utils import KeyDataset
 
 from audio_rgmc import AudioError

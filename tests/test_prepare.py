@@ -1,4 +1,4 @@
-"""What prepare.py promises: from raw corpora to folders that train.py takes, with every row accounted for."""
+"""What prepare_script.py promises: from raw corpora to folders that train.py takes, with every row accounted for."""
 
 import json
 import os
@@ -18,13 +18,12 @@ import numpy as np
 import pandas
 import pytest
 import soundfile
-from conftest import CAPTIONS, ROOT, SHARED
+from helpers import CAPTIONS, ROOT, SHARED, config_file, prepare, read_lines, read_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import config_file, read_lines
 
 import corpora.probe
-import prepare
+import prepare as prepare_script
 import train
 from audio_rgmc import probe_audio
 from clips.rows import load_captions
@@ -42,26 +41,8 @@ def write_sound(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
     return path
 
 
-def run(*options) -> dict:
-    """Prepares a corpus in this process and returns its report, whose counts add up."""
-    options = list(map(str, options))
-    prepare.main(options)
-    folder = Path(options[options.index("--output_dir") + 1])
-    report = json.loads((folder / "report.json").read_text())
-    rejected = read_lines(folder / "rejected.jsonl")
-    besides = [line for line in rejected if line["kind"] in ("no_json", "second_file", "other_file")]
-    assert report["listed"] == report["kept"] + report["merged"] + len(rejected) - len(besides)
-    assert sum(report["rejected"].values()) == len(rejected) and all(line["reason"] for line in rejected)
-    assert report["kept"] == sum(split["found"] for split in report["splits"].values())
-    return report
-
-
 def found(report: dict) -> dict[str, int]:
     return {name: split["found"] for name, split in report["splits"].items()}
-
-
-def read_table(folder: Path) -> pandas.DataFrame:
-    return pandas.read_parquet(folder / "metadata.parquet").set_index("id", drop=False)
 
 
 def train_once(folder: Path, tmp_path: Path):
@@ -108,7 +89,7 @@ def audiostock(tmp_path):
 
 def test_an_audiostock_tree_becomes_a_corpus_and_is_trained_on(audiostock, tmp_path):
     folder = tmp_path / "data" / "audiostock"
-    report = run("audiostock", "--raw_dir", audiostock, "--output_dir", folder, "--validation", 2, "--test", 3)
+    report = prepare("audiostock", "--raw_dir", audiostock, "--output_dir", folder, "--validation", 2, "--test", 3)
     assert report["listed"] == 19 and report["kept"] == 11
     kinds = {"no_audio": 1, "broken_json": 2, "no_caption": 2, "double_id": 1, "duplicate": 1, "broken_audio": 1}
     assert report["rejected"] == {**kinds, "no_json": 1, "second_file": 1}
@@ -140,7 +121,7 @@ def test_an_audiostock_tree_becomes_a_corpus_and_is_trained_on(audiostock, tmp_p
 
 def test_tags_of_audiostock_stay_as_columns(audiostock, tmp_path):
     shutil.rmtree(audiostock / "b")
-    run("audiostock", "--raw_dir", audiostock, "--output_dir", tmp_path / "out", "--dedup", "mark")
+    prepare("audiostock", "--raw_dir", audiostock, "--output_dir", tmp_path / "out", "--dedup", "mark")
     row = read_table(tmp_path / "out").loc["100"]
     lists = {name: list(row[name]) for name in ("tags", "purpose", "impression", "scene")}
     assert lists == {"tags": ["piano", "solo"], "purpose": ["film"], "impression": ["calm", "sad"], "scene": ["night"]}
@@ -163,14 +144,14 @@ def test_json_as_laion_writes_it(tmp_path):
     write_sound(tmp_path / "raw/9.WAV.flac").rename(tmp_path / "raw/9.FLAC")
     (tmp_path / "raw/9.JSON").write_text('{"id": 0, "text": null, "short_text": "Upper case", "long_text": ""}')
     (tmp_path / "raw/8.json").write_text('{"text": ["half a \\ud83d"]}')
-    report = run("audiostock", "--raw_dir", tmp_path / "raw", "--output_dir", tmp_path / "out")
+    report = prepare("audiostock", "--raw_dir", tmp_path / "raw", "--output_dir", tmp_path / "out")
     assert report["rejected"] == {"broken_json": 1, "double_id": 1}
     table = read_table(tmp_path / "out")
     assert dict(table["caption"]) == {"0": "Upper case", "73107": "Bubble 73107", "1150592": "Bubble 1150592"}
     lists = {name: list(table.loc["73107", name]) for name in ("tags", "purpose", "impression", "scene")}
     assert lists == {"tags": ["foam"], "purpose": ["Video"], "impression": [], "scene": []}
     with pytest.raises(FileNotFoundError, match=r"holds no .json: .* unpack archives"):
-        run("audiostock", "--raw_dir", tmp_path / "out" / "plots", "--output_dir", tmp_path / "again")
+        prepare("audiostock", "--raw_dir", tmp_path / "out" / "plots", "--output_dir", tmp_path / "again")
 
 
 # -- MusicCaps, Song Describer ----------------------------------------------------------------------------------------
@@ -200,7 +181,7 @@ def test_musiccaps_has_its_own_splits_whatever_clips_are_there(tmp_path):
 
     folder = tmp_path / "musiccaps"
     options = ["--csv", MUSICCAPS, "--audio_dir", tmp_path / "clips", "--output_dir", folder, "--seed", 3]
-    report = run("musiccaps", *options)
+    report = prepare("musiccaps", *options)
     assert report["listed"] == 5521
     assert report["rejected"] == {"no_audio": 5521 - 9, "not_the_clip": 1, "other_file": 3}
     assert report["splits"] == {
@@ -233,14 +214,14 @@ def test_song_describer_gives_all_references_of_a_track_for_evaluation(tmp_path)
         write_sound(tmp_path / "audio" / f"{track[-2:]}/{track}.2min.mp3", 2)
     (tmp_path / "song_describer.csv").write_text("\n".join(lines))
     options = ["song_describer", "--csv", tmp_path / "song_describer.csv", "--audio_dir", tmp_path / "audio"]
-    report = run(*options, "--valid_subset", "true", "--output_dir", tmp_path / "out")
+    report = prepare(*options, "--valid_subset", "true", "--output_dir", tmp_path / "out")
     assert (
         report["merged"] == 1 and report["rejected"] == {"not_valid_subset": 1} and list(report["splits"]) == ["test"]
     )
     rows = load_captions(str(tmp_path / "out"), "test")
     assert dict(zip(rows["id"], rows["captions"])) == {"77": ["Rock!"], "1004034": ["A Calm song.", "Slow; soft"]}
     assert read_table(tmp_path / "out").loc["77", "duration"] < 3  # not the track's 240 s
-    report = run(*options, "--output_dir", tmp_path / "all")
+    report = prepare(*options, "--output_dir", tmp_path / "all")
     assert (report["listed"], report["kept"], report["rejected"]) == (4, 3, {})
 
 
@@ -287,7 +268,7 @@ def test_a_corpus_of_any_kind(kind, tmp_path):
         for name, text in texts.items():
             (raw / f"{name}.txt").write_text(text)
         options = ["--source", raw]
-    report = run("any", *options, "--output_dir", tmp_path / "out", "--validation", 1, "--test", 1)
+    report = prepare("any", *options, "--output_dir", tmp_path / "out", "--validation", 1, "--test", 1)
     assert found(report) == {
         "train": 1,
         "validation": 1,
@@ -314,7 +295,7 @@ def test_pseudo_captions_are_references_of_one_clip(tmp_path):
     write_sound(tmp_path / "audio/f/a.mp3", 2)
     write_sound(tmp_path / "audio/x/TRB.clip.mp3", 2)
     options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio"]
-    report = run("lp_musiccaps", *options, "--output_dir", tmp_path / "out")
+    report = prepare("lp_musiccaps", *options, "--output_dir", tmp_path / "out")
     assert list(report["splits"]) == ["train"] and report["notes"]["some of its captions have no words"] == 1
     rows = load_captions(str(tmp_path / "out"), "train")
     assert dict(zip(rows["id"], rows["captions"])) == {"TRA": [f"{name} 1" for name in names], "TRB": ["only one"]}
@@ -328,7 +309,7 @@ def test_pseudo_captions_of_musiccaps_are_found_by_their_files_names(tmp_path):
     for name in table["fname"]:
         write_sound(tmp_path / f"audio/{name}.wav")
     options = ["--source", tmp_path / "table.parquet", "--audio_dir", tmp_path / "audio", "--output_dir"]
-    report = run("lp_musiccaps", *options, tmp_path / "out", "--id_column", "ytid", "--file_column", "fname")
+    report = prepare("lp_musiccaps", *options, tmp_path / "out", "--id_column", "ytid", "--file_column", "fname")
     assert found(report) == {"train": 3} and set(read_table(tmp_path / "out")["id"]) == set(ytids)
 
 
@@ -343,11 +324,11 @@ def test_rows_without_ids_have_some_that_no_folder_changes(tmp_path):
     for split in ("train", "test"):
         sound = write_sound(tmp_path / "folder" / split / "0.wav")
         (tmp_path / "folder" / split / "metadata.csv").write_text("file_name,caption\n0.wav,a song\n")
-    run("any", "--source", tmp_path / "folder", "--output_dir", tmp_path / "out")
+    prepare("any", "--source", tmp_path / "folder", "--output_dir", tmp_path / "out")
     assert dict(read_table(tmp_path / "out")["split"]) == {"train/0.wav": "train", "test/0.wav": "test"}
     rows = datasets.Dataset.from_dict({"caption": ["a"], "audio": [{"path": "0.wav", "bytes": sound.read_bytes()}]})
     rows.to_parquet(tmp_path / "table.parquet")
-    run(
+    prepare(
         "any", "--source", tmp_path / "table.parquet", "--output_dir", tmp_path / "held", "--validation", 0, "--test", 0
     )
     assert list(read_table(tmp_path / "held")["id"]) == ["row-000000"]
@@ -365,7 +346,7 @@ def test_the_file_of_a_row_is_its_own_or_none(tmp_path):
     )
     table.to_csv(tmp_path / "table.csv", index=False)
     options = ["--source", tmp_path / "table.csv", "--audio_dir", tmp_path / "audio", "--output_dir", tmp_path / "out"]
-    run("any", *options)
+    prepare("any", *options)
     found = dict(read_table(tmp_path / "out")["duration"])
     assert found == {"song.v1": 1, "song.v2": 2, "b5": 4, "7": 5, "9": 20, "accent": 8}
     reasons = {line["id"]: line["reason"] for line in read_lines(tmp_path / "out" / "rejected.jsonl")}
@@ -388,7 +369,7 @@ def test_rows_that_cannot_be_read_are_counted_and_the_others_are_as_they_were(tm
     lines = [json.dumps(good), '{"id": 2, "capt', "", "[1]", '{"id": 3, "caption": "half a \\ud83d"}']
     lines += ['{"id": null, "caption": "no id"}', '{"id": 4, "caption": null, "path": "1.wav"}']
     (tmp_path / "table.jsonl").write_text("\n".join(lines))
-    report = run("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "jsonl", "--test", 0)
+    report = prepare("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "jsonl", "--test", 0)
     assert report["rejected"] == {"broken_row": 3, "no_id": 1, "no_caption": 1} and report["listed"] == 6
     row = read_table(tmp_path / "jsonl").loc["17"]
     assert (row["created_at"], row["meta"], row["big"], row["their_cluster"]) == (12345, "{}", str(10**30), 3)
@@ -398,7 +379,7 @@ def test_rows_that_cannot_be_read_are_counted_and_the_others_are_as_they_were(tm
     rows += [f"8,{'word ' * 60_000},x,", '9,"a"b,x,1.wav', ""]
     (tmp_path / "table.csv").write_bytes("\r\n".join(rows).encode())
     options = ["any", "--source", tmp_path / "table.csv", "--caption_columns", "text", "--output_dir", tmp_path / "csv"]
-    report = run(*options)
+    report = prepare(*options)
     assert report["rejected"] == {"broken_row": 3, "no_audio": 1}
     row = read_table(tmp_path / "csv").loc["007"]
     assert (row["caption"], row["caption_original"], row["their_caption"]) == (
@@ -408,10 +389,10 @@ def test_rows_that_cannot_be_read_are_counted_and_the_others_are_as_they_were(tm
     )
     (tmp_path / "table.csv").write_text('id,text,path\n1,a,1.wav\n2,"never closed,1.wav\n3,c,1.wav\n')
     with pytest.raises(ValueError, match="quotation mark of line 3 is never closed"):
-        run(*options)
+        prepare(*options)
     (tmp_path / "table.csv").write_bytes("id,text\n1,café\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"table.csv, line 2: byte 6 is 0xe9, which is not UTF-8"):
-        run(*options)
+        prepare(*options)
 
 
 def test_broken_rows_of_musiccaps_are_counted(tmp_path):
@@ -425,12 +406,12 @@ def test_broken_rows_of_musiccaps_are_counted(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(lines))
     write_sound(tmp_path / "clips/-0Gj8-vB1q4.wav", 10)
     options = ["--csv", tmp_path / "table.csv", "--audio_dir", tmp_path / "clips", "--output_dir", tmp_path / "out"]
-    report = run("musiccaps", *options, "--validation", 0)
+    report = prepare("musiccaps", *options, "--validation", 0)
     assert report["rejected"] == {"broken_row": 4} and list(read_table(tmp_path / "out")["id"]) == ["-0Gj8-vB1q4"]
     (tmp_path / "table.csv").write_text("id,caption\n1,a\n")
     for name in ("musiccaps", "song_describer"):
         with pytest.raises(ValueError, match=r"has no column (ytid|track_id), .*found id, caption"):
-            run(name, *options)
+            prepare(name, *options)
 
 
 def test_a_dataset_may_lack_sounds_and_ids(tmp_path):
@@ -448,7 +429,7 @@ def test_a_dataset_may_lack_sounds_and_ids(tmp_path):
     rows.to_parquet(copy / "train-00000-of-00001.parquet")
     rows.cast_column("audio", datasets.Audio()).save_to_disk(tmp_path / "saved")
     for source, name in (("copy", "train"), ("saved", "row"), ("copy/data/train-00000-of-00001.parquet", "row")):
-        report = run("any", "--source", tmp_path / source, "--output_dir", tmp_path / "out", "--validation", 0)
+        report = prepare("any", "--source", tmp_path / source, "--output_dir", tmp_path / "out", "--validation", 0)
         assert report["rejected"] == {"no_id": 1}
         table = read_table(tmp_path / "out")
         assert list(table["id"]) == [f"{name}-000001", f"{name}-000002"] and list(table["caption"]) == ["b", "c"]
@@ -456,7 +437,7 @@ def test_a_dataset_may_lack_sounds_and_ids(tmp_path):
     datasets.Dataset.from_dict({"caption": ["a", "b", "c"], "audio": sounds}, features=features).to_parquet(
         tmp_path / "changed.parquet"
     )
-    run("any", "--source", tmp_path / "changed.parquet", "--output_dir", tmp_path / "out", "--validation", 0)
+    prepare("any", "--source", tmp_path / "changed.parquet", "--output_dir", tmp_path / "out", "--validation", 0)
     assert list(read_table(tmp_path / "out")["duration"]) == [3, 1]
 
 
@@ -466,10 +447,10 @@ def test_columns_that_were_named_have_to_be_there(tmp_path):
     options = ["any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out"]
     for option in ("caption_columns", "file_column", "id_column", "split_column", "group_columns", "stratify_column"):
         with pytest.raises(ValueError, match="nope"):
-            run(*options, f"--{option}", "nope")
+            prepare(*options, f"--{option}", "nope")
     for source in ("raw/nothere.csv", "/nowhere", "./nowhere", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=f"{source} does not exist"):
-            prepare.main(["any", "--source", source, "--output_dir", str(tmp_path / "out")])
+            prepare_script.main(["any", "--source", source, "--output_dir", str(tmp_path / "out")])
 
 
 def test_what_is_written_is_never_read_as_raw_nor_hidden_by_other_files(tmp_path):
@@ -479,17 +460,17 @@ def test_what_is_written_is_never_read_as_raw_nor_hidden_by_other_files(tmp_path
     for name, option in (("audiostock", "--raw_dir"), ("any", "--source")):
         for folder in ("raw", "raw/out"):
             with pytest.raises(ValueError, match="lies in the raw corpus"):
-                run(name, option, tmp_path / "raw", "--output_dir", tmp_path / folder)
+                prepare(name, option, tmp_path / "raw", "--output_dir", tmp_path / folder)
     (tmp_path / "other/train").mkdir(parents=True)
     shutil.copy(tmp_path / "raw/metadata.csv", tmp_path / "other/train/metadata.csv")
     options = ["any", "--source", tmp_path / "raw", "--output_dir"]
     with pytest.raises(ValueError, match=r"is another corpus, which holds .*train/metadata.csv"):
-        run(*options, tmp_path / "other")
+        prepare(*options, tmp_path / "other")
 
-    run(*options, tmp_path / "out")
+    prepare(*options, tmp_path / "out")
     (tmp_path / "raw/1.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="no row of 1 can be used"):
-        run(*options, tmp_path / "out")
+        prepare(*options, tmp_path / "out")
     assert not (tmp_path / "out" / "metadata.parquet").exists()  # of the former run
 
 
@@ -499,12 +480,12 @@ def test_folders_are_walked_once_and_completely(tmp_path, monkeypatch):
     (tmp_path / "raw/sub/up").symlink_to("..")
     (tmp_path / "linked").symlink_to("raw")
     options = ["any", "--source", tmp_path / "linked", "--output_dir", tmp_path / "out"]
-    assert run(*options)["listed"] == 1
+    assert prepare(*options)["listed"] == 1
     with (
         open(os.fsencode(tmp_path / "raw") + b"/\xff.wav", "w"),
         pytest.raises(ValueError, match=r"\\xff.wav.*not UTF-8"),
     ):
-        run(*options)
+        prepare(*options)
     os.remove(os.fsencode(tmp_path / "raw") + b"/\xff.wav")
     scan = os.scandir
 
@@ -515,7 +496,7 @@ def test_folders_are_walked_once_and_completely(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="sub"):
-        run(*options)
+        prepare(*options)
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
@@ -583,7 +564,7 @@ def test_a_split_that_no_group_fits_into_is_announced(caplog):
 
 
 def test_the_default_shares_are_the_papers_counts():
-    defaults = prepare.READERS["audiostock"][2]
+    defaults = prepare_script.READERS["audiostock"][2]
     splits = assign_splits([str(row) for row in range(200_170)], range(200_170), defaults)
     assert [splits.count(name) for name in ("train", "validation", "test")] == [184_242, 7_925, 8_003]
 
@@ -600,7 +581,7 @@ def test_no_split_cuts_a_cluster_or_an_artist_in_whatever_order_the_rows_come(tm
         table["path"] = [str(write_sound(tmp_path / f"{row}.wav")) for row in table["id"]]
         table.to_csv(tmp_path / f"{name}.csv", index=False)
         options = ["--dedup", "mark", "--threshold", "0.95", "--validation", "0.2", "--test", "0.2", "--seed", "5"]
-        run("any", "--source", tmp_path / f"{name}.csv", "--output_dir", tmp_path / name, *options)
+        prepare("any", "--source", tmp_path / f"{name}.csv", "--output_dir", tmp_path / name, *options)
         tables.append(read_table(tmp_path / name))
         draw.shuffle(lines)
     assert tables[0].equals(tables[1]) and set(tables[0]["split"]) >= {"train", "test"}
@@ -614,7 +595,7 @@ def test_placeholders_are_no_artist_and_lists_name_several():
     for seed in range(20):
         rows = [{"id": str(row), "file": f"{row % 9}.wav", "artist": artist} for row, artist in enumerate(artists)]
         rows[4]["file"] = None
-        prepare.set_splits(rows, prepare.PrepareArguments("out", validation=0.5, test=0, seed=seed))
+        prepare_script.set_splits(rows, prepare_script.PrepareArguments("out", validation=0.5, test=0, seed=seed))
         splits = [row["split"] for row in rows]
         assert splits[5] == splits[6] == splits[7]
         assert splits[0] == splits[9]  # two captions of one file
@@ -638,7 +619,7 @@ def tracks(tmp_path):
 
 def test_a_run_killed_while_it_probes_goes_on_and_ends_the_same(tracks, tmp_path, monkeypatch):
     options = ["any", "--source", tracks, "--output_dir"]
-    whole = run(*options, tmp_path / "whole")
+    whole = prepare(*options, tmp_path / "whole")
     known_file = tmp_path / "killed" / "probed.jsonl"
     files = [str(tracks / f"{number}.wav") for number in range(120)]
     code = f"from corpora.probe import *; probe_files({files}, Path({str(known_file)!r}), num_proc=2)"
@@ -656,7 +637,7 @@ def test_a_run_killed_while_it_probes_goes_on_and_ends_the_same(tracks, tmp_path
         file.write('{"key": "cut in the mid')
     probed = []
     monkeypatch.setattr(corpora.probe, "probe_audio", lambda file: probed.append(file) or probe_audio(file))
-    resumed = run(*options, tmp_path / "killed")
+    resumed = prepare(*options, tmp_path / "killed")
     assert len(probed) == 120 - done and done > 0
     corpora.probe.probe_files(files, known_file)
     assert len(probed) == 120 - done
@@ -714,26 +695,30 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
 def test_a_corpus_without_a_usable_row_says_why(tmp_path):
     (tmp_path / "table.csv").write_text("id,caption\n1,a song\n2,!\n")
     with pytest.raises(ValueError, match=r"no row of 2 can be used .*no_caption.*no_audio.*rejected.jsonl"):
-        run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out")
+        prepare("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out")
     assert len(read_lines(tmp_path / "out" / "rejected.jsonl")) == 2
     with pytest.raises(ValueError, match=r"columns id, caption: expected the captions \['text'\]"):
-        run("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text")
+        prepare(
+            "any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text"
+        )
     with pytest.raises(SystemExit, match="audiostock, musiccaps"):
-        prepare.main(["audioset"])
+        prepare_script.main(["audioset"])
 
 
 def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
     write_sound(tmp_path / "1.wav")
     row = {"id": "<b>|`x`\n$y$", "caption": "<script>alert(1)</script> R&B", "path": "1.wav"}
     (tmp_path / "table.jsonl").write_text(json.dumps(row))
-    run("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "out", "--license", "<i>")
+    prepare("any", "--source", tmp_path / "table.jsonl", "--output_dir", tmp_path / "out", "--license", "<i>")
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "<b>" not in page and "<i>" not in page and "&lt;b&gt;|`x`" in page
     assert r"| \<b>\|\`x\` \$y\$ |" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
 def test_the_commands_of_the_readme_are_understood():
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare.__doc__
-    commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
-    assert {prepare.parse(command)[0] for command in commands} == set(prepare.READERS)
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare_script.__doc__
+    commands = [
+        shlex.split(command) for command in re.findall(r"python prepare_script.py (\w+ --(?!help)[^`\n]+)", text)
+    ]
+    assert {prepare_script.parse(command)[0] for command in commands} == set(prepare_script.READERS)
     assert len(commands) >= 11

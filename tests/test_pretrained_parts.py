@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import AUDIO, ROOT, TEXT
+from helpers import ROOT, write_clap
 from huggingface_hub import ModelCard
-from laion_reference import make_laion, sounds
+from laion_reference import TEXT, make_laion, sounds
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     ClapAudioConfig,
     ClapAudioModelWithProjection,
-    ClapConfig,
-    ClapModel,
     GPT2Model,
 )
 
@@ -39,14 +37,6 @@ def write_decoder(folder: Path, tokenizer, kind: str = "gpt2", dtype=torch.float
     special = {name: tokenizer.eos_token_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")} | special
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **TEXT[kind], **special)
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
-    return str(folder)
-
-
-def write_clap(folder: Path, **audio) -> str:
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = ClapConfig(audio_config={**AUDIO, **audio}, text_config={**text, "vocab_size": 50}, projection_dim=32)
-    ClapModel(config).save_pretrained(folder)
     return str(folder)
 
 

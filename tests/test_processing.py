@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CAPTIONS, ROOT
+from helpers import CAPTIONS, MUSICAL_TEXT, ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
@@ -61,9 +61,6 @@ def test_each_rule_deletes_what_it_says(caption, paper, music):
     assert normalize_caption(caption, "music") == music
     with pytest.raises(ValueError, match="'jazz': expected one of paper, music"):
         normalize_caption(caption, "jazz")
-
-
-MUSICAL_TEXT = st.text(st.one_of(st.sampled_from("/&#\u266d\u266f'\u2019-abcg4! \u0327\u0301\u200b"), st.characters()))
 
 
 @given(MUSICAL_TEXT, st.sampled_from(NORMALIZATIONS))

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import soundfile
-from conftest import ROOT, write_tone
-from test_pretrained_parts import write_clap
+from helpers import ROOT, write_clap, write_tone
 
 BLOCKS = """
 import sys

@@ -12,9 +12,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, SPLITS, config_file, read_lines, run, write_corpus
 from safetensors.torch import load_file
-from test_training import SPLITS, config_file, read_lines, run, write_corpus
 
 import train
 from training.checkpoints import find_checkpoint, last_checkpoint

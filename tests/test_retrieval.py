@@ -7,30 +7,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, are_progress_bars_disabled
+from helpers import make_datastore, make_rows, unit_vectors
 
 import retrieval_rgmc
 from captions_rgmc import join_candidates, left_pad
 from retrieval_rgmc import CaptionDatastore
 from search_rgmc import STORAGES, search_exactly
-
-
-def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
-    vectors = np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def make_rows(count: int) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "id": [f"song-{row}" for row in range(count)],
-            "caption": [f"caption {row % 7}" for row in range(count)],
-            "input_ids": [[row, row + 1] for row in range(count)],
-        }
-    )
-
-
-def make_datastore(count: int = 50, **fields) -> CaptionDatastore:
-    return CaptionDatastore(make_rows(count), unit_vectors(count), encoder_fingerprint="f00d", **fields)
 
 
 @pytest.mark.parametrize("queries", [3, 400])  # below and above the size from which FAISS multiplies matrices

@@ -7,11 +7,11 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import write_tone
+from helpers import prepare as run
+from helpers import read_lines, write_tone
+from helpers import read_table as read_prepared
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_prepare import read_lines, run
-from test_prepare import read_table as read_prepared
 
 from clips.features import compute_features
 from clips.rows import load_captions

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_training import config_file, corpus, read_lines, run  # noqa: F401  (corpus is a fixture)
+from helpers import read_lines, run
 from torch.utils.flop_counter import FlopCounterMode
 
 import train

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
-from conftest import AUDIO, CAPTIONS, ROOT, SHARED, TEXT, write_corpus
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features
+from helpers import CAPTIONS, ROOT, SHARED, SPLITS, config_file, read_lines, run, write_corpus
 
 import train
 from clips.batches import TeacherForcingCollator, load_batches
@@ -25,18 +24,6 @@ from eval import EvaluationArguments, evaluate_checkpoint
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
-
-SPLITS = {
-    "train": [*CAPTIONS, CAPTIONS[0], "solo flute", "warm organ", "Loud brass!", "a quiet harp"],
-    "validation": CAPTIONS[2:5],
-    "test": CAPTIONS[4:8],
-}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Read by the tests, not changed."""
-    return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
 
 
 @pytest.fixture
@@ -50,48 +37,6 @@ def checkpoint(corpus, tmp_path_factory):
     """A trained checkpoint with its evaluation; read by the tests, not changed."""
     folder = tmp_path_factory.mktemp("trained")
     return run(folder, corpus, "--test_split", "test", "--num_train_epochs", "2", "--text_config.n_layer", "1")
-
-
-def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
-    """Trains a tiny model in this process and returns the checkpoint's folder."""
-    train.main([str(config_file(folder, corpus, name, continued="--model" in options)), *options])
-    return folder / name
-
-
-def config_file(folder: Path, corpus: Path, name: str, continued: bool = False) -> Path:
-    config = {
-        "dataset": str(corpus),
-        "output_dir": str(folder / name),
-        "cache_dir": str(folder / "cache"),
-        "audio_config": {**AUDIO, "hidden_dropout_prob": 0.0},
-        "text_config": {**TEXT["gpt2"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-        "tokenizer_vocab_size": 350,
-        "prefix_length": 3,
-        "spec_augment": False,
-        "max_candidate_length": 20,
-        "max_caption_length": 20,
-        "num_train_epochs": 1,
-        "learning_rate": "1e-3",
-        "batch_size": 4,
-        "dataloader_num_workers": 0,
-        "num_proc": 1,
-    }
-    if continued:  # the checkpoint brings its own
-        for part in (
-            "audio_config",
-            "text_config",
-            "tokenizer_vocab_size",
-            "max_candidate_length",
-            "max_caption_length",
-        ):
-            del config[part]
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # -- the whole way ---------------------------------------------------------------------------------------------------

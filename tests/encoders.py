@@ -1,0 +1,123 @@
+"""Audio files of every container and codec that PyAV's FFmpeg can write."""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+
+# Devices, protocols, playlists and checksums: nothing that FFmpeg could read back as one file.
+NO_FILES = {"alsa", "crc", "dash", "fbdev", "fifo", "framecrc", "framehash", "framemd5", "hash", "hds", "hls", "image2"}
+NO_FILES |= {"md5", "null", "oss", "rtp", "rtp_mpegts", "rtsp", "sap", "segment", "smoothstreaming", "streamhash"}
+NO_FILES |= {"stream_segment,ssegment", "tee", "uncodedframecrc", "video4linux2,v4l2", "webm_chunk", "whip"}
+NO_FILES |= {"webm_dash_manifest"}
+NO_SOUND = {"anull", "comfortnoise"}  # encoders that keep nothing of what they are given
+RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]  # the lowest that can be had is the fastest
+ASKED_FOR = {11_025, 16_000, 48_000}  # by some containers
+BIT_RATES = {"g723_1": "6300", "wmav1": "32000", "wmav2": "32000"}
+# What people have, and what FFmpeg seeks in wrongly.
+COMMON = [(codec, "wav") for codec in ("pcm_s16le", "pcm_alaw", "pcm_mulaw", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf")]
+COMMON += [(codec, "wav") for codec in ("adpcm_yamaha", "g722", "g726", "libmp3lame", "libopencore_amrnb")]
+COMMON += [(codec, "avi") for codec in ("pcm_s16le", "libmp3lame", "dfpwm", "g722", "libopencore_amrnb")]
+COMMON += [(codec, "ogg") for codec in ("vorbis", "libopus", "flac")]
+COMMON += [(codec, "matroska") for codec in ("vorbis", "libopus", "flac", "aac")]
+COMMON += [("aac", "mp4"), ("alac", "ipod"), ("pcm_s16le", "mov"), ("libmp3lame", "flv"), ("pcm_s16le", "flv")]
+COMMON += [("libmp3lame", "mp3"), ("flac", "flac"), ("aac", "adts"), ("ac3", "ac3"), ("mp2", "mp2"), ("mp2", "mpeg")]
+COMMON += [("mp2", "mpegts"), ("aac", "mpegts"), ("wavpack", "wv"), ("tta", "tta"), ("libopencore_amrnb", "amr")]
+COMMON += [("adpcm_ms", "w64"), ("pcm_s16be", "aiff"), ("adpcm_ima_ws", "aiff"), ("pcm_mulaw", "au"), ("alac", "caf")]
+COMMON += [("wmav2", "asf"), ("flac", "asf"), ("flac", "wtv")]
+WITH_OPTIONS = [
+    ("aac", "mp4", {"movflags": "frag_keyframe+empty_moov", "frag_duration": "1000000"}),
+    ("libopus", "matroska", {"live": "1"}),
+    ("libmp3lame", "mp3", {"write_xing": "0"}),
+]
+
+
+def noise(seconds: float, rate: int) -> np.ndarray:
+    return 0.2 * np.random.default_rng(0).standard_normal(round(seconds * rate), np.float32)
+
+
+def encode(codec: str, muxer: str, rate: int, layout: str, samples: np.ndarray, options: dict | None = None) -> bytes:
+    file = io.BytesIO()
+    sample_format = (av.Codec(codec, "w").audio_formats or [av.AudioFormat("s16")])[0].name
+    with av.open(file, "w", format=muxer, options=options or {}) as container:
+        codec_options = {"strict": "-2"} | ({"b": BIT_RATES[codec]} if codec in BIT_RATES else {})
+        stream = container.add_stream(codec, rate=rate, layout=layout, options=codec_options)
+        stream.codec_context.format = sample_format
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)
+        for first in range(0, len(samples), rate):
+            frame = av.AudioFrame.from_ndarray(samples[None, first : first + rate], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate, first
+            for converted in resampler.resample(frame):
+                container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def decode_whole(content: bytes) -> tuple[np.ndarray, int, tuple[str, str]]:
+    """The first channel of all that FFmpeg decodes of the file, its rate, and the names of demuxer and decoder."""
+    pieces, rate = [], None
+    with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
+        stream = container.streams.audio[0]
+        names = container.format.name, stream.codec.name
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                samples = frame.to_ndarray()
+                step = 1 if frame.format.is_planar else frame.layout.nb_channels
+                rate = rate or frame.sample_rate
+                pieces.append(samples[0, ::step])
+    whole = np.concatenate(pieces)
+    if whole.dtype.kind in "iu":
+        half = 2.0 ** (8 * whole.dtype.itemsize - 1)
+        whole = whole / np.float32(half) - np.float32(whole.dtype.kind == "u")
+    return whole.astype(np.float32), rate, names
+
+
+def choices(codec: str) -> list[tuple[int, str]]:
+    """Rates and layouts that an encoder takes: the lowest, which is the fastest, and some that containers insist on."""
+    found = []
+    for layout in ("mono", "stereo", "5.1"):
+        for rate in RATES:
+            context = av.CodecContext.create(codec, "w")
+            context.format = (av.Codec(codec, "w").audio_formats or [av.AudioFormat("s16")])[0].name
+            context.rate, context.layout = rate, layout
+            context.options = {"strict": "-2", "b": BIT_RATES.get(codec, "64000")}
+            try:
+                context.open()
+            except (ValueError, OSError, av.FFmpegError):
+                continue
+            found.append((rate, layout))
+    return [choice for choice in found if choice == found[0] or (choice[0] in ASKED_FOR and choice[1] == found[0][1])]
+
+
+def possible_pairs() -> Iterator[tuple[str, str]]:
+    for codec in sorted(av.codecs_available - NO_SOUND):
+        try:
+            if av.Codec(codec, "w").type == "audio":
+                yield from ((codec, muxer) for muxer in sorted(av.formats_available - NO_FILES))
+        except ValueError:
+            continue
+
+
+def readable(pairs: Iterable[tuple]) -> Iterator[tuple[str, str, int, str, dict]]:
+    """
+    Encoder, muxer, rate, layout and muxer options: one for each demuxer and decoder, of those pairs that can be had.
+    """
+    seen = set()
+    for codec, muxer, *options in pairs:
+        options = options[0] if options else {}
+        for rate, layout in choices(codec):
+            try:
+                content = encode(codec, muxer, rate, layout, noise(2.0, rate), options)
+                whole, found_rate, names = decode_whole(content)
+            except (ValueError, IndexError, OSError, av.FFmpegError):
+                continue
+            if len(whole) > found_rate:  # FFmpeg cannot read back all that it writes
+                if (*names, *options) not in seen:
+                    seen.add((*names, *options))
+                    yield codec, muxer, rate, layout, options
+                break

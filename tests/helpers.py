@@ -1,0 +1,180 @@
+"""What several test modules share: paths, tiny configurations, small corpora of tones, and short ways to run things."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import soundfile
+import torch
+import yaml
+from datasets import Dataset
+from hypothesis import strategies as st
+from transformers import ClapConfig, ClapModel
+
+import prepare as prepare_script
+import train
+from retrieval_rgmc import CaptionDatastore
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"  # real recordings; tests that need them are skipped where there are none
+AUDIO = {
+    "patch_embeds_hidden_size": 8,
+    "patch_size": 16,
+    "patch_stride": [16, 16],
+    "depths": [1, 2],
+    "num_attention_heads": [2, 2],
+    "hidden_size": 16,
+    "projection_dim": 32,
+    "hidden_dropout_prob": 0.1,
+}
+TEXT = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+    "llama": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+    },
+    "qwen2": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    },
+    "gemma2": {  # its head caps the logits
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "final_logit_softcapping": 0.2,
+        "max_position_embeddings": 128,
+    },
+}
+CAPTIONS = [
+    "a sad ballad of piano and strings",
+    "cheerful folk tune with acoustic guitar",
+    "slow ambient soundscape with warm pads",
+    "fast rock song led by electric guitar",
+    "a happy waltz for flute and harp",
+    "dark orchestral piece with low brass",
+    "laid back hip hop beat with soft keys",
+    "bright reggae groove with organ stabs",
+]
+SPLITS = {
+    "train": [*CAPTIONS, CAPTIONS[0], "solo flute", "warm organ", "Loud brass!", "a quiet harp"],
+    "validation": CAPTIONS[2:5],
+    "test": CAPTIONS[4:8],
+}
+MUSICAL_TEXT = st.text(st.one_of(st.sampled_from("/&#\u266d\u266f'\u2019-abcg4! \u0327\u0301\u200b"), st.characters()))
+
+
+def write_tone(path: Path, hertz: float, seconds: float = 10.0, rate: int = 8_000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(int(seconds * rate)) / rate
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * time) + 0.1 * np.sin(2 * np.pi * 3.01 * hertz * time), rate)
+    return path
+
+
+def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
+    """An audiofolder of tones: `write_corpus(folder, {"train": ["a caption", …], "validation": […]})`."""
+    for split, captions in splits.items():
+        lines = ["file_name,id,caption"]
+        for row, caption in enumerate(captions):
+            write_tone(folder / split / f"{row}.wav", 110 * 2 ** (row / 3) + len(split))
+            lines.append(f"{row}.wav,{split}-{row},{caption}")
+        (folder / split / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
+    """Trains a tiny model in this process and returns the checkpoint's folder."""
+    train.main([str(config_file(folder, corpus, name, continued="--model" in options)), *options])
+    return folder / name
+
+
+def config_file(folder: Path, corpus: Path, name: str, continued: bool = False) -> Path:
+    config = {
+        "dataset": str(corpus),
+        "output_dir": str(folder / name),
+        "cache_dir": str(folder / "cache"),
+        "audio_config": {**AUDIO, "hidden_dropout_prob": 0.0},
+        "text_config": {**TEXT["gpt2"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "tokenizer_vocab_size": 350,
+        "prefix_length": 3,
+        "spec_augment": False,
+        "max_candidate_length": 20,
+        "max_caption_length": 20,
+        "num_train_epochs": 1,
+        "learning_rate": "1e-3",
+        "batch_size": 4,
+        "dataloader_num_workers": 0,
+        "num_proc": 1,
+    }
+    if continued:  # the checkpoint brings its own
+        for part in (
+            "audio_config",
+            "text_config",
+            "tokenizer_vocab_size",
+            "max_candidate_length",
+            "max_caption_length",
+        ):
+            del config[part]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def unit_vectors(rows: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_rows(count: int) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "id": [f"song-{row}" for row in range(count)],
+            "caption": [f"caption {row % 7}" for row in range(count)],
+            "input_ids": [[row, row + 1] for row in range(count)],
+        }
+    )
+
+
+def make_datastore(count: int = 50, **fields) -> CaptionDatastore:
+    return CaptionDatastore(make_rows(count), unit_vectors(count), encoder_fingerprint="f00d", **fields)
+
+
+def write_clap(folder: Path, **audio) -> str:
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ClapConfig(audio_config={**AUDIO, **audio}, text_config={**text, "vocab_size": 50}, projection_dim=32)
+    ClapModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def prepare(*options) -> dict:
+    """Prepares a corpus in this process and returns its report, whose counts add up."""
+    options = list(map(str, options))
+    prepare_script.main(options)
+    folder = Path(options[options.index("--output_dir") + 1])
+    report = json.loads((folder / "report.json").read_text())
+    rejected = read_lines(folder / "rejected.jsonl")
+    besides = [line for line in rejected if line["kind"] in ("no_json", "second_file", "other_file")]
+    assert report["listed"] == report["kept"] + report["merged"] + len(rejected) - len(besides)
+    assert sum(report["rejected"].values()) == len(rejected) and all(line["reason"] for line in rejected)
+    assert report["kept"] == sum(split["found"] for split in report["splits"].values())
+    return report
+
+
+def read_table(folder: Path) -> pandas.DataFrame:
+    return pandas.read_parquet(folder / "metadata.parquet").set_index("id", drop=False)
