@@ -11,8 +11,13 @@ os.environ["HF_HOME"] = HF_HOME.name
 os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import soundfile
 import torch
+from encoders import FORMATS, RATE, encode_file, stereo_noise
 from helpers import AUDIO, CAPTIONS, SPLITS, TEXT, write_corpus
 from transformers import AutoConfig
 
@@ -77,3 +82,26 @@ def log_mels():
 def corpus(tmp_path_factory):
     """Read by the tests, not changed."""
     return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """A function from a name in `FORMATS` to the path of that file and the samples in it."""
+    folder = tmp_path_factory.mktemp("encoded")
+
+    def get(name: str) -> tuple[Path, np.ndarray, int]:
+        codec, sample_format, rate, codec_options, muxer, _ = FORMATS[name]
+        samples = stereo_noise(rate=rate)
+        if not (folder / name).exists():
+            encode_file(folder / name, codec, sample_format, samples, rate, muxer, **codec_options)
+        return folder / name, samples, rate
+
+    return get
+
+
+@pytest.fixture
+def wav(tmp_path):
+    """A 20 s stereo WAV and its samples as they are stored."""
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, stereo_noise(20.0).T, RATE, subtype="FLOAT")
+    return path, stereo_noise(20.0)

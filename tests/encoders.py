@@ -2,9 +2,12 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import av
 import numpy as np
+from scipy.signal import butter, sosfilt
+from transformers import ClapFeatureExtractor
 
 # Devices, protocols, playlists and checksums: nothing that FFmpeg could read back as one file.
 NO_FILES = {"alsa", "crc", "dash", "fbdev", "fifo", "framecrc", "framehash", "framemd5", "hash", "hds", "hls", "image2"}
@@ -121,3 +124,78 @@ def readable(pairs: Iterable[tuple]) -> Iterator[tuple[str, str, int, str, dict]
                     seen.add((*names, *options))
                     yield codec, muxer, rate, layout, options
                 break
+
+
+# -- a few formats, and a sound that they all keep
+
+RATE = 44_100
+SECONDS = 25.3
+
+
+def stereo_noise(seconds: float = SECONDS, rate: int = RATE, channels: int = 2) -> np.ndarray:
+    """`(channels, samples)` of correlated noise below 6 kHz: lossy codecs keep it, and each moment of it is unique."""
+    samples = np.random.default_rng(0).standard_normal((channels, round(seconds * rate)))
+    samples[1:] = 0.5 * (samples[1:] + samples[:1])
+    return (0.2 * sosfilt(butter(4, 6000, fs=rate, output="sos"), samples)).astype(np.float32)
+
+
+def music(seconds: float = 10.0, rate: int = 48_000) -> np.ndarray:
+    """`(samples,)` of decaying chords with a little noise."""
+    t = np.arange(round(seconds * rate)) / rate
+    chord = sum(np.sin(2 * np.pi * f * t) / k for k, f in enumerate([110, 220, 277.2, 329.6, 1108.7, 4434.9], start=1))
+    hiss = np.random.default_rng(0).standard_normal(len(t))
+    return (0.2 * chord * np.exp(-4 * (t % 0.5)) + 0.003 * hiss).astype(np.float32)
+
+
+def encode_file(
+    path: Path,
+    codec: str,
+    sample_format: str,
+    samples: np.ndarray,
+    rate: int,
+    muxer: dict | None = None,
+    **codec_options,
+):
+    """Write a file with the codecs and muxers that PyAV carries."""
+    with av.open(str(path), "w", options=muxer or {}) as container:
+        stream = container.add_stream(codec, rate=rate, layout="stereo", options=codec_options)
+        resampler = av.AudioResampler(format=sample_format, layout="stereo", rate=rate)
+        for first in range(0, samples.shape[1], 4096):
+            block = np.ascontiguousarray(samples[:, first : first + 4096])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = rate, first
+            for converted in resampler.resample(frame):
+                container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+
+
+NO_XING_TAG = {"write_xing": "0", "id3v2_version": "0"}
+# name: (codec, sample format, rate, codec options, muxer options, offset the format itself causes, in 48 kHz samples)
+FORMATS = {
+    "pcm.wav": ("pcm_s16le", "s16", RATE, {}, {}, 0),
+    "float.wav": ("pcm_f32le", "flt", RATE, {}, {}, 0),
+    "lossless.flac": ("flac", "s16", RATE, {}, {}, 0),
+    "cbr.mp3": ("libmp3lame", "fltp", RATE, {"b": "128000"}, {}, 1),
+    # Without a tag nobody knows the encoder's delay (25 ms). The middle by the duration FFmpeg guesses is seconds off.
+    "vbr_without_tag.mp3": ("libmp3lame", "fltp", RATE, {"flags": "+qscale", "global_quality": "0"}, NO_XING_TAG, 1300),
+    "padded_at_its_end.m4a": ("aac", "fltp", RATE, {"b": "160000"}, {}, 600),
+    "adts_without_delay.aac": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),
+    "vorbis.ogg": ("vorbis", "fltp", RATE, {"strict": "-2"}, {}, 600),
+    "opus.opus": ("libopus", "flt", 48_000, {"b": "128000"}, {}, 1),
+    "clock_of_1_ms.webm": ("libopus", "flt", 48_000, {"b": "128000"}, {}, 48),
+    "no_index_no_duration.webm": ("libopus", "flt", 48_000, {"b": "128000"}, {"live": "1"}, 48),
+    "lossless.mka": ("flac", "s16", RATE, {}, {}, 48),
+    "transport_stream.ts": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),
+    "lossless.m4a": ("alac", "s16p", RATE, {}, {}, 0),
+}
+
+
+def clap(waveform: np.ndarray) -> np.ndarray:
+    extractor = ClapFeatureExtractor(
+        frequency_min=50, frequency_max=14_000, truncation="rand_trunc", padding="repeatpad"
+    )
+    return extractor(waveform, sampling_rate=48_000, return_tensors="np")["input_features"][0, 0]
+
+
+def is_usable(waveform: np.ndarray) -> bool:
+    return waveform.shape == (480_000,) and waveform.dtype == np.float32 and bool(np.isfinite(waveform).all())

@@ -3,8 +3,6 @@
 import csv
 import http.server
 import io
-import json
-import pickle
 import threading
 import tracemalloc
 from pathlib import Path
@@ -16,118 +14,24 @@ import soundfile
 import soxr
 import torch
 from av.stream import Disposition
+from encoders import FORMATS, NO_XING_TAG, RATE, clap, encode_file, is_usable, music, stereo_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import butter, fftconvolve, sosfilt
-from transformers import AutoFeatureExtractor, ClapFeatureExtractor
+from scipy.signal import fftconvolve
 
 from audio_rgmc import AudioError, AudioWarning, load_audio, prepare_waveform
+from clips.isolation import SECONDS
 from feature_extraction_rgmc import RGMCFeatureExtractor, log_mel_spectrogram
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-REAL_AUDIO = sorted((SHARED / "real_audio").glob("*/*.*"))
 EXPECTED = SHARED / "bad_audio" / "expected.csv"
 BAD_AUDIO = list(csv.DictReader(EXPECTED.open(encoding="utf-8"))) if EXPECTED.exists() else []
-RATE = 44_100
-SECONDS = 25.3
-
-
-def noise(seconds: float = SECONDS, rate: int = RATE, channels: int = 2) -> np.ndarray:
-    """`(channels, samples)` of correlated noise below 6 kHz: lossy codecs keep it, and each moment of it is unique."""
-    samples = np.random.default_rng(0).standard_normal((channels, round(seconds * rate)))
-    samples[1:] = 0.5 * (samples[1:] + samples[:1])
-    return (0.2 * sosfilt(butter(4, 6000, fs=rate, output="sos"), samples)).astype(np.float32)
-
-
-def music(seconds: float = 10.0, rate: int = 48_000) -> np.ndarray:
-    """`(samples,)` of decaying chords with a little noise."""
-    t = np.arange(round(seconds * rate)) / rate
-    chord = sum(np.sin(2 * np.pi * f * t) / k for k, f in enumerate([110, 220, 277.2, 329.6, 1108.7, 4434.9], start=1))
-    hiss = np.random.default_rng(0).standard_normal(len(t))
-    return (0.2 * chord * np.exp(-4 * (t % 0.5)) + 0.003 * hiss).astype(np.float32)
-
-
-def encode(
-    path: Path,
-    codec: str,
-    sample_format: str,
-    samples: np.ndarray,
-    rate: int,
-    muxer: dict | None = None,
-    **codec_options,
-):
-    """Write a file with the codecs and muxers that PyAV carries."""
-    with av.open(str(path), "w", options=muxer or {}) as container:
-        stream = container.add_stream(codec, rate=rate, layout="stereo", options=codec_options)
-        resampler = av.AudioResampler(format=sample_format, layout="stereo", rate=rate)
-        for first in range(0, samples.shape[1], 4096):
-            block = np.ascontiguousarray(samples[:, first : first + 4096])
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts = rate, first
-            for converted in resampler.resample(frame):
-                container.mux(stream.encode(converted))
-        container.mux(stream.encode(None))
-
-
-NO_XING_TAG = {"write_xing": "0", "id3v2_version": "0"}
-# name: (codec, sample format, rate, codec options, muxer options, offset the format itself causes, in 48 kHz samples)
-FORMATS = {
-    "pcm.wav": ("pcm_s16le", "s16", RATE, {}, {}, 0),
-    "float.wav": ("pcm_f32le", "flt", RATE, {}, {}, 0),
-    "lossless.flac": ("flac", "s16", RATE, {}, {}, 0),
-    "cbr.mp3": ("libmp3lame", "fltp", RATE, {"b": "128000"}, {}, 1),
-    # Without a tag nobody knows the encoder's delay (25 ms). The middle by the duration FFmpeg guesses is seconds off.
-    "vbr_without_tag.mp3": ("libmp3lame", "fltp", RATE, {"flags": "+qscale", "global_quality": "0"}, NO_XING_TAG, 1300),
-    "padded_at_its_end.m4a": ("aac", "fltp", RATE, {"b": "160000"}, {}, 600),
-    "adts_without_delay.aac": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),
-    "vorbis.ogg": ("vorbis", "fltp", RATE, {"strict": "-2"}, {}, 600),
-    "opus.opus": ("libopus", "flt", 48_000, {"b": "128000"}, {}, 1),
-    "clock_of_1_ms.webm": ("libopus", "flt", 48_000, {"b": "128000"}, {}, 48),
-    "no_index_no_duration.webm": ("libopus", "flt", 48_000, {"b": "128000"}, {"live": "1"}, 48),
-    "lossless.mka": ("flac", "s16", RATE, {}, {}, 48),
-    "transport_stream.ts": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),
-    "lossless.m4a": ("alac", "s16p", RATE, {}, {}, 0),
-}
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    """A function from a name in `FORMATS` to the path of that file and the samples in it."""
-    folder = tmp_path_factory.mktemp("encoded")
-
-    def get(name: str) -> tuple[Path, np.ndarray, int]:
-        codec, sample_format, rate, codec_options, muxer, _ = FORMATS[name]
-        samples = noise(rate=rate)
-        if not (folder / name).exists():
-            encode(folder / name, codec, sample_format, samples, rate, muxer, **codec_options)
-        return folder / name, samples, rate
-
-    return get
-
-
-@pytest.fixture
-def wav(tmp_path):
-    """A 20 s stereo WAV and its samples as they are stored."""
-    path = tmp_path / "sound.wav"
-    soundfile.write(path, noise(20.0).T, RATE, subtype="FLOAT")
-    return path, noise(20.0)
-
-
-def clap(waveform: np.ndarray) -> np.ndarray:
-    extractor = ClapFeatureExtractor(
-        frequency_min=50, frequency_max=14_000, truncation="rand_trunc", padding="repeatpad"
-    )
-    return extractor(waveform, sampling_rate=48_000, return_tensors="np")["input_features"][0, 0]
 
 
 def lag(found: np.ndarray, wanted: np.ndarray) -> int:
     """By how many samples `found` comes after `wanted`."""
     found, wanted = found[:120_000], wanted[:120_000]
     return int(fftconvolve(found, wanted[::-1]).argmax()) - (len(wanted) - 1)
-
-
-def is_usable(waveform: np.ndarray) -> bool:
-    return waveform.shape == (480_000,) and waveform.dtype == np.float32 and bool(np.isfinite(waveform).all())
 
 
 # --- the right seconds of a file --------------------------------------------------------------------------------------
@@ -198,7 +102,7 @@ def test_file_that_cannot_be_sought_is_read_from_its_beginning():
 
 
 def test_frames_of_another_kind_in_between_are_left_out(tmp_path):
-    for name, samples in {"stereo.mp3": noise(8.0).T, "mono.mp3": noise(4.0)[0]}.items():
+    for name, samples in {"stereo.mp3": stereo_noise(8.0).T, "mono.mp3": stereo_noise(4.0)[0]}.items():
         soundfile.write(tmp_path / name, samples, RATE)
     stereo, mono = [(tmp_path / name).read_bytes() for name in ("stereo.mp3", "mono.mp3")]
     assert is_usable(load_audio(stereo + mono + stereo))
@@ -272,7 +176,7 @@ def write_surround(path: Path, layout: str, channels: dict[str, np.ndarray]) -> 
 
 @pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "7.1", "quad", "3.0"])
 def test_stereo_stored_as_surround_is_as_loud_as_the_stereo_file(tmp_path, layout):
-    sides = dict(zip(("FL", "FR"), noise(12.0, 48_000)))
+    sides = dict(zip(("FL", "FR"), stereo_noise(12.0, 48_000)))
     stereo = write_surround(tmp_path / "stereo.flac", "stereo", sides)
     surround = write_surround(tmp_path / "surround.flac", layout, sides)
     found, wanted = (RGMCFeatureExtractor()(path)["input_features"] for path in (surround, stereo))
@@ -300,14 +204,14 @@ def test_only_the_wanted_part_of_a_file_is_read():
             return content
 
     file = CountingFile()
-    soundfile.write(file, noise(120.0).T, RATE, format="WAV")
+    soundfile.write(file, stereo_noise(120.0).T, RATE, format="WAV")
     file.count = 0
     load_audio(file)
     assert file.count < 0.2 * len(file.getvalue())
 
 
 def test_only_the_wanted_seconds_are_held_in_memory(tmp_path):
-    encode(tmp_path / "short.mp3", "libmp3lame", "fltp", noise(20.0), RATE, NO_XING_TAG, b="64000")
+    encode_file(tmp_path / "short.mp3", "libmp3lame", "fltp", stereo_noise(20.0), RATE, NO_XING_TAG, b="64000")
     long = tmp_path / "two_hours.mp3"
     with long.open("wb") as file:
         for _ in range(360):
@@ -383,11 +287,11 @@ def test_broken_files_are_refused_by_name_and_without_noise(tmp_path, wav, capfd
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     for name, value in {"nan.wav": np.nan, "infinite.wav": np.inf, "-infinite.wav": -np.inf}.items():
-        samples = noise(1.0).T.copy()
+        samples = stereo_noise(1.0).T.copy()
         samples[100, 0] = value
         soundfile.write(tmp_path / name, samples, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "integers_as_floats.wav", noise(1.0).T * 32768, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "one_sample.wav", noise(1.0).T[:1], RATE)
+    soundfile.write(tmp_path / "integers_as_floats.wav", stereo_noise(1.0).T * 32768, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "one_sample.wav", stereo_noise(1.0).T[:1], RATE)
     with av.open(str(tmp_path / "silent_film.mp4"), "w") as container:
         video = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
         container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
@@ -433,16 +337,6 @@ def test_odd_file_is_accepted_or_refused_as_expected(row):
         assert row["expect"] in ("accept", "either")
         assert is_usable(waveform)
         assert log_mel_spectrogram(waveform).isfinite().all()
-
-
-@pytest.mark.skipif(not REAL_AUDIO, reason="the real recordings are not here")
-def test_every_real_recording_decodes_and_has_the_log_mel_of_clap():
-    for path in REAL_AUDIO:
-        waveform = load_audio(path)
-        assert is_usable(waveform), path
-        if path.stat().st_size > 500_000:  # the larger half: CLAP's extractor is slow
-            continue
-        np.testing.assert_allclose(log_mel_spectrogram(waveform), clap(waveform), atol=1e-3, err_msg=str(path))
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -551,128 +445,3 @@ def test_any_array_gives_480_000_finite_samples_or_an_error(rate, channels, seco
         assert is_usable(prepare_waveform(torch.from_numpy(sound) if as_tensor else sound, rate))
     except AudioError:
         assert samples / rate < 0.02
-
-
-# --- log-mel ----------------------------------------------------------------------------------------------------------
-
-
-def test_log_mel_equals_clap():
-    for waveform in (music(), prepare_waveform(noise(), RATE), np.zeros(480_000, np.float32)):
-        found = log_mel_spectrogram(waveform)
-        assert found.shape == (1001, 64) and found.dtype == torch.float32
-        np.testing.assert_allclose(found, clap(waveform), atol=1e-4)
-
-
-def test_log_mel_of_loud_bass_and_faint_treble_equals_clap():
-    t = np.arange(480_000) / 48_000
-    waveform = np.sin(2 * np.pi * 60 * t) + 1e-5 * np.random.default_rng(0).standard_normal(len(t))
-    found = log_mel_spectrogram(waveform.astype(np.float32))
-    np.testing.assert_allclose(found, clap(waveform.astype(np.float32)), atol=1e-3)
-
-
-def test_log_mel_is_the_same_bits_alone_and_in_any_batch():
-    waveforms = np.stack([music(), prepare_waveform(noise(), RATE), 0.01 * music()[::-1]])
-    batch = log_mel_spectrogram(torch.from_numpy(waveforms))
-    assert batch.shape == (3, 1001, 64)
-    for waveform, row in zip(waveforms, batch):
-        assert torch.equal(log_mel_spectrogram(waveform), row)
-    assert torch.equal(log_mel_spectrogram(waveforms[::-1].copy()), batch.flip(0))
-
-
-def test_log_mel_is_the_same_bits_on_any_number_of_threads():
-    threads = torch.get_num_threads()
-    found = []
-    for number in (1, 2):
-        torch.set_num_threads(number)
-        found.append(log_mel_spectrogram(music()))
-        assert torch.get_num_threads() == number
-    torch.set_num_threads(threads)
-    assert torch.equal(*found)
-
-
-def test_log_mel_is_not_touched_by_autocast_or_gradients():
-    waveform = torch.from_numpy(music()).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = log_mel_spectrogram(waveform)
-    assert torch.equal(found, log_mel_spectrogram(music()))
-    assert not found.requires_grad
-
-
-@pytest.mark.parametrize("shape", [(), (0, 480_000), (512,), (1, 1, 480_000)])
-def test_log_mel_of_another_shape_is_an_error(shape):
-    with pytest.raises(ValueError, match="expected"):
-        log_mel_spectrogram(torch.zeros(shape))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_log_mel_of_a_gpu_equals_that_of_the_cpu():
-    waveforms = np.stack([music(), prepare_waveform(noise(), RATE)] * 20)
-    found = log_mel_spectrogram(waveforms, device="cuda")
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), log_mel_spectrogram(waveforms), atol=1e-4, rtol=0)
-
-
-# --- the feature extractor --------------------------------------------------------------------------------------------
-
-
-def test_extractor_takes_mixed_kinds_and_gives_each_as_alone(wav, encoded):
-    path, samples = wav
-    mp3 = encoded("cbr.mp3")[0]
-    sounds = [path, mp3.read_bytes(), samples, {"path": str(mp3), "bytes": None}, torch.from_numpy(samples[0])]
-    sounds.append({"array": music(12.0, 22_050), "sampling_rate": 22_050})
-    extractor = RGMCFeatureExtractor()
-    batch = extractor(sounds, sampling_rate=RATE)
-    assert list(batch) == ["input_features"]
-    assert batch.input_features.shape == (6, 1, 1001, 64) and batch.input_features.dtype == torch.float32
-    for sound, row in zip(sounds, batch.input_features):
-        assert torch.equal(extractor(sound, sampling_rate=RATE).input_features[0], row)
-    assert torch.equal(batch.input_features[0], batch.input_features[2])
-    numpy_batch = extractor(iter(sounds), sampling_rate=RATE, return_tensors="np").input_features
-    np.testing.assert_array_equal(numpy_batch, batch.input_features)
-
-
-def test_extractor_says_which_sound_is_bad(wav):
-    with pytest.raises(AudioError, match=r"audio 2 of 2: 'missing\.wav': no such file"):
-        RGMCFeatureExtractor()([wav[0], "missing.wav"])
-
-
-@pytest.mark.parametrize("audio", [[], (), 3.5, [0.1, 0.2], None])
-def test_extractor_refuses_what_is_no_sound(audio):
-    with pytest.raises(AudioError, match="expected"):
-        RGMCFeatureExtractor()(audio)
-
-
-def test_extractor_refuses_unknown_keywords(wav):
-    with pytest.raises(TypeError, match="trunkation"):
-        RGMCFeatureExtractor()(wav[0], trunkation=True)
-
-
-def test_extractor_settings_are_used():
-    extractor = RGMCFeatureExtractor(duration=5.0, sampling_rate=32_000, feature_size=32, hop_length=320)
-    assert extractor(music(), sampling_rate=48_000).input_features.shape == (1, 1, 501, 32)
-
-
-def test_extractor_survives_saving_nesting_and_pickling(tmp_path):
-    extractor = RGMCFeatureExtractor(duration=5.0, frequency_max=12_000.0)
-    extractor.save_pretrained(tmp_path / "alone")
-    saved = json.loads((tmp_path / "alone" / "preprocessor_config.json").read_text())
-    assert saved["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_rgmc.RGMCFeatureExtractor"}
-    assert not any(isinstance(value, list) for value in saved.values())  # no filter banks
-    (tmp_path / "nested").mkdir()
-    (tmp_path / "nested" / "processor_config.json").write_text(json.dumps({"feature_extractor": saved}))
-    copies = [RGMCFeatureExtractor.from_pretrained(tmp_path / folder) for folder in ("alone", "nested")]
-    copies.append(pickle.loads(pickle.dumps(extractor)))
-    wanted = extractor(music(), sampling_rate=48_000).input_features
-    for copy in copies:
-        assert type(copy) is RGMCFeatureExtractor
-        for field in ("duration", "frequency_max", "feature_size", "sampling_rate", "padding_side"):
-            assert getattr(copy, field) == getattr(extractor, field)
-        assert torch.equal(copy(music(), sampling_rate=48_000).input_features, wanted)
-
-
-def test_saved_folder_loads_with_the_auto_class(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    RGMCFeatureExtractor().save_pretrained(tmp_path / "saved")
-    loaded = AutoFeatureExtractor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
-    assert type(loaded).__name__ == "RGMCFeatureExtractor"
-    assert loaded(music(), sampling_rate=48_000).input_features.shape == (1, 1, 1001, 64)
