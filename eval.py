@@ -35,12 +35,13 @@ from clips.features import Split
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
-from evaluation.leaks import read_leaks, score_without_leaks
-from evaluation.model_card import update_model_card, write_eval_results
-from evaluation.report import write_report
-from evaluation.scoring import LEVEL, TEXT, TITLES, load_metric, score_systems
+from evaluation.leak_free import read_leaks, score_without_leaks
+from evaluation.scoring import LEVEL, TEXT, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
-from evaluation.tables import draw_examples, format_caption_table, format_table
+from reporting.model_card import update_model_card, write_eval_results
+from reporting.report import write_report
+from reporting.results import METRIC_TITLES
+from reporting.tables import draw_examples, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
 # carries.
@@ -272,7 +273,7 @@ def score_by_clap(
 
 def metric_titles(names: list[str]) -> dict[str, str]:
     """What the columns of tables are called, by metric."""
-    return {name: TITLES[name.partition("[")[0]] for name in names}
+    return {name: METRIC_TITLES[name.partition("[")[0]] for name in names}
 
 
 def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:

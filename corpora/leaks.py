@@ -21,12 +21,6 @@ from corpora.dedup import check_options, distinct_sets, similar_pairs
 from corpora.probe import hash_file, probe_files
 
 FORMAT_VERSION = 1  # of leakage.json
-KINDS = {
-    "exact_caption": "exact captions",
-    "near_caption": "near-duplicate captions",
-    "identical_audio": "identical audio",
-    "near_audio": "near-identical audio",
-}
 BLOCK_ROWS = 4096  # of each split, whose embeddings are compared together: 64 MB
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
@@ -140,18 +134,6 @@ def fingerprint(ids: list[str], captions: list[list[str]]) -> str:
     """What identifies a split, in whatever order: SHA-256 of its ids and normalised captions."""
     rows = sorted([row_id, usable_captions(own)] for row_id, own in zip(ids, captions))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def leak_rule(options: dict) -> str:
-    """What counts as a leak, by the `options` of `leakage.json`."""
-    rule = "Captions are compared as normalised by the rule paper, whatever the model's. "
-    rule += f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
-    rule += "identical audio: files of the same bytes; near-identical audio: "
-    if options["model"]:
-        rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "
-    else:
-        rule += "not looked for, which python -m corpora.leakage --model does. "
-    return rule + "What is the same is not counted as near."
 
 
 def hash_audio(

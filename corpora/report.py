@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from matplotlib.ft2font import FT2Font
 
 from captions_rgmc import normalize_caption
-from corpora.leaks import KINDS as LEAKS
-from corpora.leaks import QUANTILES, leak_rule
+from corpora.leaks import QUANTILES
 from corpora.readers import OF_FILES
-from evaluation.tables import markdown_table, markdown_text
+from reporting.markdown import markdown_table, markdown_text
+from reporting.plots import plot_text
+from reporting.results import LEAK_TITLES, leak_rule
 
 COLOR = "#34495e"
 WORDS, EXAMPLES = 30, 8
@@ -130,7 +129,7 @@ def _plots(report: dict, table: pandas.DataFrame, captions: list[str]) -> dict[s
         "lengths": ("Words of a caption", _histogram(np.array([len(caption.split()) for caption in captions]))),
         "words": (
             "The most frequent words",
-            _bars([(_plot_text(word), number) for word, number in _frequent(captions)]),
+            _bars([(plot_text(word), number) for word, number in _frequent(captions)]),
         ),
         "rows": (
             "Rows",
@@ -165,12 +164,6 @@ def _bars(numbers: list[tuple[str, int]]) -> Figure:
 
 def _frequent(captions: list[str]) -> list[tuple[str, int]]:
     return Counter(word for caption in captions for word in caption.split()).most_common(WORDS)
-
-
-def _plot_text(text: str) -> str:
-    """What the font has no letter for is a box; the table beside the plot has it."""
-    glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")
 
 
 # -- leaks between splits ---------------------------------------------------------------------------------------------
@@ -210,7 +203,7 @@ def leak_sections(report: dict, num_worst: int | None = None) -> tuple[list, lis
     for leak in report["leaks"]:
         one, two = leak["splits"]
         for kind, found in leak["kinds"].items():
-            counted.append([f"{one}, {two}: {LEAKS[kind]}", f"{found['pairs']:,}", *_touched(found["rows"])])
+            counted.append([f"{one}, {two}: {LEAK_TITLES[kind]}", f"{found['pairs']:,}", *_touched(found["rows"])])
             what = "caption" if kind.endswith("caption") else "file"
             header = ["similarity", "pairs", *(f"{name} in {split}" for name in ("id", what) for split in (one, two))]
             rows = [
@@ -221,7 +214,7 @@ def leak_sections(report: dict, num_worst: int | None = None) -> tuple[list, lis
                 ]
                 for pair in found["worst"][:num_worst]
             ]
-            worst += [(f"Worst pairs of {one}, {two}: {LEAKS[kind]}", header, rows)] if rows else []
+            worst += [(f"Worst pairs of {one}, {two}: {LEAK_TITLES[kind]}", header, rows)] if rows else []
         counted.append([f"{one}, {two}: any of these", "-", *_touched(leak["rows"])])
         if leak["nearest"]:
             nearest.append([f"of {two} in {one}", *(f"{value:.3f}" for value in leak["nearest"])])

@@ -8,24 +8,13 @@ from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
 from evaluation.systems import System
+from reporting.results import METRIC_TITLES
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
 TEXT = {
     "paper": "rule paper: lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens",
     "music": "rule music: lower case, punctuation deleted but for that of C#, R&B, 4/4 and don't; NLTK word tokens",
-}
-TITLES = {
-    "cider_d": "CIDEr-D",
-    **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
-    "meteor_1.5": "METEOR 1.5",
-    "rouge_l": "ROUGE-L",
-    "clap_at": "CLAP A-T",  # in brackets after it stands the checkpoint
-    "clap_tt": "CLAP T-T",
-    "copy": "Copy %",
-    "distinct": "Distinct %",
-    "novel": "Novel %",
-    "words": "Words",
 }
 
 
@@ -77,7 +66,7 @@ def score_systems(
         options = {"per_item": True, "bootstrap": samples, "seed": seed, "meteor": meteor and not unavailable}
         options |= {"normalization": normalization}
         found = score_captions(metric, system.captions, references, options)
-        scores[key] = {name: found[name] for name in TITLES if name in found}
+        scores[key] = {name: found[name] for name in METRIC_TITLES if name in found}
         if meteor:
             scores[key].setdefault("meteor_1.5", None)
         resamples[key] = found.get("resamples", {})
@@ -131,7 +120,7 @@ def score_captions(
         return metric.compute(predictions=captions, references=references, **options)
     zeros = metric.compute(predictions=["nothing", *captions[1:]], references=references, **options)
     for values in (zeros, zeros["per_item"], zeros.get("resamples", {})):
-        values.update({name: np.multiply(values[name], 0).tolist() for name in TITLES if name in values})
+        values.update({name: np.multiply(values[name], 0).tolist() for name in METRIC_TITLES if name in values})
     return zeros
 
 
@@ -159,8 +148,8 @@ def check_gold(scores: dict[str, float | None], references: list[list[str]]):
     for name, value in expected.items():
         if scores.get(name) is not None and abs(scores[name] - value) > 1e-4:
             raise RuntimeError(
-                f"The gold captions score {scores[name]:.4f} in {TITLES[name]} against themselves, and must score "
-                f"{value:.4f}: the metrics do not work on this machine, or with the installed packages"
+                f"{METRIC_TITLES[name]} of the gold captions against themselves is {scores[name]:.4f} and must be "
+                f"{value:.4f}: the metrics do not work on this machine or with the installed packages"
             )
 
 

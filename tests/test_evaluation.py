@@ -544,7 +544,7 @@ def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
     assert found["cider_d"] == round(results["systems"]["rgmc"]["scores"]["cider_d"]["value"], 2)
     assert card.data.license == "mit" and "# A model" in card.text and str(tmp_path) not in card.content
     assert not (tmp_path / "model" / ".eval_results").exists()
-    monkeypatch.setattr("evaluation.model_card.is_hub_id", lambda name: True)
+    monkeypatch.setattr("reporting.model_card.is_hub_id", lambda name: True)
     run(model=str(tmp_path / "model"), update_model_card=True)
     (file,) = (tmp_path / "model" / ".eval_results").iterdir()
     assert "CIDEr-D, split test, 5 clips" in file.read_text(encoding="utf-8")

@@ -22,7 +22,8 @@ from captions_rgmc import normalize_caption
 from clips.rows import load_captions
 from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, hash_audio
-from evaluation.leaks import read_leaks
+from evaluation.leak_free import read_leaks
+from reporting.results import LEAK_TITLES
 
 LONG = "a calm piece of piano music that was recorded in a large hall at night"
 
@@ -40,7 +41,7 @@ def by_hand(splits: dict[str, Clips], ngram: int, threshold: float, audio_thresh
 
     for names in combinations(splits, 2):
         a, b = (splits[name] for name in names)
-        kinds = found[names] = {kind: [] for kind in corpora.leaks.KINDS}
+        kinds = found[names] = {kind: [] for kind in LEAK_TITLES}
         for row, other in ((row, other) for row in range(len(a.ids)) for other in range(len(b.ids))):
             for one, two in ((one, two) for one in texts(a, row) for two in texts(b, other)):
                 shared, union = len(grams(one) & grams(two)), len(grams(one) | grams(two))

@@ -11,11 +11,11 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from evaluation.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
-from evaluation.published import REPORTED
-from evaluation.report import write_report
-from evaluation.tables import format_table, interval_note, table
 from model_card_rgmc import model_card
+from reporting.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
+from reporting.published import REPORTED
+from reporting.report import write_report
+from reporting.tables import format_table, interval_note, table
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
 SYSTEMS = {

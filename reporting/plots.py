@@ -4,8 +4,10 @@ import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
 
-from evaluation.tables import metric_stem, system_title, table_columns
+from reporting.tables import metric_stem, system_title, table_columns
 
 METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
 COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
@@ -38,8 +40,8 @@ def plot_scores(results: dict) -> Figure | None:
                 axis.hlines(y, score["low"], score["high"], color=color, linewidth=2)
             if score.get("value") is not None:
                 axis.plot(score["value"], y, "o", color=color, markersize=5)
-        axis.set_title(_plot_text(title), fontsize=10)
-        axis.set_yticks(range(len(systems)), [_plot_text(system_title(results, name)) for name in systems], fontsize=9)
+        axis.set_title(_short(title), fontsize=10)
+        axis.set_yticks(range(len(systems)), [_short(system_title(results, name)) for name in systems], fontsize=9)
         axis.set_ylim(len(systems) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
     return figure
@@ -65,7 +67,7 @@ def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figu
             fmt="o-",
             capsize=3,
             color=COLORS[name],
-            label=_plot_text(system_title(results, name)),
+            label=_short(system_title(results, name)),
         )
     labels = [f"{similarity[rows[0]]:.3f} to {similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
     axis.set_xticks(np.arange(len(bins)), labels, fontsize=8)
@@ -89,7 +91,7 @@ def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
     axis = figure.subplots()
     for name, counts in words.items():
         shares, edges = np.histogram(counts, np.arange(low - 0.5, high + step + 0.5, step))
-        label = _plot_text(system_title(results, name))
+        label = _short(system_title(results, name))
         axis.stairs(100 * shares / len(counts), edges, color=COLORS[name], linewidth=2, label=label)
     axis.set_xlabel("words of a caption")
     axis.set_ylabel("% of clips")
@@ -98,5 +100,11 @@ def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
     return figure
 
 
-def _plot_text(text: str) -> str:
-    return textwrap.shorten(text, 40, placeholder=" …").replace("$", r"\$")  # a $ would begin a formula
+def _short(text: str) -> str:
+    return plot_text(textwrap.shorten(text, 40, placeholder=" …"))
+
+
+def plot_text(text: str) -> str:
+    """`text` for a plot: a box in place of a letter that the font lacks, and no `$` that would begin a formula."""
+    glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
+    return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")

@@ -1,12 +1,11 @@
 """The tables of an evaluation: one definition for the terminal, Markdown and HTML."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from corpora.leaks import KINDS, leak_rule
-from evaluation import published
+from reporting import published
+from reporting.results import LEAK_TITLES, METRIC_TITLES, leak_rule
 
 COLUMNS = {
     "3": (*("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"), "copy", "distinct", "novel", "words"),
@@ -102,7 +101,7 @@ def leak_notes(results: dict) -> list[str]:
     if "without_leaks" not in results:
         return []
     without = results["without_leaks"]
-    kinds = [f"{KINDS[kind]} {count}" for kind, count in without["left_out"].items()]
+    kinds = [f"{LEAK_TITLES[kind]} {count}" for kind, count in without["left_out"].items()]
     note = f"Without leaks: {results['n'] - without['n']} of {results['n']} clips leak from the split "
     note += f"{without['train_split']} and are left out{': ' + ', '.join(kinds) if kinds else ''}. "
     if not without["systems"]:
@@ -156,24 +155,13 @@ def draw_examples(results: dict, lines: list[dict], number: int) -> list[int]:
     return sorted(np.random.default_rng(results["seed"]).permutation(len(lines))[:number].tolist())
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-flavored Markdown table; all columns but the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
-
-
-def markdown_text(text: str) -> str:
-    """`text` on one line, without what Markdown would take for markup or for the border of a cell."""
-    return re.sub(r"[\\`*_<|&~$]|(?<=\])\(", r"\\\g<0>", " ".join(str(text).split()))
-
-
 def table_columns(results: dict, name: str) -> dict[str, str]:
     """`{metric: title}`; a metric of several variants, `clap_at[checkpoint]`, has a column for each."""
     columns = {}
     for stem in COLUMNS.get(name, COLUMNS["3"]):
         keys = [key for key in results["metrics"] if metric_stem(key) == stem]
         for key in keys or [stem] * (stem in published.METRICS):
-            title = results["metrics"].get(key) or published.METRICS[stem]
+            title = results["metrics"].get(key) or METRIC_TITLES[stem]
             columns[key] = f"{title} [{metric_variant(key)}]" if len(keys) > 1 else title
     return columns
 

@@ -10,17 +10,6 @@ SOURCE = "Srivatsan et al., Retrieval Guided Music Captioning via Multimodal Pre
 # Corpus whose test split each table is about.
 CORPORA = {"3": "Audiostock", "4": "Audiostock", "5": "MusicCaps"}
 
-# The paper's metrics by our names of them, with our titles.
-METRICS = {
-    "cider_d": "CIDEr-D",
-    "bleu_4": "BLEU@4",
-    "meteor_1.5": "METEOR 1.5",
-    "rouge_l": "ROUGE-L",
-    "clap_at": "CLAP A-T",
-    "clap_tt": "CLAP T-T",
-    "copy": "Copy %",
-}
-
 _SCORES = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
 _COPY_FIRST = ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l")
 _TABLES = {
@@ -56,3 +45,5 @@ REPORTED = {
     name: {title: dict(zip(_COPY_FIRST if name == "4" else _SCORES, values)) for title, values in rows.items()}
     for name, rows in _TABLES.items()
 }
+
+METRICS = {metric for rows in REPORTED.values() for row in rows.values() for metric in row}

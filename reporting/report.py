@@ -15,16 +15,15 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation import published
-from evaluation.plots import METRICS, plot_lengths, plot_scores, plot_similarity
-from evaluation.tables import (
+from reporting import published
+from reporting.markdown import markdown_table, markdown_text
+from reporting.plots import METRICS, plot_lengths, plot_scores, plot_similarity
+from reporting.tables import (
     caption_table,
     difference_table,
     draw_examples,
     format_score,
     interval_note,
-    markdown_table,
-    markdown_text,
     metric_stem,
     table,
     table_notes,

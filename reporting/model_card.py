@@ -12,17 +12,16 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from evaluation.tables import (
+from model_card_rgmc import is_hub_id
+from reporting.markdown import markdown_table, markdown_text
+from reporting.tables import (
     clap_notes,
     interval_note,
     leak_notes,
-    markdown_table,
-    markdown_text,
     metric_stem,
     metric_variant,
     table,
 )
-from model_card_rgmc import is_hub_id
 
 TASK = "audio-text-to-text"  # the card's pipeline_tag
 
