@@ -28,6 +28,12 @@ from processing_rgmc import RGMCProcessor
 from training.building import train_tokenizer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 def pytest_unconfigure():
     HF_HOME.cleanup()
 

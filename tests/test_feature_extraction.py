@@ -74,7 +74,7 @@ def test_log_mel_of_another_shape_is_an_error(shape):
         log_mel_spectrogram(torch.zeros(shape))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_log_mel_of_a_gpu_equals_that_of_the_cpu():
     waveforms = np.stack([music(), prepare_waveform(stereo_noise(), RATE)] * 20)
     found = log_mel_spectrogram(waveforms, device="cuda")
