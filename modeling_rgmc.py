@@ -441,18 +441,26 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def set_datastore(self, datastore: CaptionDatastore | None):
+    def set_datastore(self, datastore: CaptionDatastore | str | os.PathLike | None):
         """
-        Gives the model the captions that it retrieves from; `None` takes them away.
+        Gives the model the captions that it retrieves from.
+
+        Args:
+            datastore (`CaptionDatastore`, `str`, `os.PathLike` or `None`):
+                A datastore, or the folder or Hub id to load one from; `None` removes the model's own.
 
         Raises:
-            `TypeError`: for anything but a datastore; `ValueError`: when another encoder made its embeddings, or its
-            captions are tokens of another decoder, or normalised by another rule.
+            `FileNotFoundError` or `OSError`: if there is no datastore in the folder or repository.
+            `TypeError`: if it is anything else.
+            `ValueError`: if another encoder made its embeddings, or its captions are tokens of another decoder or
+                follow another rule of normalisation.
         """
+        if isinstance(datastore, (str, os.PathLike)):
+            datastore = self.datastore_class.from_pretrained(datastore)
         if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
             raise TypeError(
-                f"Expected a CaptionDatastore or None, got {datastore!r}: `CaptionDatastore.from_pretrained(...)` "
-                "loads one from a folder or the Hub, `CaptionDatastore.build(model, rows)` makes one"
+                f"Expected a CaptionDatastore, its folder or Hub id, or None, got {datastore!r}: "
+                "`CaptionDatastore.build(model, rows)` makes a datastore"
             )
         if datastore is not None and datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(

@@ -113,9 +113,20 @@ def test_songs_in_another_container_are_taken_or_refused_with_what_is_expected(m
     for container in (DatasetDict(train=Dataset.from_list(songs)), "corpus", songs[0], pandas.DataFrame(songs)):
         with pytest.raises(ValueError, match=f"in a {type(container).__name__}: expected a datasets.Dataset or a list"):
             CaptionDatastore.build(model, container, processor)
-    for wrong in ("corpus", songs):
-        with pytest.raises(TypeError, match=r"Expected a CaptionDatastore.*from_pretrained.*build"):
-            model.set_datastore(wrong)
+    with pytest.raises(TypeError, match=r"Expected a CaptionDatastore, its folder or Hub id, or None.*build"):
+        model.set_datastore(songs)
+
+
+def test_a_model_takes_its_datastore_from_a_folder(make_model, processor, songs, tmp_path):
+    model = make_model()
+    CaptionDatastore.build(model, songs, processor).save_pretrained(tmp_path / "store")
+    for folder in (tmp_path / "store", str(tmp_path / "store")):
+        model.set_datastore(None)
+        model.set_datastore(folder)
+        assert model.retrieve(embed(model, processor, songs)).ids == [[f"song-{row}"] for row in range(4)]
+    with pytest.raises(FileNotFoundError, match="holds no datastore"):
+        model.set_datastore(tmp_path)
+    assert len(model.datastore) == 4
 
 
 def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_model, processor, songs):

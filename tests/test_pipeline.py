@@ -6,6 +6,7 @@ import soundfile
 import torch
 from datasets import Dataset
 from helpers import CAPTIONS, write_tone
+from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from audio_rgmc import AudioError
@@ -43,6 +44,12 @@ def make_captioner(make_model, processor, files):
         return MusicCaptioningPipeline(model=model, processor=processor, device="cpu", **options)
 
     return make
+
+
+def test_transformers_makes_the_pipeline_of_a_model_and_its_processor(make_captioner, files):
+    captioner = make_captioner()
+    by_name = pipeline("music-captioning", model=captioner.model, processor=captioner.processor, device="cpu")
+    assert by_name(files) == captioner(files)
 
 
 def test_the_pipeline_says_what_the_model_says_and_what_it_was_shown(make_captioner, files):
