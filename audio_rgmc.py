@@ -17,7 +17,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ FROM_THE_START = "decoded from its start, because the times in it are not exact"
 TIME_ERROR = 0.05  # s, that the time of a frame may be off from the end of the one before
 
 Source = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
-Array = np.ndarray | torch.Tensor
+Array: TypeAlias = np.ndarray | torch.Tensor
 
 
 class AudioError(ValueError):
@@ -249,9 +249,11 @@ class _AudioStream:
     where times are found not to agree with the number of samples, all is decoded from the start, and counted.
     """
 
+    container: Any = None
+    stream: Any = None
+
     def __init__(self, av: Any, file: _FileForFFmpeg, name: str, index: int | None):
         self.av, self.file, self.name, self.index = av, file, name, index
-        self.container = None
         first = next((frame for packet in self._packets_from(None) for frame in self._decoded(packet)), None)
         if first is None or first.format.name in ("s64", "s64p"):  # PyAV has no arrays of 64-bit integers
             raise AudioError(f"{name}: nothing in it can be decoded; expected an undamaged file of a known codec.")
@@ -397,7 +399,7 @@ def _mix_of(names: list[str]) -> np.ndarray | None:
     if len(names) <= 2 or not {"FL", "FR"} <= set(names):
         return None
     weights = {"FL": 0.5, "FR": 0.5, "LFE": 0.0, "LFE2": 0.0, "FC": math.sqrt(0.5)}
-    return np.float32([weights.get(name, 0.5 * math.sqrt(0.5)) for name in names])
+    return np.array([weights.get(name, 0.5 * math.sqrt(0.5)) for name in names], np.float32)
 
 
 def _kind_of(frame: Any) -> tuple[int, str, str]:
@@ -487,7 +489,7 @@ def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> 
 def _to_float32(samples: np.ndarray) -> np.ndarray:
     """Floats as they are; integers divided by half the range of their type, unsigned ones centred first."""
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        floats = samples.astype(np.float32)
+        floats: np.ndarray = samples.astype(np.float32)
     if samples.dtype.kind == "f":
         return floats
     half_range = np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))

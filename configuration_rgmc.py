@@ -1,6 +1,6 @@
 """Configuration of RGMC, Retrieval Guided Music Captioning (Srivatsan et al., IJCAI 2024)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import transformers
 from transformers.utils import logging
@@ -152,7 +152,8 @@ class RGMCConfig(PreTrainedConfig):
     @property
     def separator_token_id(self) -> int:
         """Token that ends a candidate and starts the caption."""
-        token_id = separator_token_id(self.text_config.bos_token_id, self.text_config.eos_token_id)
+        text_config: Any = self.text_config
+        token_id = separator_token_id(text_config.bos_token_id, text_config.eos_token_id)
         if token_id is None:
             raise ValueError(
                 "`text_config` has neither `bos_token_id` nor `eos_token_id`: captions could not start or end"

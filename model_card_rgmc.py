@@ -135,7 +135,7 @@ class PushesCheckpoint:
         does it; without a `repo_id` the repository takes the name of the folder.
         """
         hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if push_to_hub and kwargs.get("is_main_process", True):
             name = os.path.basename(os.path.normpath(save_directory))
             self.push_to_hub(**{"repo_id": name, **hub_kwargs})

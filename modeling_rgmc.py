@@ -347,7 +347,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the candidates that were found for embeddings
         `(B, E)`, or that are looked up now.
         """
-        candidates = [[]] * len(audio_embeds)
+        candidates: list[list[list[int]]] = [[]] * len(audio_embeds)
         if self.retrieves:
             candidates = (found or self.retrieve(audio_embeds)).input_ids
         elif self.config.conditioning == "candidate":
@@ -457,12 +457,17 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         """
         if isinstance(datastore, (str, os.PathLike)):
             datastore = self.datastore_class.from_pretrained(datastore)
-        if datastore is not None and not hasattr(datastore, "encoder_fingerprint"):
+        if datastore is not None:
+            self._check_datastore(datastore)
+        self.datastore = datastore
+
+    def _check_datastore(self, datastore: CaptionDatastore):
+        if not hasattr(datastore, "encoder_fingerprint"):
             raise TypeError(
                 f"Expected a CaptionDatastore, its folder or Hub id, or None, got {datastore!r}: "
                 "`CaptionDatastore.build(model, rows)` makes a datastore"
             )
-        if datastore is not None and datastore.encoder_fingerprint != self.encoder_fingerprint():
+        if datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
                 f"{datastore.encoder_fingerprint[:12]}…, this model's is {self.encoder_fingerprint()[:12]}…), so its "
@@ -472,21 +477,20 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 "(`model.half()`) differs too: load it with `dtype=` instead."
             )
         vocab_size = self.config.text_config.vocab_size
-        if datastore is not None and datastore.vocab_size not in (None, vocab_size):
+        if datastore.vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) holds tokens of a decoder of {datastore.vocab_size} words, "
                 f"this model's has {vocab_size}: they would be other captions. Rebuild it with this model: `python "
                 "build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
         rule = self.config.caption_normalization
-        if datastore is not None and datastore.caption_normalization != rule:
+        if datastore.caption_normalization != rule:
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was normalised by the rule "
                 f"'{datastore.caption_normalization}', this model by '{rule}' (`caption_normalization`), so its "
                 "spellings are not those that the model knows. Rebuild it with this model: `python build_datastore.py "
                 "...`, or `CaptionDatastore.build(model, rows)`"
             )
-        self.datastore = datastore
 
     @classmethod
     def from_pretrained(

@@ -29,7 +29,7 @@ class Clip:
     """A sound, and the captions that the decoder is shown with it."""
 
     audio: Any
-    candidates: str | list[str]
+    candidates: Any  # a caption or an iterable of captions, which `list_captions` checks
 
 
 class Stream(IterableDataset):

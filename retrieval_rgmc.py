@@ -8,10 +8,9 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -243,7 +242,7 @@ class CaptionDatastore:
         unknown = [row_id for row_id in ids if row_id not in self._row_of_id]
         if unknown:
             raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
-        kept = np.ones(len(self), bool)
+        kept: np.ndarray = np.ones(len(self), bool)
         kept[[self._row_of_id[row_id] for row_id in ids]] = False
         rows = _as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index does not
         self._set_rows(rows, self.embeddings[kept], self.search_parameters)
@@ -444,7 +443,10 @@ class CaptionDatastore:
         **hub_kwargs,
     ) -> "CaptionDatastore | None":
         _, pyarrow = import_datasets()
-        find = partial(find_file, path_or_id, subfolder=subfolder, **hub_kwargs)
+
+        def find(name: str, required: bool = False) -> str | None:
+            return find_file(path_or_id, name, subfolder, required, **hub_kwargs)
+
         description_file = find("datastore.json")
         if description_file is None:
             return None
@@ -460,7 +462,12 @@ class CaptionDatastore:
                 f"{FORMAT_VERSION}: update the code or rebuild the datastore"
             )
         # What earlier versions did not say.
-        former = {"storage": "float32", "search_parameters": None, "vocab_size": None, "caption_normalization": "paper"}
+        former: dict[str, Any] = {
+            "storage": "float32",
+            "search_parameters": None,
+            "vocab_size": None,
+            "caption_normalization": "paper",
+        }
         description = former | description
         if missing := [name for name in ENTRIES if name not in description]:
             raise ValueError(f"{description_file} lacks {', '.join(missing)}: copy it again, or rebuild it")
@@ -569,7 +576,7 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
             f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
         )
     check_ids(rows["id"][:])
-    wrong = []
+    wrong: list[int] = []
     for start in range(0, len(embeddings), BLOCK_ROWS):
         block = embeddings[start : start + BLOCK_ROWS]
         block = decode_embeddings(block) if block.dtype == np.int8 else block.astype(np.float32, copy=False)

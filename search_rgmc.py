@@ -49,7 +49,7 @@ class EmbeddingIndex:
         self.search_parameters = search_parameters
         self.ntotal, self.d = embeddings.shape
         self.metric_type = _import_faiss().METRIC_INNER_PRODUCT
-        self._made = None
+        self._made: faiss.Index | None = None
 
     def __deepcopy__(self, memo: dict) -> "EmbeddingIndex":
         return self  # `rows.with_format` and others copy a dataset with its indexes
@@ -207,9 +207,8 @@ def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.
     """float32 unit vectors of what [`encode_embeddings`] made; float32 ones are returned as they are, uncopied."""
     if encoded.dtype in (np.float32, torch.float32):
         return encoded
-    if isinstance(encoded, np.ndarray):
-        return decode_embeddings(torch.from_numpy(encoded)).numpy()
-    return torch.nn.functional.normalize(encoded.float(), dim=1)
+    decoded = torch.nn.functional.normalize(torch.as_tensor(encoded).float(), dim=1)
+    return decoded.numpy() if isinstance(encoded, np.ndarray) else decoded
 
 
 def _blocks(encoded: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:

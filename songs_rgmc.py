@@ -40,14 +40,14 @@ def make_rows(
     return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **provenance})
 
 
-def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", list | None]:
+def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", Iterator]:
     """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
     datasets, _ = import_datasets()
     if isinstance(dataset, datasets.Dataset):
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Audio):  # decoding is the processor's work
                 dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-    songs = {name: [] for name in ("ids", "captions", *PROVENANCE)}
+    songs: dict[str, list] = {name: [] for name in ("ids", "captions", *PROVENANCE)}
     dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # which is gone through twice
     for number, row in enumerate(dataset):
         if not isinstance(row, Mapping):

@@ -30,8 +30,8 @@ from songs_rgmc import PROVENANCE
 
 logger = logging.get_logger(__name__)
 
-FRONT_END = ("sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size")
-FRONT_END += ("frequency_min", "frequency_max")  # what decides the numbers of a log-mel
+FRONT_END = ["sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size"]
+FRONT_END += ["frequency_min", "frequency_max"]  # what decides the numbers of a log-mel
 FRONT_END_VERSION = 2  # of what is cached: raise it when the front end computes other numbers
 CLIPS_PER_PROCESS = 1024  # computed between two finished files of the cache: seconds of work
 

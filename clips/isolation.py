@@ -13,7 +13,7 @@ from typing import Any
 SECONDS = 600.0  # for one item: an hour of film on a slow disk is read in less
 MEMORY = 2**30  # bytes that a process may take beside what it began with
 # Forked where that is safe, or each process would import torch again.
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def run_isolated(
@@ -115,7 +115,7 @@ def _work(connection: Connection, function: Callable[[Any], Any], memory: int):
     while True:
         item = connection.recv()
         try:
-            answer = function(item), None
+            answer: tuple[Any, Exception | None] = (function(item), None)
         except Exception as error:
             answer = None, error
         connection.send(answer)

@@ -114,7 +114,7 @@ def _read_csv(
     header = [name.strip() for name in next(lines, [])]
     named = [column for column, name in enumerate(header) if name]  # a spreadsheet may leave empty ones at the end
     check_names(header, path)
-    rows = []
+    rows: list[dict] = []
     while True:
         start = lines.line_num + 1
         try:
@@ -148,7 +148,8 @@ def _find_delimiter(text: str, usual: str) -> str:
 def _read_jsonl(
     path: Path, reject: Callable[[str], None], note: Callable[[str], None]
 ) -> tuple[list[str], Iterator[dict]]:
-    rows, columns = [], {}
+    rows: list[dict] = []
+    columns: dict[str, None] = {}
     for number, line in enumerate(read_text(path, note).split("\n"), 1):
         if not line.strip():
             continue

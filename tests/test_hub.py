@@ -23,14 +23,8 @@ from processing_rgmc import RGMCProcessor
 REPO = "tester/rgmc-tiny"
 PUSHED = {
     *("README.md", "config.json", "generation_config.json", "model.safetensors"),
-    *(
-        "configuration_rgmc.py",
-        "feature_extraction_rgmc.py",
-        "model_card_rgmc.py",
-        "modeling_rgmc.py",
-        "pretrained_rgmc.py",
-    ),
-    *("processing_rgmc.py", "retrieval_rgmc.py", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *(path.name for path in ROOT.glob("*_rgmc.py")),
+    *("processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("datastore/captions.parquet", "datastore/datastore.json", "datastore/embeddings.safetensors"),
 }
 DATASTORE = {name for name in PUSHED if name.startswith("datastore/")}
@@ -69,7 +63,8 @@ import train
 from huggingface_hub import create_repo, upload_file
 from pathlib import Path
 from modeling_rgmc import RGMCModel
-from processing_rgmc import MusicCaptioningPipeline, RGMCProcessor
+from pipeline_rgmc import MusicCaptioningPipeline
+from processing_rgmc import RGMCProcessor
 from training.checkpoints import push_model
 
 train.main(sys.argv[1:])

@@ -5,12 +5,11 @@ import re
 import faiss
 import numpy as np
 import pytest
-from helpers import make_datastore, unit_vectors
+from helpers import make_datastore, make_rows, unit_vectors
 
 import search_rgmc
 from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore
 from search_rgmc import STORAGES, check_search, search_exactly
-from songs_rgmc import make_rows
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

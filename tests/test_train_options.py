@@ -14,9 +14,12 @@ from helpers import read_lines, run
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from clips.batches import plan_epoch
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from training import throughput
 from training.arguments import TrainingArguments
+from training.building import build_optimizer
 from training.checkpoints import push_model, save_model
 from training.lora import add_lora, merged_state_dict
 from training.throughput import matrix_peak
@@ -81,14 +84,14 @@ def test_each_part_has_its_learning_rate(make_model):
         learning_rate=1.0, audio_learning_rate=2.0, mapper_learning_rate=3.0, text_learning_rate=4.0
     )
     model = make_model()
-    groups = train.build_optimizer(model, args).param_groups
+    groups = build_optimizer(model, args).param_groups
     for part, rate in zip(PARTS, (2.0, 3.0, 4.0)):
         (found,) = [group["lr"] for group in groups if group["params"][0] is next(getattr(model, part).parameters())]
         assert found == rate
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="every part is frozen"):
-        train.build_optimizer(model, args)
+        build_optimizer(model, args)
 
 
 def test_lora_trains_little_and_is_merged_into_a_plain_checkpoint(corpus, tmp_path):
@@ -117,11 +120,11 @@ def test_merged_weights_compute_the_same_as_the_adapted_model(make_model, log_me
             torch.nn.init.normal_(weight)  # which begins at zero
     tokens, features = torch.ones(1, 3, dtype=torch.long), log_mels(1)
     with torch.no_grad():
-        before = plain(tokens, None, features).logits
-        expected = adapted(tokens, None, features).logits
+        before = plain(features, tokens).logits
+        expected = adapted(features, tokens).logits
         plain.load_state_dict(merged_state_dict(adapted))
         assert not torch.allclose(before, expected, atol=1e-2)
-        torch.testing.assert_close(plain(tokens, None, features).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(plain(features, tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_options_that_would_do_nothing_are_refused(corpus, tmp_path):
@@ -215,8 +218,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_not_pushed(tmp_path):
 
 def test_micro_batches_hold_captions_of_similar_length():
     lengths = np.random.default_rng(0).integers(5, 60, size=70)
-    args = TrainingArguments(batch_size=32, micro_batch_size=8)
-    steps = train.plan_epoch(np.random.default_rng(1).permutation(70), lengths, args, Accelerator())
+    steps = plan_epoch(np.random.default_rng(1).permutation(70), lengths, 32, 8, Accelerator())
     assert sorted(row for step in steps for rows in step for row in rows) == list(range(70))
     for step in steps:
         for rows, after in pairwise(step):
@@ -232,7 +234,7 @@ def test_counted_operations_are_those_of_a_step(make_model, log_mels, conditioni
     if frozen:
         model.text_model.requires_grad_(False)
     train_split = SimpleNamespace(read=lambda rows: features[rows])
-    counted = train.count_flops(model, train_split, [[1] * length] * 4)
+    counted = throughput.count_flops(model, train_split, [[1] * length] * 4)
     shown = length if model.config.uses_candidate else 0
     ids = torch.ones(4, shown + length, dtype=torch.long)
     labels = ids.clone()
@@ -247,9 +249,9 @@ def test_counted_operations_are_those_of_a_step(make_model, log_mels, conditioni
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_training_is_measured_by_the_fastest_product(monkeypatch, precision):
     rates = {(torch.float32, 256): 9.0, (torch.float32, 512): 2.0, (torch.bfloat16, 1024): 12.0}
-    monkeypatch.setattr(train, "matrix_peak", lambda device, dtype, size: rates.get((dtype, size), 1.0))
+    monkeypatch.setattr(throughput, "matrix_peak", lambda device, dtype, size: rates.get((dtype, size), 1.0))
     accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision, num_processes=2)
-    assert train.measure_peak(accelerator) == 2 * (12 if precision == "bf16" else 9)
+    assert throughput.measure_peak(accelerator) == 2 * (12 if precision == "bf16" else 9)
 
 
 def test_the_peak_is_that_of_a_matrix_product():
