@@ -251,7 +251,7 @@ def test_unusable_rows_are_skipped_announced_and_listed(compute, corpus, tmp_pat
     assert found == [("train", row, f"train-{row}", f"{row}.wav") for row in (3, 5, 8)]
     assert [line["reason"].split(":")[-1].split(";")[0] for line in lines[1:]][1:] == [" no such file", " ['?!']"]
     assert len(messages) == 1 and "3 of 9 rows of train" in messages[0] and str(skipped_file) in messages[0]
-    with pytest.raises(ValueError, match=r"More than 33\.0% is an error: mend them, or raise --max_skipped"):
+    with pytest.raises(ValueError, match=r"More than 33\.0% is an error: repair them, or raise --max_skipped"):
         compute(max_skipped=0.33)
 
     (corpus / "train" / "3.wav").write_bytes(whole)

@@ -201,7 +201,7 @@ def test_a_half_written_checkpoint_is_never_picked_up(whole, tmp_path):
     (tmp_path / "checkpoint-old").mkdir()
     assert find_checkpoint("last", tmp_path) == tmp_path / "checkpoint-2"
     assert find_checkpoint(None, tmp_path) is None
-    with pytest.raises(FileNotFoundError, match="is no checkpoint-<step>"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint-<step>"):
         find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path)
     with pytest.raises(ValueError, match="belongs to another run"):
         find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path / "elsewhere")
@@ -213,7 +213,7 @@ def test_resuming_with_other_options_or_rows_is_refused(arguments, whole, tmp_pa
         train.main([*arguments("run"), "--learning_rate", "1e-2"])
     with pytest.raises(ValueError, match="another run: clips was"):
         train.main([*arguments("run"), "--max_train_samples", "9"])
-    with pytest.raises(FileExistsError, match="resume_from_checkpoint last goes on with it"):
+    with pytest.raises(FileExistsError, match="resume it with --resume_from_checkpoint last"):
         argv = arguments("run")
         train.main(argv[: argv.index("--resume_from_checkpoint")])
 

@@ -164,7 +164,7 @@ def test_html_is_removed_and_counted(folder, messages):
     options = {"skipped_file": folder / "skipped.jsonl", "cache_dir": str(folder / "cache")}
     features = compute_features(rows, RGMCFeatureExtractor(), "train", **options)
     assert features.captions[0] == ["loud drums bass"]
-    assert "1 of 2 rows of train have HTML in their captions, which is removed" in messages
+    assert "1 of 2 rows of train have HTML in their captions; it is removed" in messages
     report, table = prepared(folder, "train.csv")
     assert table.loc["a", "caption"] == "loud drums & bass"
     assert table.loc["a", "caption_original"] == "<b>loud</b> drums &amp; bass"
