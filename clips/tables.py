@@ -221,7 +221,7 @@ def match_columns(
         if len(found) > 1:
             raise ValueError(f"{where} has no column '{name}', but {' and '.join(map(repr, found))}: rename one")
         renamed[found[0]] = name
-        note(f"{where}: the column '{found[0]}' is taken for '{name}'")
+        note(f"{where}: the column '{found[0]}' is used as '{name}'")
     return renamed
 
 

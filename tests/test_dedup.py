@@ -113,8 +113,8 @@ def test_the_smallest_id_is_that_of_a_number_where_all_are_numbers():
 
 def test_what_cannot_be_deduplicated_is_an_error():
     for arguments, message in (
-        ((["x"], []), "1 captions and 0 ids"),
-        ((["x", "y"], [1, 1]), "must be unique; 1 of 2"),
+        ((["x"], []), "1 captions but 0 ids"),
+        ((["x", "y"], [1, 1]), "must be unique: 1 of 2"),
         ((["x"], [1], 0), "ngram 0"),
         ((["x"], [1], 5, 1), "threshold 1"),
     ):

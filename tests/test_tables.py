@@ -99,7 +99,7 @@ def test_columns_may_be_in_capitals_where_one_alone_is_meant(folder, messages):
     (folder / "table.csv").write_text("Caption , File_Name,ID,Split,mood\nx,1.wav,a,Train,sad\ny,2.wav,b,train,\n")
     rows = load_captions(str(folder / "table.csv"), "train")
     assert rows["id"][:] == ["b"] and rows["captions"][:] == [["y"]]  # what is in cells stays as it is
-    assert len(messages) == 4 and f"{folder / 'table.csv'}: the column 'Caption' is taken for 'caption'" in messages
+    assert len(messages) == 4 and f"{folder / 'table.csv'}: the column 'Caption' is used as 'caption'" in messages
     report, table = prepared(folder, "table.csv")
     assert sorted(table["caption"]) == ["x", "y"] and len(report["tables"]) == 4
 
@@ -138,7 +138,7 @@ def test_a_row_without_an_id_goes_by_its_file(folder, messages):
         assert len(messages) == 1 and "1 of 2 rows have no id" in messages[0]
         report, table = prepared(folder, name)
         assert sorted(table["id"]) == sorted(["1.wav", own])
-        assert report["notes"]["without an id: its file's name is taken"] == 1
+        assert report["notes"]["without an id: its file's name is its id"] == 1
 
 
 @pytest.mark.parametrize("placeholder", ["nan", "NaN", "None", "NULL", " N/A ", "#N/A", "NA", "<NA>"])
@@ -168,7 +168,7 @@ def test_html_is_removed_and_counted(folder, messages):
     report, table = prepared(folder, "train.csv")
     assert table.loc["a", "caption"] == "loud drums & bass"
     assert table.loc["a", "caption_original"] == "<b>loud</b> drums &amp; bass"
-    assert report["notes"]["there was HTML in its caption, which is removed"] == 1
+    assert report["notes"]["its caption had HTML, which was removed"] == 1
 
 
 @pytest.mark.parametrize(
