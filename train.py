@@ -152,7 +152,7 @@ def train_epoch(run: Run):
             batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
             last = index == len(step) - 1
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
-                # Divided once, by all tokens of the step; by fewer here, as the processes' gradients are averaged.
+                # Divided once, by all tokens of the step, because the processes' gradients are averaged.
                 with accelerator.autocast():  # accelerate does this in `forward`, but not under FSDP
                     loss = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
                 accelerator.backward(loss)

@@ -281,8 +281,8 @@ def _list_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped_f
         return
     row, reason = next(iter(problems.items()))
     message = (
-        f"{len(problems)} of {len(rows)} rows of {split} cannot be used and are listed in {skipped_file}; the first is "
-        f"row {row}, id '{rows[row]['id']}', file {rows[row]['audio']['path']}: {reason}"
+        f"{len(problems)} of {len(rows)} rows of {split} cannot be used and are listed in {skipped_file}; "
+        f"the first is row {row}, id '{rows[row]['id']}', file {rows[row]['audio']['path']}: {reason}"
     )
     if len(problems) > max_skipped * len(rows) or len(problems) == len(rows):
         raise ValueError(f"{message}. More than {max_skipped:.1%} is an error: repair them, or raise --max_skipped")

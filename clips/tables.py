@@ -195,7 +195,7 @@ def match_columns(
     columns: Iterable[str], wanted: Iterable[str], where: str | Path, note: Callable[[str], None]
 ) -> dict[str, str]:
     """
-    Finds columns that differ from a wanted name only in case, such as `Caption` for `caption`.
+    Finds columns that differ from a wanted name only in case, for example `Caption` for `caption`.
 
     Args:
         columns (`Iterable[str]`):

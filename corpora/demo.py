@@ -185,8 +185,7 @@ def draw_tune(style: Style, mode: str, progression: list, bars: int, rng: np.ran
     """
     Draws a tune as notes: start and length in beats, step of the scale, and whether it is on a strong beat.
 
-    Two motifs, each the rhythm and the contour of a bar, alternate as a a b a. Strong beats move to the nearest chord
-    tone.
+    Two motifs, each the rhythm and contour of a bar, alternate as a a b a. Strong beats move to the nearest chord tone.
     """
     lean = (0.6, 0.4) if mode == "major" else (0.4, 0.6)
     moves = rng.choice((1, 1, 1, 2), (2, 8)) * rng.choice((1, -1), (2, 8), p=lean)
@@ -317,8 +316,7 @@ def write_demo_corpus(output_dir: str | Path, clips: int = 800, seed: int = 0, n
         clips (`int`, defaults to 800):
             Number of clips, at least 20: 75 % train, 10 % validation and 15 % test.
         seed (`int`, defaults to 0):
-            Seed of the corpus. Clip i only depends on (seed, i); with the same versions of the libraries its bytes are
-            the same.
+            Clip i only depends on (seed, i). With the same versions of the libraries its bytes are the same.
         num_proc (`int`, *optional*, defaults to one per core, at most 8):
             Number of processes. The corpus does not depend on it.
 
@@ -334,7 +332,7 @@ def write_demo_corpus(output_dir: str | Path, clips: int = 800, seed: int = 0, n
         about = output_dir / "corpus.json"
         found = json.loads(about.read_text()) if about.is_file() else "something else"
         if found == settings:
-            print(f"Keeping {output_dir}, which already holds this corpus")
+            print(f"{output_dir} already holds this corpus: nothing to do")
             return
         raise FileExistsError(f"{output_dir} holds {found}, not {settings}: remove it or choose another output_dir")
     output_dir.parent.mkdir(parents=True, exist_ok=True)

@@ -246,8 +246,8 @@ def _expect_columns(name: str, columns: list[str], wanted: list[str]):
 
 def read_any(args: TableArguments, output_dir: Path) -> Corpus:
     """
-    Reads a table, folder or Hub dataset by its column names. Sounds that a dataset holds itself are written to
-    `output_dir/audio`.
+    Reads a table, folder or Hub dataset by its column names. Sounds stored in a dataset are written to
+    `output_dir/audio`, because every row needs a file.
     """
     corpus = Corpus([], license=args.license)
     source, sounds_dir = Path(args.source), output_dir / "audio"

@@ -1,8 +1,8 @@
 """
 Assigns the rows of a corpus to splits without cutting a group in two.
 
-The splits only depend on the seed, the ids and the groups, not on the order of the rows, the machine, or the number of
-processes.
+The splits only depend on the seed, the ids and the groups: not on the order of the rows, a machine, or a number of
+processes that read them.
 """
 
 import hashlib

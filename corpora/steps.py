@@ -86,8 +86,7 @@ def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int
 
 def mark_clusters(rows: list[dict], ngram: int, threshold: float) -> dict:
     """
-    Sets `cluster` of each row to the smallest id of its cluster. Two rows with several captions are in one cluster if
-    any of their captions are duplicates.
+    Sets `cluster` of each row to the smallest id of its cluster. Rows share a cluster if any of their captions do.
 
     Args:
         rows (`list[dict]`):

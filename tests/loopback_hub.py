@@ -11,8 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 class LoopbackHub(ThreadingHTTPServer):
     """
-    A server in which `repos` maps repositories to commits (the last is `main`) and commits to files; `log` holds the
-    requests.
+    A server whose `repos` map repositories to commits (the last is `main`) and commits to files; `log` lists requests.
     """
 
     daemon_threads = True

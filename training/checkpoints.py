@@ -90,7 +90,7 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
     except Exception as error:  # for a full disk, safetensors and torch raise their own errors
         shutil.rmtree(staging, ignore_errors=True)
         last = last_checkpoint(output_dir)
-        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "none exists before"
+        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "it is the first one"
         raise OSError(f"{place} cannot be written ({error}); {left}") from error
     if accelerator.is_main_process:
         os.replace(staging, place)
@@ -134,7 +134,7 @@ def load_state(
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
     if changed:
         changes = ", ".join(f"{name} was {former.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-        raise ValueError(f"{checkpoint} belongs to another run: {changes}. Resume with the former, or start a new run")
+        raise ValueError(f"{checkpoint} belongs to another run: {changes}. Keep the former values, or start a new run")
     accelerator.load_state(str(checkpoint))
     if not accelerator.is_main_process:
         state.losses.zero_()
