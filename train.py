@@ -6,8 +6,8 @@ Trains RGMC (sections 3 and 4 of the paper).
     accelerate launch train.py --dataset my_music --output_dir outputs/my_music --text_model openai-community/gpt2
     accelerate launch train.py <as before> --resume_from_checkpoint last
 
-Options are the fields of the dataclasses in `training/arguments.py`: from a yaml file, and from the command line, which
-wins; `--text_config.n_layer 4` sets one entry of a configuration. `--help` lists them.
+The options are the fields of the dataclasses in `training/arguments.py`, and `--help` lists them. They come from a yaml
+file and from the command line, which wins. `--text_config.n_layer 4` sets one entry of a configuration.
 """
 
 from clips import threads  # noqa: F401
@@ -72,31 +72,31 @@ from training.refresh import find_neighbors, write_neighbors
 from training.sharding import check_distributed_type
 from training.throughput import count_flops, measure_peak
 
-# -- 1. what a run is made of ------------------------------------------------------------------------------------------
+# -- 1. the parts of a run ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Run:
-    """What the steps of a training need, and the state that they change."""
+    """What the training steps need, and the state they change."""
 
     arguments: tuple[ModelArguments, DataArguments, TrainingArguments]
     accelerator: Accelerator
     model: RGMCModel
-    wrapped: torch.nn.Module  # the model as accelerate runs it: the same weights
-    saved: RGMCModel  # the model as it is saved: `model`, or a copy on the CPU that takes up what FSDP has sharded
+    wrapped: torch.nn.Module  # the same weights, as accelerate runs them
+    saved: RGMCModel  # the model to save: `model`, or a copy on the CPU that gathers what FSDP has sharded
     processor: RGMCProcessor
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     train: ClipFeatures
     validation: ClipFeatures
-    rows: Dataset  # of the datastore: id, caption and its tokens
+    rows: Dataset  # the datastore's: id, caption and its tokens
     caption_ids: list[list[int]]
     validation_ids: list[list[int]]
     state: TrainingState
-    settings: dict  # what must be the same when the run is resumed
+    settings: dict  # must be the same when the run is resumed
     flops_per_clip: float  # forward and backward
     peak_flops: float  # per second, of a matrix product on all devices
-    datastore: CaptionDatastore | None = None  # of the current encoder, where it is known
+    datastore: CaptionDatastore | None = None  # None when the encoder has changed since it was built
     stop_requested: bool = False
 
     @property
@@ -124,10 +124,10 @@ class Run:
 
 def train_epoch(run: Run):
     """
-    What is left of the epoch that the run is in, at most up to `--max_steps`.
+    Trains the rest of the current epoch, up to `--max_steps` at most.
 
     Raises:
-        `SystemExit`: after a request to stop; the run can be resumed.
+        `SystemExit`: After a request to stop. The run can be resumed.
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     order = np.random.default_rng([args.seed, state.epoch]).permutation(len(run.train))
@@ -152,8 +152,8 @@ def train_epoch(run: Run):
             batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
             last = index == len(step) - 1
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
-                # Divided once, by all tokens of the step; the gradients of the processes are averaged.
-                with accelerator.autocast():  # accelerate wraps `forward` in it by itself, but not under FSDP
+                # Divided once, by all tokens of the step, because the processes' gradients are averaged.
+                with accelerator.autocast():  # accelerate does this in `forward`, but not under FSDP
                     loss = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
                 accelerator.backward(loss)
             state.losses += loss.detach() * (tokens / accelerator.num_processes)
@@ -192,7 +192,7 @@ def train_epoch(run: Run):
         if stops or ends_within or (args.save_steps and state.step % args.save_steps == 0):
             save_state(Path(args.output_dir), accelerator, state, run.settings, args.save_total_limit)
         if stops:
-            accelerator.print(f"Stopped as asked after step {state.step}; --resume_from_checkpoint last goes on")
+            accelerator.print(f"Stopped as asked after step {state.step}; resume it with --resume_from_checkpoint last")
             raise SystemExit(128 + signal.SIGTERM)
         if state.step >= (args.max_steps or math.inf):
             break
@@ -200,7 +200,7 @@ def train_epoch(run: Run):
 
 
 def stops_now(run: Run, log_now: bool) -> bool:
-    """Whether the processes agree to stop; several ask each other when they log only, because that takes time."""
+    """Whether the processes agree to stop. Several only ask each other when they log, because it takes time."""
     if run.accelerator.num_processes == 1:
         return run.stop_requested
     if run.stop_requested:
@@ -211,7 +211,7 @@ def stops_now(run: Run, log_now: bool) -> bool:
 
 @torch.no_grad()
 def validation_loss(run: Run) -> float:
-    """Mean cross entropy per token: sums over tokens, divided once, the same on every process."""
+    """Computes the mean cross entropy per token, the same on every process: sums over tokens, divided once."""
     accelerator, batch_size = run.accelerator, run.embedding_batch_size
     own = list(range(accelerator.process_index, len(run.validation), accelerator.num_processes))
     share = math.ceil(len(run.validation) / accelerator.num_processes)  # the last batch may be empty: FSDP needs it
@@ -227,14 +227,16 @@ def validation_loss(run: Run) -> float:
 
 def end_epoch(run: Run, seconds: float):
     """
-    Refresh, validation, log, and the checkpoints. The neighbours that are looked up after an epoch are those at the
-    start of the next one (section 3.2), and belong to the very encoder that a checkpoint of this moment holds.
+    Refreshes the neighbours, validates, logs, and saves checkpoints.
+
+    The neighbours looked up after an epoch are those for the start of the next one (section 3.2). The encoder behind
+    them is the same that a checkpoint saved now holds.
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     output_dir = Path(args.output_dir)
     former = state.neighbors
     if any(weight.requires_grad for weight in run.model.audio_tower.parameters()):
-        run.datastore = None  # the encoder has moved on
+        run.datastore = None  # the encoder has changed
         interval = refresh_interval(args.refresh)
         if interval and state.epoch % interval == 0:
             refresh(run)
@@ -255,7 +257,7 @@ def end_epoch(run: Run, seconds: float):
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         for sample in samples:
             tqdm.write(f"  {sample['id']}: {sample['caption']}")
-    complete = state.step_in_epoch * args.batch_size >= len(run.train)  # and not cut short by --max_steps
+    complete = state.step_in_epoch * args.batch_size >= len(run.train)  # not cut short by --max_steps
     if held_out_loss < state.best_loss:
         state.best_loss, state.best_epoch = held_out_loss, state.epoch
         save_best(run)
@@ -266,7 +268,7 @@ def end_epoch(run: Run, seconds: float):
 
 
 def refresh(run: Run):
-    """New neighbours of every song by the current encoder."""
+    """Rebuilds the datastore and looks the neighbours of every song up again, by the current encoder."""
     args, batch_size = run.args, run.embedding_batch_size
     embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
     run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
@@ -276,7 +278,7 @@ def refresh(run: Run):
 
 @torch.no_grad()
 def sample_captions(run: Run) -> list[dict[str, str]]:
-    """What the model says of the first validation clips, beside what it was given and what was wanted."""
+    """Captions the first validation clips, and returns captions, references and candidates."""
     count = min(run.args.num_sample_captions, len(run.validation))
     if count == 0:
         return []
@@ -300,7 +302,7 @@ def sample_captions(run: Run) -> list[dict[str, str]]:
 
 
 def write_log(run: Run, values: dict):
-    """A line of `log.jsonl`; numbers and sample captions to the trackers."""
+    """Appends a line to `log.jsonl`, and sends numbers and sample captions to the trackers."""
     if run.accelerator.is_main_process:
         with (Path(run.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
@@ -312,7 +314,7 @@ def write_log(run: Run, values: dict):
 
 
 def save_best(run: Run):
-    """The best model so far is the checkpoint, with a datastore of its very encoder."""
+    """Saves the best model so far as the checkpoint, with a datastore of the same encoder."""
     args, output_dir = run.args, Path(run.args.output_dir)
     if run.datastore is None:
         embedding = (run.train, run.rows, run.accelerator, run.embedding_batch_size, args.string_factory)
@@ -345,27 +347,27 @@ def start_accelerator(args: TrainingArguments) -> Accelerator:
     )
     check_distributed_type(accelerator)
     if accelerator.device.type == "cpu":
-        # accelerate launch leaves a CPU process one thread
+        # accelerate launch sets a CPU process to one thread
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
     else:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     if not accelerator.is_main_process:
-        logging.set_verbosity_error()  # announcements come once
-    # At each checkpoint accelerate warns that weights tied to others are left out; loading ties them again.
+        logging.set_verbosity_error()  # messages appear once
+    # At each checkpoint accelerate warns that it leaves out tied weights, which loading ties again.
     python_logging.getLogger("accelerate.utils.other").setLevel(python_logging.ERROR)
     return accelerator
 
 
 def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | None:
-    """Makes `output_dir`, empty of another run, and returns the checkpoint to resume from."""
+    """Makes `output_dir`, clears a former run's state unless it is resumed, and returns the checkpoint to resume."""
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
     if former and not args.resume_from_checkpoint and not args.overwrite_output_dir:
         raise FileExistsError(
-            f"{output_dir} holds a run ({former[0].name}): --resume_from_checkpoint last goes on with it; or choose "
-            "another --output_dir, or --overwrite_output_dir true"
+            f"{output_dir} holds a run ({former[0].name}): resume it with --resume_from_checkpoint last, "
+            "choose another --output_dir, or give --overwrite_output_dir true"
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -381,7 +383,7 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
 
 
 def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | None) -> Run:
-    """Everything that the steps need, at the start of the training or where `checkpoint` left it."""
+    """Makes everything that the steps need, at the start of the training or in the state of `checkpoint`."""
     model_args, data_args, args = arguments
     model_args.caption_normalization = caption_rule(model_args)
     rule = model_args.caption_normalization
@@ -411,7 +413,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     clips = hashlib.sha256(json.dumps([train.ids, captions, validation.ids]).encode()).hexdigest()
     if len({*gather_object([clips])}) > 1:
         raise RuntimeError(
-            "The processes read different clips: some could not read files that others read; start again"
+            "The processes read different clips, because some could not read files that others could: start again"
         )
     settings = run_settings(
         arguments,
@@ -465,7 +467,7 @@ def main(argv: list[str]):
     if checkpoint:
         accelerator.print(f"Resumed from {checkpoint}: step {state.step}, epoch {state.epoch}")
 
-    # 3. Epochs. By SIGTERM schedulers announce the end of a job: it ends the run after the step it is in
+    # 3. Epochs. Schedulers announce the end of a job by SIGTERM: the run then ends after its current step
     def request_stop(number, frame):
         run.stop_requested = True
 
@@ -482,7 +484,7 @@ def main(argv: list[str]):
     accelerator.wait_for_everyone()
     if state.best_epoch == 0:
         raise RuntimeError(
-            "The validation loss was never finite, so there is no checkpoint: try a smaller --learning_rate"
+            "The validation loss was never finite, so no checkpoint was saved: try a smaller --learning_rate"
         )
     accelerator.print(
         f"Trained in {(time.perf_counter() - started) / 60:.1f} minutes; {output_dir} holds epoch {state.best_epoch}, "
@@ -491,7 +493,7 @@ def main(argv: list[str]):
 
     # 4. The table of the test split, and the Hub
     if args.test_split:
-        torch.set_float32_matmul_precision("highest")  # as eval.py, which must print the same table
+        torch.set_float32_matmul_precision("highest")  # as in eval.py, which must print the same table
         evaluate_checkpoint(
             EvaluationArguments(
                 model=args.output_dir,
@@ -504,7 +506,7 @@ def main(argv: list[str]):
                 cache_dir=data_args.cache_dir,
                 cache_dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
-                # A first look, in which nothing is downloaded and no Java is started; eval.py has the rest.
+                # A first look without downloads and Java; eval.py computes the rest.
                 masked=False,
                 meteor=False,
                 clap_model=None,

@@ -1,19 +1,19 @@
 """
-What the audio front end costs: the plain route against RGMC's, the cache against a memmap, memory on long files.
+Measures the audio front end: the plain route against RGMC's, the cache against a memmap, and memory on long files.
 
     python -m benchmarks.audio
 
-prints three tables and writes `benchmarks/results/audio.json`. Everything is made here; nothing is downloaded.
+prints three tables and writes `benchmarks/results/audio.json`. All data is generated; nothing is downloaded.
 
-(a) decodes the whole track as `datasets.Audio(sampling_rate=48000)` does (by torchcodec, or by PyAV and soxr where
+(a) decodes the whole track as `datasets.Audio(sampling_rate=48000)` does (with torchcodec, or with PyAV and soxr if
 torchcodec does not load), cuts out the middle 10 s, and runs `ClapFeatureExtractor`. (b) is `RGMCFeatureExtractor`.
-Times are of the CPU, all threads together, which is the wall time of one core; (a) and (b) take turns, and the median
+Times are CPU times of all threads together, which is the wall time on one core. (a) and (b) take turns, and the median
 of the rounds counts.
 """
 
 import os
 
-os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # threads that wait by spinning would be counted
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # the time of spinning threads would count
 
 import json
 import platform
@@ -42,7 +42,7 @@ from processing_rgmc import RGMCProcessor
 from training.building import train_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "audio.json"
-SECONDS, RATE = 160, 44_100  # of a track
+SECONDS, RATE = 160, 44_100  # a track's duration and sampling rate in Hz
 # name: (codec, sample format, rate, codec options); ogg and wav are written by soundfile
 CODECS = {
     "mp3": ("libmp3lame", "fltp", RATE, {"b": "128000"}),
@@ -63,7 +63,7 @@ HTSAT_BASE = {
 
 
 def music(seconds: float, rate: int) -> np.ndarray:
-    """Stereo chords that change each half second, with noise on the beat: `(2, samples)`."""
+    """Synthesises stereo chords that change every half second, with noise on the beat: `(2, samples)`."""
     random = np.random.default_rng(0)
     t = np.arange(round(seconds * rate)) / rate
     beat = (2 * t).astype(int)
@@ -78,7 +78,7 @@ def music(seconds: float, rate: int) -> np.ndarray:
 def write_track(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
     if path.suffix in (".wav", ".ogg"):
         with soundfile.SoundFile(path, "w", rate, channels=2) as file:
-            for first in range(0, samples.shape[1], rate):  # libsndfile crashes on minutes of ogg at once
+            for first in range(0, samples.shape[1], rate):  # libsndfile crashes when it writes minutes of ogg at once
                 file.write(samples[:, first : first + rate].T)
         return path
     codec, sample_format, codec_rate, options = CODECS[path.suffix[1:]]
@@ -152,7 +152,7 @@ def measure_front_end(folder: Path, rounds: int) -> dict:
     print(f"{'':6}{'(a) ms':>10}{'(b) ms':>10}{'ratio':>8}{'mean difference, dB':>22}")
     results = {}
     for path in tracks:
-        difference = float(np.abs(plain(path) - ours(path)).mean())  # warms both up, too
+        difference = float(np.abs(plain(path) - ours(path)).mean())  # also warms both up
         times = np.array([(cpu_seconds(plain, path), cpu_seconds(ours, path)) for _ in range(rounds)])
         a, b = np.median(times, axis=0) * 1000
         ratio = float(np.median(times[:, 0] / times[:, 1]))
@@ -199,7 +199,7 @@ def measure_cache(folder: Path, rounds: int, clips: int) -> dict:
         order = np.random.default_rng(0).permutation(clips)
         batches = [order[start : start + 32] for start in range(0, clips, 32)]
         if not all(torch.equal(features.read(batch.tolist()), read_memmap(batch)) for batch in batches):
-            raise RuntimeError("the cache and the memmap hold different numbers")
+            raise RuntimeError("The cache and the memmap hold different numbers")
         readers = (lambda batch, features=features: features.read(batch.tolist()), read_memmap)
         times = np.array(
             [[sum(cpu_seconds(reader, batch) for batch in batches) for reader in readers] for _ in range(rounds)]
@@ -222,7 +222,7 @@ def measure_cache(folder: Path, rounds: int, clips: int) -> dict:
 
 
 def write_two_hours(path: Path) -> Path:
-    """An mp3, or an mp4 with video, of 120 times the same minute."""
+    """Writes the same minute 120 times, as an mp3 or as an mp4 with video."""
     short = path.with_name(f"minute{path.suffix}")
     if path.suffix == ".mp3":
         write_track(short, music(60, RATE))
@@ -258,7 +258,7 @@ def write_two_hours(path: Path) -> Path:
 
 
 def caption_and_print_memory(path: str):
-    """In a process of its own: a model of the paper's size, weights random, captions one file with five beams."""
+    """Captions one file with five beams, in its own process, with random weights of the paper's size."""
     tokenizer = train_tokenizer(["a sad ballad of piano and strings", "a happy waltz for flute"], 300)
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     config = RGMCConfig(
@@ -266,7 +266,7 @@ def caption_and_print_memory(path: str):
         text_config=AutoConfig.for_model("gpt2", vocab_size=len(tokenizer), **special).to_dict(),
     )
     model, processor = RGMCModel(config).eval(), RGMCProcessor(RGMCFeatureExtractor(), tokenizer)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     before = memory_mb("VmRSS")
     model.generate(**processor(audio=[path], candidates=["a slow waltz of strings"]), max_new_tokens=32)
     print(json.dumps({"before_mb": before, "peak_above_mb": memory_mb("VmHWM") - before}))
@@ -296,8 +296,8 @@ def measure_memory(folder: Path) -> dict:
 def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clips", type=int, default=2000, help="Of the cache.")
-    parser.add_argument("--caption", help="Only caption this file, and print what memory that took.")
+    parser.add_argument("--clips", type=int, default=2000, help="Clips in the cache.")
+    parser.add_argument("--caption", help="Only caption this file, and print the memory it took.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.caption:

@@ -1,19 +1,19 @@
 """
-What a large datastore costs: made of given embeddings, saved, loaded and searched, each in a process of its own.
+Measures a large datastore: built from given embeddings, saved, loaded and searched, each in its own process.
 
     python -m benchmarks.datastore
 
-prints a table and writes `benchmarks/results/datastore.json`. Everything is made here; nothing is downloaded: captions
-of 12 to 28 random tokens, and two kinds of unit vectors of 512 numbers: random ones, which have no neighbours to speak
-of, and clustered ones, around `--rows` / 100 centres, at a cosine of about 0.9 to the others of their cluster.
+prints a table and writes `benchmarks/results/datastore.json`. All data is generated; nothing is downloaded. Captions
+have 12 to 28 random tokens. There are two kinds of unit vectors of 512 numbers: random ones, which have no close
+neighbours, and clustered ones around `--rows` / 100 centres, with a cosine of about 0.9 to the others in their cluster.
 
-Recall is the share of queries, vectors of the same kind that are not in the datastore, whose nearest row is that of an
-exact search in float32; beside it how much less similar, at most, the row is that was found instead. These searches are
-exact in what is stored; the last row is a FAISS index with `nprobe` 32, which the first search makes: its time is
-counted apart from that of the query.
+Queries are vectors of the same kind that are not in the datastore. Recall is the share of queries that find the same
+nearest row as an exact search in float32; beside it stands by how much, at most, the row found instead is less similar.
+All searches are exact over the stored numbers, except in the last row: a FAISS index with `nprobe` 32. The first search
+builds this index, and that time is listed apart from the query's.
 
-Seconds are of the wall. Memory is the process's peak (Linux: `VmHWM`), which counts the pages of mapped files that are
-in memory; beside it `RssAnon` at the end, what the process holds itself. The pages of the files may be cached already.
+Seconds are wall time. Memory is the process's peak (Linux: `VmHWM`), which includes the mapped files' pages in memory,
+and beside it `RssAnon` at the end, what the process itself holds. The files' pages may be cached already.
 """
 
 from clips import threads  # noqa: F401
@@ -50,7 +50,7 @@ LIMIT_GIB = 8
 
 
 def make_vectors(kind: str, rows: int, count: int, seed: int) -> torch.Tensor:
-    """`count` unit vectors, in a datastore of `rows` of them."""
+    """Generates `count` unit vectors for a datastore of `rows` rows: `(count, 512)`."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(count, SIZE, generator=generator), dim=1)
     if kind == "random":
@@ -75,7 +75,7 @@ def make_rows(count: int) -> Dataset:
     return Dataset.from_dict({"id": [f"song-{row}" for row in range(count)], "caption": captions, "input_ids": tokens})
 
 
-# -- phases, each in a process of its own ------------------------------------------------------------------------------
+# -- phases, each in its own process ----------------------------------------------------------------------------------
 
 
 def in_own_process(function: Callable, *args):
@@ -119,7 +119,7 @@ def search(folder: Path, kind: str, queries: int) -> tuple[dict, np.ndarray]:
 
 
 def exact_similarities(vectors: Path, kind: str, rows: int, found: np.ndarray) -> np.ndarray:
-    """Of each query and the row that was found for it, in float64 of the embeddings as they were given."""
+    """Computes the similarity of each query and the row found for it, in float64 from the embeddings as given."""
     queries = make_vectors(kind, rows, len(found), seed=0).double().numpy()
     return (queries * np.load(vectors, mmap_mode="r")[found]).sum(axis=1)
 
@@ -133,7 +133,7 @@ def measure(name: str, storage: str, string_factory: str, args, folder: Path, ex
         store, vectors = folder / "store", folder / f"{kind}.npy"
         built = in_own_process(build, vectors, args.rows, store, storage, string_factory)
         searched, rows = in_own_process(search, store, kind, args.queries)
-        if kind == KINDS[0]:  # the other one takes the same
+        if kind == KINDS[0]:  # the other kind costs the same
             measured |= {"build": built, "load": in_own_process(load, store), "search": searched}
         similarities = exact_similarities(vectors, kind, args.rows, rows)
         best_rows, best = expected.setdefault(kind, (rows, similarities))
@@ -157,7 +157,7 @@ def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--index", default="IVF1024,SQ8", help="FAISS index of the last row.")
+    parser.add_argument("--index", default="IVF1024,SQ8", help="FAISS index of the table's last row.")
     args = parser.parse_args()
     facts = machine("cpu") | {"faiss": faiss.__version__, "datasets": version("datasets")}
     command = " ".join(["python -m benchmarks.datastore", *sys.argv[1:]])

@@ -1,12 +1,12 @@
 """
-Deduplication of 250,000 short captions, exactly (section 5 of the paper).
+Measures the exact deduplication of 250,000 short captions (section 5 of the paper).
 
     python -m benchmarks.dedup
 
-prints a table and writes `benchmarks/results/dedup.json`. The captions are made here, of recombined phrases: 10 % exact
-copies, 20 % edited copies, and some short ones. Then come families of near copies of one caption, the hard case. The
-reference, which has to find the same pairs, multiplies all sets of 5-grams with each other, on `--subset` captions: the
-seconds of both are of the subset. Seconds are of the wall; memory is the peak of a process of its own, as a whole.
+prints a table and writes `benchmarks/results/dedup.json`. The captions are generated from recombined phrases: 10 %
+exact copies, 20 % edited copies, and some short ones. A second run takes near copies of one caption, the hard case. The
+reference multiplies all sets of 5-grams with each other and must find the same pairs; it runs on `--subset` captions,
+and the two are compared on that subset. Seconds are wall time; memory is the peak of a whole process, one per row.
 """
 
 import json
@@ -40,7 +40,7 @@ def make_captions(n: int, seed: int) -> list[str]:
     for kind in generator.random(n):
         if captions and kind < 0.3:
             words = pick(captions).split()
-            if kind > 0.1:  # edited: a word more, less, or another one
+            if kind > 0.1:  # edited: a word inserted, deleted or replaced
                 place = int(generator.integers(len(words)))
                 words[place : place + int(generator.integers(2))] = [pick(LEADS)] * int(generator.integers(2))
             captions.append(" ".join(words) or "music")
@@ -55,14 +55,14 @@ def make_captions(n: int, seed: int) -> list[str]:
 
 
 def make_family(n: int, seed: int) -> list[str]:
-    """Near copies of one caption of 60 words."""
+    """Generates near copies of one caption of 60 words."""
     generator = np.random.default_rng(seed)
     base = [str(word) for word in generator.integers(10**6, size=60)]
     return [" ".join([*base, *map(str, generator.integers(50, size=int(generator.integers(1, 5))))]) for _ in range(n)]
 
 
 def all_pairs(captions: list[str]) -> set[tuple[int, int]]:
-    """The reference: every set with every other."""
+    """The reference: compares every set with every other."""
     sets, _ = distinct_sets(captions, 5)
     tokens = _by_rarity(sets)
     overlaps = sparse.triu(tokens @ tokens.T, k=1).tocoo()
@@ -109,7 +109,7 @@ def main():
     captions = make_captions(args.captions, seed=0)
     subset = captions[: args.subset]
     if our_pairs(subset) != all_pairs(subset):
-        raise SystemExit("the pairs are not those of the reference")
+        raise SystemExit("The pairs are not those of the reference")
     results = {
         "deduplicate": in_own_process(ids_and_deduplicate, captions),
         "family": in_own_process(ids_and_deduplicate, make_family(args.family, seed=1)),
@@ -119,7 +119,7 @@ def main():
     for name, found in results.items():
         print(f"{name:24} {found['captions']:>9,} captions  {found['seconds']:7.1f} s  {found['peak_gib']:5.2f} GiB")
     ratio = results["reference of the subset"]["seconds"] / results["subset"]["seconds"]
-    print(f"all pairs take {ratio:.1f} times as long on the subset; goal for 250,000: under 60 s and 2 GiB")
+    print(f"On the subset the reference takes {ratio:.1f} times as long; goal for 250,000: under 60 s and 2 GiB")
     written = {"command": "python -m benchmarks.dedup", "machine": machine("cpu"), "ratio": ratio, **results}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "dedup.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

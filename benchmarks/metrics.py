@@ -1,12 +1,12 @@
 """
-What scoring a split costs: all string metrics of 2,500 captions with intervals from 1,000 resamples.
+Measures the scoring of a split: all string metrics of 2,500 captions, with intervals from 1,000 resamples.
 
     python -m benchmarks.metrics
 
-prints a table and writes `benchmarks/results/metrics.json`. Captions and references are made here, about 50 words long
-as those of MusicCaps. (a) is the COCO caption code's own scorers, which give no intervals, on words that are tokenised
-before; (b) `metrics/caption_metrics` without METEOR, and (c) with it. Seconds are of the wall, of one run after one
-that is not counted; METEOR is Java's, which starts anew in each call.
+prints a table and writes `benchmarks/results/metrics.json`. Captions and references are generated, about 50 words long
+like those of MusicCaps. (a) is the COCO caption code's own scorers on words that are already tokenised, without
+intervals; (b) is `metrics/caption_metrics` without METEOR, (c) with it. Seconds are the wall time of one run after a
+warm-up. METEOR runs in Java, which starts again for each call.
 """
 
 import json
@@ -23,7 +23,7 @@ from benchmarks.train import machine
 from evaluation.scoring import load_metric
 
 RESULTS = Path(__file__).parent / "results"
-WORDS = 4000  # of the vocabulary, the first ones the most frequent, as in language
+WORDS = 4000  # size of the vocabulary; the k-th word is 1/k times as frequent as the first, as in language
 GOALS = {"(b) without METEOR": 8, "(c) with METEOR": 30}  # seconds
 
 
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=2500)
     parser.add_argument("--bootstrap", type=int, default=1000)
     args = parser.parse_args()
-    # Half of each caption is its reference's, so that there is something to match.
+    # Half of each caption is its reference's, so that something matches.
     references = make_captions(args.pairs, 50, seed=0)
     others = references[1:] + references[:1]
     predictions = [own[: len(own) // 2] + other[len(other) // 2 :] for own, other in zip(references, others)]
@@ -61,7 +61,7 @@ def main():
     seconds = {}
     for name, way in ways.items():
         for _ in range(2):
-            metric = load_metric("caption_metrics")  # anew: it remembers what METEOR said
+            metric = load_metric("caption_metrics")  # a new one, because it caches METEOR's answers
             start = time.perf_counter()
             found = way()
             seconds[name] = time.perf_counter() - start

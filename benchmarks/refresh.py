@@ -1,27 +1,27 @@
 """
-What a retrieval refresh costs: every training song embedded by the current encoder, and its nearest song looked up.
+Measures a retrieval refresh: every training song is embedded by the current encoder, and its nearest song looked up.
 
     python -m benchmarks.refresh
     python -m benchmarks.refresh --device cuda
 
-prints a table and writes `benchmarks/results/refresh-<device>.json`. Everything is made here; nothing is downloaded.
-The refresh is the training's own: `build_datastore` and `find_neighbors` of `training/refresh.py` under an
-`Accelerator`, and the embedding batch of the training's defaults.
+prints a table and writes `benchmarks/results/refresh-<device>.json`. All data is generated; nothing is downloaded. The
+refresh is the training's own: `build_datastore` and `find_neighbors` under an `Accelerator`, with the embedding batch
+of the training's defaults.
 
-`--rows` songs have captions of about 20 tokens. Their log-mels are 256 made-up clips in an Arrow table, repeated by
-`select`, so that no 24 GB have to lie on the disk: what reading them from a disk costs, and the pages of the files that
-a process has mapped, are not in these numbers.
+`--rows` songs have captions of about 20 tokens. Their log-mels are 256 generated clips in an Arrow table, repeated by
+`select`, because all of them would take 24 GB of disk. These numbers therefore leave out the cost of reading log-mels
+from a disk and the pages of mapped files.
 
-The encoder is HTSAT-base with random weights on a GPU (`--encoder base`). On a CPU it would take hours, so that there
-it is a very small one with embeddings of the same size (`--encoder small`): all rows go through the whole code, and the
-rate of HTSAT-base is measured on `--embedded_rows` clips and extrapolated, which the table says.
+On a GPU the encoder is HTSAT-base with random weights (`--encoder base`). On a CPU that would take hours, so there it
+is a very small encoder with embeddings of the same size (`--encoder small`). All rows go through the whole code; the
+rate of HTSAT-base is measured on `--embedded_rows` clips and extrapolated, and the table says so.
 
-Equal log-mels have equal embeddings. The search is therefore measured on random unit vectors as well (`--queries` of
-them; where that is not all, the time for all is extrapolated). An exact search compares each query with each row
-whatever they hold. 200 queries of both are checked against numpy's products in float64.
+Equal log-mels have equal embeddings, so the search is also measured on random unit vectors. An exact search compares
+each query with each row whatever they hold. `--queries` sets the number of queries; if it is not all rows, the time for
+all is extrapolated. 200 queries of both searches are checked against numpy's products in float64.
 
-Seconds are of the wall; beside them stand those of the CPU, all threads together, which other processes on the machine
-change less. Memory is the process's peak (Linux: `VmHWM`), above what it held when the refresh began, and as a whole.
+Seconds are wall time; beside them is the CPU time of all threads, which other processes on the machine affect less.
+Memory is the process's peak (Linux: `VmHWM`), as a whole and above what it held when the refresh began.
 """
 
 from clips import threads  # noqa: F401
@@ -53,7 +53,7 @@ from training.arguments import TrainingArguments
 
 RESULTS = Path(__file__).parent / "results"
 CLIPS, VALIDATION_ROWS, CHECKED = 256, 2000, 200
-VARIANTS = ("(b) RGMC float32", "(b) RGMC bfloat16")  # of the training benchmark
+VARIANTS = ("(b) RGMC float32", "(b) RGMC bfloat16")  # names in the training benchmark
 ENCODERS = {
     "base": HTSAT_BASE,
     "small": {
@@ -73,12 +73,12 @@ ENCODERS = {
 
 
 def make_model(encoder: str, device: torch.device) -> RGMCModel:
-    """The encoder, and a decoder that is as good as none: a refresh does not use it."""
+    """Makes a model with this encoder. Its decoder is tiny, because a refresh does not use it."""
     torch.manual_seed(0)
     audio_config = AutoConfig.for_model(**ENCODERS[encoder]).to_dict()
     text_config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 1}
     model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config=text_config))
-    model.set_log_mel_statistics(torch.tensor(-30.0), torch.tensor(225.0))  # those of the made-up clips
+    model.set_log_mel_statistics(torch.tensor(-30.0), torch.tensor(225.0))  # those of the generated clips
     return model.to(device)
 
 
@@ -88,7 +88,7 @@ def make_features(clips: Dataset, count: int, split: str) -> ClipFeatures:
 
 
 def make_data(count: int) -> tuple[ClipFeatures, ClipFeatures, Dataset]:
-    """Both splits, and the rows of the datastore."""
+    """Generates both splits and the rows of the datastore."""
     random = np.random.default_rng(0)
     log_mels = random.normal(-30, 15, (CLIPS, 1001, 64)).astype(np.float16)
     clips = Dataset.from_dict({"log_mel": log_mels}, features=Features({"log_mel": Array2D((1001, 64), "float16")}))
@@ -111,25 +111,25 @@ class Clock:
         self.started = time.perf_counter(), time.process_time()
 
     def seconds(self) -> tuple[float, float]:
-        """Since the clock was made: of the wall, and of the CPU."""
+        """Wall time and CPU time since the clock was made."""
         return time.perf_counter() - self.started[0], time.process_time() - self.started[1]
 
 
 class Stages:
-    """Seconds of the wall and of the CPU and peak memory of each stage, in their order."""
+    """Wall time, CPU time and peak memory of each stage, in order."""
 
     def __init__(self):
         self.stages = []
 
     @contextmanager
     def measure(self, name: str):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         clock = Clock()
         yield
         self.stages.append((name, *clock.seconds(), memory_gib("VmHWM")))
 
     def watch(self, function: Callable, *names: str) -> Callable:
-        """The function, whose calls are stages of these names, one after the other."""
+        """Wraps a function so that its calls are measured as stages with these names, one after the other."""
         left = list(names)
 
         @wraps(function)
@@ -142,7 +142,7 @@ class Stages:
 
 @contextmanager
 def watched_refresh(stages: Stages):
-    """The project's functions that a refresh consists of, each of which leaves its result on the CPU."""
+    """Measures the project's functions that make up a refresh. Each leaves its result on the CPU."""
     watched = [
         (refresh, "embed_rows", ("embedding", "validation: embedding")),
         (RGMCModel, "encoder_fingerprint", ("datastore: fingerprint of the encoder",)),
@@ -200,11 +200,11 @@ def measure_refresh(args, accelerator: Accelerator) -> tuple[dict, CaptionDatast
 
 
 def check(datastore: CaptionDatastore, rows: np.ndarray, similarities: np.ndarray) -> dict:
-    """Of sampled queries, which are the first rows themselves: what the search found against products in float64."""
+    """Compares what the search found for a sample of its queries, the datastore's own rows, with float64 products."""
     sample = np.random.default_rng(1).choice(len(rows), min(CHECKED, len(rows)), replace=False)
     table = datastore.embeddings.astype(np.float64)
     products = table[sample] @ table.T
-    products[np.arange(len(sample)), sample] = -np.inf  # its own row
+    products[np.arange(len(sample)), sample] = -np.inf  # the query's own row
     found = np.take_along_axis(products, rows[sample, :1], axis=1)[:, 0]
     best = products.max(axis=1)
     return {
@@ -218,10 +218,10 @@ def check(datastore: CaptionDatastore, rows: np.ndarray, similarities: np.ndarra
 
 
 def measure_random_search(rows: Dataset, count: int, device: torch.device) -> dict:
-    """The search alone, in a datastore of isotropic unit vectors."""
+    """Measures the search alone, in a datastore of isotropic unit vectors."""
     vectors = torch.randn(len(rows), 512, generator=torch.Generator().manual_seed(0))
     datastore = CaptionDatastore(rows, torch.nn.functional.normalize(vectors, dim=1).numpy(), "random vectors")
-    datastore.search_rows(datastore.embeddings[:1], device=device)  # warm-up, which makes the index
+    datastore.search_rows(datastore.embeddings[:1], device=device)  # warm-up; builds the index
     ids = rows["id"][:count]
     clock = Clock()
     found = datastore.search_rows(datastore.embeddings[:count], exclude_ids=ids, device=device)
@@ -236,7 +236,7 @@ def measure_random_search(rows: Dataset, count: int, device: torch.device) -> di
 
 
 def measure_base_encoder(count: int, device: torch.device) -> dict:
-    """HTSAT-base's rate: read and embedded by the refresh's own function."""
+    """Measures the rate of HTSAT-base; clips are read and embedded by the refresh's own function."""
     model, (features, *_) = make_model("base", device), make_data(count)
     with torch.no_grad():
         model.eval().embed_audio(features.read([0, 1, 2, 3]))  # warm-up
@@ -247,7 +247,7 @@ def measure_base_encoder(count: int, device: torch.device) -> dict:
 
 
 def compare_with_epoch(results: dict, device: str) -> dict:
-    """What a refresh with HTSAT-base takes of an epoch, by the rates of the training benchmark."""
+    """Estimates a refresh with HTSAT-base as a share of an epoch, by the rates of the training benchmark."""
     path = RESULTS / f"train-{device}.json"
     refreshed, base = results["refresh"], results["base_encoder"]
     seconds, rows = refreshed["seconds"], refreshed["rows"]
@@ -259,7 +259,7 @@ def compare_with_epoch(results: dict, device: str) -> dict:
     undisturbed = None
     if device == "cpu":  # what it would take if no other process had the cores
         undisturbed = (rows + VALIDATION_ROWS) * base["cpu_seconds_per_clip"] / torch.get_num_threads() + others
-        print(f"  by its {base['cpu_seconds_per_clip']:.3f} s of the CPU a clip, undisturbed: {undisturbed:,.0f} s")
+        print(f"  undisturbed, by its {base['cpu_seconds_per_clip']:.3f} s of CPU time per clip: {undisturbed:,.0f} s")
     found = {
         "refresh_s": whole,
         "undisturbed_refresh_s": undisturbed,
@@ -268,7 +268,7 @@ def compare_with_epoch(results: dict, device: str) -> dict:
         "share_of_epoch": {},
     }
     if not path.is_file():
-        print(f"No {path}: run `python -m benchmarks.train --device {device}` for the share of an epoch")
+        print(f"{path} does not exist: run `python -m benchmarks.train --device {device}` for the share of an epoch")
         return found
     found["training_rates_of"] = f"benchmarks/results/{path.name}"
     for size, variants in json.loads(path.read_text())["batch_sizes"].items():
@@ -292,8 +292,8 @@ def verdict(reached: bool) -> str:
 def describe_check(found: dict) -> str:
     return (
         f"checked: {found['as_similar']} of {found['queries']} queries found a row as similar as numpy's, "
-        f"{found['same_row']} the same, {found['own_row']} their own; "
-        f"worse than the best by at most {found['worse_than_best_by']:.1e}, "
+        f"{found['same_row']} found the same row, {found['own_row']} found themselves; "
+        f"less similar than the best by at most {found['worse_than_best_by']:.1e}, "
         f"similarity off by at most {found['similarity_off_by']:.1e}"
     )
 
@@ -305,9 +305,9 @@ def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=184_242, help="Songs of the training split.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--encoder", choices=list(ENCODERS), help="Of the refresh (small on the CPU, base on a GPU).")
-    parser.add_argument("--embedded_rows", type=int, default=64, help="By HTSAT-base where the refresh's is small.")
-    parser.add_argument("--queries", type=int, help="On random vectors (10,240 on the CPU, all rows on a GPU).")
+    parser.add_argument("--encoder", choices=list(ENCODERS), help="By default small on the CPU, base on a GPU.")
+    parser.add_argument("--embedded_rows", type=int, default=64, help="Clips for HTSAT-base if the encoder is small.")
+    parser.add_argument("--queries", type=int, help="By default 10,240 on the CPU, all rows on a GPU.")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     args.encoder = args.encoder or ("base" if on_gpu else "small")
@@ -341,7 +341,7 @@ def main():
     )
     results["epoch"] = compare_with_epoch(results, args.device)
     search = max(results["refresh"]["seconds"]["index and search"], random["seconds_of_all"])
-    reached = verdict(search < 3) if on_gpu else "a goal of a GPU, this is a CPU"
+    reached = verdict(search < 3) if on_gpu else "not measured on a CPU"
     print(f"Search of all rows: {search:.2f} s (goal: under 3 s on a GPU: {reached})")
     peak = max(results["refresh"]["peak_gib"], results["refresh"]["gpu_peak_gib"] or 0)
     print(f"Peak: {peak:.2f} GiB with the encoder '{args.encoder}' (goal: within 16 GiB: {verdict(peak <= 16)})")
@@ -352,7 +352,7 @@ def main():
 
 def machine(device: str) -> dict:
     facts = describe_machine(device) | {name: version(name) for name in ("datasets", "accelerate")}
-    if device == "cpu":  # elsewhere the search needs no FAISS
+    if device == "cpu":  # on a GPU the search does not use FAISS
         import faiss
 
         facts["faiss"] = faiss.__version__

@@ -1,22 +1,22 @@
 """
-What a training step costs: transformers' parts joined as one writes them first, against RGMC.
+Measures a training step: transformers' parts joined in the plainest way, against RGMC.
 
     python -m benchmarks.train
     python -m benchmarks.train --device cuda --batch_sizes 32 128 256
 
-prints a table per batch size and writes `benchmarks/results/train-<device>.json`. Everything is made here; nothing is
-downloaded: HTSAT-base and GPT-2 small by their configurations with random weights, 10 prefix vectors, candidates and
-captions of 8 to 40 tokens, log-mels in float16 as the cache gives them.
+prints a table per batch size and writes `benchmarks/results/train-<device>.json`. All data is generated; nothing is
+downloaded. The models are HTSAT-base and GPT-2 small with random weights and 10 prefix vectors. Candidates and captions
+have 8 to 40 tokens, and log-mels are in float16, as the cache stores them.
 
-(a) is `ClapAudioModelWithProjection` and `GPT2LMHeadModel` in eager attention and float32, candidates and captions each
-padded to the longest of the batch, logits of all positions, `torch.optim.Adam` with its defaults. (b) is `RGMCModel` in
-float32 and under bfloat16 autocast: attention as the model chooses it, candidate and caption joined before they are
-padded, logits of the captions' positions, `torch.optim.Adam(fused=True)`. On the same weights and batch, without
-dropout, both must have the same loss. No TF32 anywhere.
+(a) is `ClapAudioModelWithProjection` and `GPT2LMHeadModel` in float32 with eager attention. Candidates and captions are
+each padded to the longest of the batch, all positions get logits, and `torch.optim.Adam` has its defaults. (b) is
+`RGMCModel` in float32 and under bfloat16 autocast. The model chooses its attention, candidate and caption are joined
+before they are padded, only the captions' positions get logits, and the optimizer is `torch.optim.Adam(fused=True)`. On
+the same weights and batch, without dropout, both must have the same loss. TF32 is off.
 
-The variants take turns, and the median of the rounds counts. The step is timed as a whole; its parts are timed in a
-step of their own that waits for the device between them, so that their sum can be more. TFLOP/s count what the batch
-needs, 3 times the forward pass of (b), for all variants; the peak is that of a large matrix product in the same type.
+The variants take turns, and the median of the rounds counts. The step is timed as a whole; its parts are timed in
+another step that waits for the device between them, so that their sum can be larger. TFLOP/s count what the batch
+needs, 3 times the forward pass of (b), for all variants. The peak is that of a large matrix product in the same type.
 """
 
 from clips import threads  # noqa: F401
@@ -50,7 +50,7 @@ PARTS = ("encoder", "decoder", "optimizer", "data")
 
 
 class PlainModel(nn.Module):
-    """(a): the same computation, and the same names of weights, from transformers' own parts."""
+    """(a): the same computation and the same weight names, from transformers' own parts."""
 
     def __init__(self, config: RGMCConfig):
         super().__init__()
@@ -75,7 +75,7 @@ class PlainModel(nn.Module):
 
 
 def make_batches(config: RGMCConfig, size: int, seed: int, pin: bool) -> tuple[dict, dict]:
-    """The same clips for (a) and for (b), on the CPU."""
+    """Makes batches of the same clips for (a) and for (b), on the CPU."""
     random = np.random.default_rng(seed)
     candidates, captions = (
         [
@@ -140,7 +140,7 @@ class Variant:
         return clock.seconds
 
     def step_in_parts(self, batch: dict) -> dict[str, float]:
-        """The same step, cut at the embeddings."""
+        """Times the parts of the same step, cut at the embeddings."""
         clock = Clock(self.device)
         batch = self.move(batch)
         clock.lap("data")
@@ -182,7 +182,7 @@ class Clock:
 
 
 def peak_of_step(variant: Variant, batch: dict) -> float | None:
-    """GB that a step of this variant needs alone, its weights and optimizer included; `None` on the CPU."""
+    """Measures the GB that a step of this variant alone needs, with its weights and optimizer; None on the CPU."""
     if variant.device != "cuda":
         return None
     others = torch.cuda.memory_allocated() - variant.resident_bytes()
@@ -203,12 +203,12 @@ def check_same_loss(plain: Variant, ours: Variant, batches: tuple[dict, dict]) -
             losses.append(float(variant.loss(**variant.move(batch))))
         variant.model.train()
     if abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
-        raise RuntimeError(f"(a) has the loss {losses[0]} and (b) {losses[1]} on the same weights and batch")
+        raise RuntimeError(f"On the same weights and batch, (a) has the loss {losses[0]} but (b) {losses[1]}")
     return tuple(losses)
 
 
 def take_turns(work: dict[str, tuple[Variant, dict]], rounds: int) -> dict[str, dict]:
-    """Median seconds of a step and of its parts, for each variant; `None` for one that runs out of memory."""
+    """Returns median seconds of a step and its parts for each variant, or None if it runs out of memory."""
     times = {name: [] for name in work}
     peaks = {}
     for number in range(rounds + 1):
@@ -245,10 +245,10 @@ def measure(variants: list[Variant], config: RGMCConfig, size: int, args, peaks:
     )
     print(
         f"\n{size} clips a step; positions of the decoder: (a) {10 + plain_batch['labels'].shape[1]}, "
-        f"(b) {10 + batch['labels'].shape[1]}, of them with logits {batch['max_label_length']}; "
+        f"(b) {10 + batch['labels'].shape[1]}, {batch['max_label_length']} of them with logits; "
         f"{flops / size / 1e9:.1f} GFLOP a clip (encoder {encoder_flops / size / 1e9:.1f})"
     )
-    print(f"same weights, no dropout: loss {losses[0]:.6f} (a), {losses[1]:.6f} (b)")
+    print(f"Loss on the same weights, without dropout: {losses[0]:.6f} (a), {losses[1]:.6f} (b)")
     columns = ("clips/s", "step ms", *(f"{part} ms" for part in PARTS), "TFLOP/s", "of peak", "GB", "ratio")
     print(f"{'':22}" + "".join(f"{column:>13}" for column in columns))
     results = {"losses": losses, "gflop_per_clip": flops / size / 1e9}
@@ -281,7 +281,7 @@ def measure(variants: list[Variant], config: RGMCConfig, size: int, args, peaks:
 def build_variants(config: RGMCConfig, args) -> list[Variant]:
     torch.manual_seed(args.seed)
     model = RGMCModel(config).to(args.device)
-    # Statistics of the synthetic log-mels, or the encoder would see numbers that no music has.
+    # The statistics of the synthetic log-mels, so that the encoder sees numbers as of music.
     model.set_log_mel_statistics(torch.tensor(-30.0), torch.tensor(225.0))
     plain = PlainModel(RGMCConfig()).to(args.device)
     if args.gradient_checkpointing:
@@ -304,7 +304,7 @@ def main():
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="Clips per step (4 on the CPU, 32 on a GPU).")
     parser.add_argument("--rounds", type=int, help="Timed steps of each variant (5 on the CPU, 10 on a GPU).")
     parser.add_argument("--compile", action=BooleanOptionalAction, default=False, help="Compile (b)'s parts.")
-    parser.add_argument("--gradient_checkpointing", action=BooleanOptionalAction, default=False, help="In (b).")
+    parser.add_argument("--gradient_checkpointing", action=BooleanOptionalAction, default=False, help="In (b) only.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     on_gpu = args.device == "cuda"

@@ -1,4 +1,4 @@
-"""Batches of clips: what a training step learns from, and in which order an epoch takes the clips."""
+"""Training batches, and the order in which an epoch takes the clips."""
 
 import math
 import signal
@@ -15,16 +15,20 @@ from processing_rgmc import RGMCProcessor
 
 class TeacherForcingCollator:
     """
-    Row numbers to a training batch of [`RGMCModel`]: log-mels, and candidate, separator, caption and EOS, padded on
-    the right.
+    Collates row numbers into a training batch of [`RGMCModel`].
 
-    Labels are the caption's tokens and its EOS; what the decoder is given, and padding, is -100 (section 3.3).
+    A batch holds the log-mels and, padded on the right, the tokens of candidate, separator, caption and EOS. Labels are
+    the caption's tokens and its EOS; the decoder's prompt and the padding are -100 (section 3.3).
 
     Args:
-        features ([`ClipFeatures`])
-        caption_ids (`list[list[int]]`): For each row its caption's tokens with EOS.
-        candidate_ids (`list[list[list[int]]]`): For each row its candidates' tokens.
-        processor ([`RGMCProcessor`])
+        features ([`ClipFeatures`]):
+            Log-mels of the split.
+        caption_ids (`list[list[int]]`):
+            Tokens of each row's caption, with EOS.
+        candidate_ids (`list[list[list[int]]]`):
+            Tokens of each row's candidates.
+        processor ([`RGMCProcessor`]):
+            Gives the separator and the padding token.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class TeacherForcingCollator:
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor | int]:
         if not rows:
-            # A process without rows in the last step: every process takes part in it, this one with nothing to learn.
+            # Every process takes part in the last step; one without rows has nothing to learn in it.
             batch = self([0])
             return {**batch, "labels": torch.full_like(batch["labels"], -100)}
         prompts = [join_candidates(self.candidate_ids[row], self.separator_token_id) for row in rows]
@@ -69,10 +73,10 @@ def plan_epoch(
     rows: np.ndarray, lengths: np.ndarray, batch_size: int, micro_batch_size: int | None, accelerator: Accelerator
 ) -> list[list[list[int]]]:
     """
-    Cuts the rows of an epoch into steps of `batch_size`, and this process's share of each into micro-batches.
+    Cuts the rows of an epoch into steps of `batch_size`, and this process's share of each step into micro-batches.
 
-    Every process gets equally many micro-batches per step, the last ones possibly empty: all take part in each step.
-    Clips of similar caption length (`lengths`, by row) share a micro-batch, so that little of it is padding.
+    Every process gets the same number of micro-batches per step, because all take part in each step; the last ones may
+    be empty. Clips whose captions have similar lengths (`lengths`, by row) share a micro-batch, to keep padding low.
     """
     world, rank = accelerator.num_processes, accelerator.process_index
     steps = []
@@ -87,13 +91,11 @@ def plan_epoch(
 
 
 def _ignore_sigterm(worker: int):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a job: the training decides when it ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to every process of a job: the training process decides
 
 
 def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator, num_workers: int) -> DataLoader:
-    """
-    The micro-batches of an epoch. A new loader for each epoch: workers that outlive it would keep its candidates.
-    """
+    """Loads the micro-batches of one epoch: workers that outlived it would keep its candidates."""
     return DataLoader(
         range(len(collator.caption_ids)),
         batch_sampler=[micro_batch for step in steps for micro_batch in step],
@@ -101,5 +103,5 @@ def load_batches(steps: list[list[list[int]]], collator: TeacherForcingCollator,
         num_workers=num_workers,
         worker_init_fn=_ignore_sigterm,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the global one would be drawn from here, and a resumed run would differ
+        generator=torch.Generator(),  # drawing from the global one would make a resumed run differ
     )

@@ -1,4 +1,4 @@
-"""Embeddings of clips, shared by the processes of a run, and the datastore made of them."""
+"""Embeddings of clips, computed by all processes of a run, and the datastore built from them."""
 
 import math
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ from songs_rgmc import make_rows
 def embed_rows(
     model: RGMCModel, features: ClipFeatures, accelerator: Accelerator, batch_size: int, description: str
 ) -> np.ndarray:
-    """Embeddings `(N, E)` of all rows in evaluation mode, shared by the processes."""
+    """Embeds all rows in evaluation mode, each process its share, and returns `(N, E)` on every process."""
     own = list(range(accelerator.process_index, len(features), accelerator.num_processes))
     batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    # Written into one array: its parts and their concatenation would take twice the memory.
+    # One array from the start: concatenating the parts would take twice the memory.
     embeds = torch.empty(len(own), model.config.audio_config.projection_dim, device=accelerator.device)
     training = model.training
     model.eval()
     progress = tqdm(total=len(own), desc=description, unit="clip", leave=False, disable=not accelerator.is_main_process)
     with whole_encoder(model):
         for number, rows in enumerate(batches):
-            # In float32 (on a GPU: TF32), whatever the training's precision, as captioning embeds its queries.
+            # In float32 (TF32 on a GPU) whatever the training's precision: captioning embeds its queries the same way.
             embeds[number * batch_size :][: len(rows)] = model.embed_audio(features.read(rows))
             progress.update(len(rows))
     progress.close()
@@ -43,10 +43,10 @@ def embed_rows(
 
 
 def gather_rows(own: torch.Tensor, total: int, accelerator: Accelerator) -> np.ndarray:
-    """The rows of all processes, of which each holds every world-th one, in order and each once."""
+    """Gathers rows of which each process holds every world-th one: all `total` of them in order, each once."""
     if accelerator.num_processes == 1:
         return own.cpu().numpy()
-    # Processes hold the same number of rows, or one less: that one is made up, and dropped again.
+    # Some processes hold one row less than others: they add a row of zeros, which is dropped below.
     missing = math.ceil(total / accelerator.num_processes) - len(own)
     padded = torch.cat([own, own.new_zeros(missing, *own.shape[1:])])
     gathered = accelerator.gather(padded)  # (world * ceil(N / world), …), process by process
@@ -55,7 +55,7 @@ def gather_rows(own: torch.Tensor, total: int, accelerator: Accelerator) -> np.n
 
 
 def datastore_rows(features: ClipFeatures, processor: RGMCProcessor) -> Dataset:
-    """The first caption of each clip, as a [`CaptionDatastore`] holds it."""
+    """Makes the rows of a [`CaptionDatastore`] from the first caption of each clip."""
     return make_rows(features.ids, [captions[0] for captions in features.captions], processor, **features.provenance)
 
 
@@ -69,7 +69,27 @@ def build_datastore(
     storage: str = "float32",
     search_parameters: str | None = None,
 ) -> CaptionDatastore:
-    """The training captions with the current encoder's embeddings of their songs."""
+    """
+    Builds a datastore of the training captions and the current encoder's embeddings of their songs.
+
+    Args:
+        model ([`RGMCModel`]):
+            Embeds the songs.
+        train ([`ClipFeatures`]):
+            The training split, `N` clips.
+        rows (`Dataset`):
+            What [`datastore_rows`] makes of the split, `N` rows.
+        accelerator (`Accelerator`):
+            Shares the songs out between its processes.
+        batch_size (`int`):
+            Clips per forward pass and process.
+        string_factory (`str`, defaults to `"Flat"`):
+            Index of the datastore, as in [`CaptionDatastore`].
+        storage (`str`, defaults to `"float32"`):
+            Type of the stored embeddings, as in [`CaptionDatastore`].
+        search_parameters (`str`, *optional*):
+            Parameters of the index, as in [`CaptionDatastore`].
+    """
     embeds = embed_rows(model, train, accelerator, batch_size, "Embedding the datastore's songs")
     vocab_size = model.config.text_config.vocab_size
     fingerprint = model.encoder_fingerprint()
@@ -79,7 +99,7 @@ def build_datastore(
 
 @contextmanager
 def whole_encoder(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, methods of the model other than `forward` find the weights of audio encoder and mapper gathered."""
+    """Gathers the sharded weights of audio encoder and mapper, for methods of the model other than `forward`."""
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -91,14 +111,14 @@ def whole_encoder(model: torch.nn.Module) -> Iterator[None]:
 
 
 def is_rgmc_checkpoint(name: str) -> bool:
-    """Whether this is a checkpoint of ours, not a CLAP: a Hub id, a folder, or LAION's file."""
+    """Whether a Hub id, folder or LAION file names an RGMC checkpoint rather than a CLAP."""
     return (
         not is_laion_checkpoint(name) and RGMCConfig.get_config_dict(name)[0].get("model_type") == RGMCConfig.model_type
     )
 
 
 def with_audio_tower_of(name: str) -> RGMCModel:
-    """A model that embeds as this CLAP does; its decoder says nothing."""
+    """Makes a model that embeds as this CLAP does. Its decoder is a tiny untrained stand-in."""
     audio_config, audio_weights, _ = load_clap_audio(name)
     decoder = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}
     model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config=decoder))

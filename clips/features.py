@@ -31,9 +31,9 @@ from songs_rgmc import PROVENANCE
 logger = logging.get_logger(__name__)
 
 FRONT_END = ["sampling_rate", "duration", "feature_size", "hop_length", "fft_window_size"]
-FRONT_END += ["frequency_min", "frequency_max"]  # what decides the numbers of a log-mel
-FRONT_END_VERSION = 2  # of what is cached: raise it when the front end computes other numbers
-CLIPS_PER_PROCESS = 1024  # computed between two finished files of the cache: seconds of work
+FRONT_END += ["frequency_min", "frequency_max"]  # the settings that determine a log-mel
+FRONT_END_VERSION = 2  # raise it when the front end computes other numbers: it is part of the cache's key
+CLIPS_PER_PROCESS = 1024  # in a file of the cache: seconds of work
 
 
 @dataclass
@@ -42,11 +42,16 @@ class ClipFeatures:
     The usable clips of a split.
 
     Args:
-        ids (`list[str]`): Of the clips, unique.
-        captions (`list[list[str]]`): At least one per clip, normalised.
-        log_mels (`Dataset`): One row per clip with its `log_mel`, `(T, F)`, dB, as the cache stores it.
-        provenance (`dict[str, list[str | None]]`): `source` and `license` of the clips, where the corpus has them.
-        normalization (`str`, defaults to `"paper"`): Rule by which the captions are normalised.
+        ids (`list[str]`):
+            Unique id of each clip.
+        captions (`list[list[str]]`):
+            Normalised captions of each clip, at least one.
+        log_mels (`Dataset`):
+            One row per clip with its `log_mel`, `(T, F)` in dB, as the cache stores it.
+        provenance (`dict[str, list[str | None]]`, *optional*):
+            `source` and `license` of the clips, where the corpus has them.
+        normalization (`str`, defaults to `"paper"`):
+            Rule by which the captions were normalised.
     """
 
     ids: list[str]
@@ -63,7 +68,7 @@ class ClipFeatures:
         return len(self.ids)
 
     def read(self, rows: list[int]) -> torch.Tensor:
-        """Log-mels of these rows: float32 `(B, 1, T, F)`, dB."""
+        """Reads the log-mels of these rows: float32 `(B, 1, T, F)`, in dB."""
         return self.log_mels[rows]["log_mel"].float().unsqueeze(1)
 
 
@@ -79,46 +84,53 @@ def compute_features(
     normalization: str = "paper",
 ) -> ClipFeatures:
     """
-    Decodes each clip once (section 3: the crop is fixed) and keeps its log-mel in Arrow files, from which later runs,
-    other splits and other corpora read it.
+    Decodes each clip once (section 3: the crop is fixed) and caches its log-mel in Arrow files, which later runs, other
+    splits and other corpora read.
 
-    A clip is known by its path, size and time of change, or by its content where a dataset holds that, and by the front
-    end's settings; so a changed file is computed anew, and only that. An interrupted run goes on where it was: every
-    `CLIPS_PER_PROCESS` clips of each process are a finished file.
+    The key of a clip is the front end's settings with the file's path, size and modification time, or with the content
+    where a dataset holds the bytes. Only a changed file is computed again. An interrupted run resumes where it stopped:
+    every `CLIPS_PER_PROCESS` clips of each process make a finished file.
 
-    Rows whose audio cannot be read or whose caption is empty are skipped, announced, and listed in `skipped_file`, a
-    line of JSON each (`split`, `row`, `id`, `file`, `reason`). An unreadable file is tried again by the next run.
+    Rows whose audio cannot be read or whose caption is empty are skipped, announced, and listed in `skipped_file`, one
+    line of JSON each (`split`, `row`, `id`, `file`, `reason`). The next run tries an unreadable file again.
 
     Args:
-        rows (`Dataset`): What [`load_captions`] returns.
-        feature_extractor ([`RGMCFeatureExtractor`])
-        split (`str`): What messages and `skipped_file` call these rows.
-        skipped_file (`Path`): Lines of other splits are kept in it, those of this split are replaced.
-        max_skipped (`float`, defaults to 0.01): Largest share of skipped rows that is not an error.
-        cache_dir (`str`, *optional*): Folder of the Arrow files; that of `datasets` by default.
+        rows (`Dataset`):
+            What [`load_captions`] returns.
+        feature_extractor ([`RGMCFeatureExtractor`]):
+            Computes the log-mels.
+        split (`str`):
+            Name of these rows in messages and in `skipped_file`.
+        skipped_file (`Path`):
+            A jsonl file. Its lines of other splits are kept, those of this split are replaced.
+        max_skipped (`float`, defaults to 0.01):
+            Largest share of skipped rows that is not an error.
+        cache_dir (`str`, *optional*, defaults to the cache of `datasets`):
+            Folder of the Arrow files.
         dtype (`str`, defaults to `"float16"`):
-            Stored type, or `"float32"`: 132 or 260 MB per 1,000 clips. float16 moves a log-mel by up to 0.03 dB and the
-            embedding by less than 5e-7 in cosine.
+            Stored type: `"float16"` (132 MB per 1,000 clips) or `"float32"` (260 MB). float16 changes a log-mel by up
+            to 0.03 dB and the embedding by less than 5e-7 in cosine.
         num_proc (`int`, *optional*):
             Number of processes that decode. One that dies, hangs or takes too much memory costs one row, which is
             skipped with that reason. By default this process decodes, without such protection.
-        normalization (`str`, defaults to `"paper"`): Rule of the captions, the processor's `caption_normalization`.
+        normalization (`str`, defaults to `"paper"`):
+            Rule of the captions: the processor's `caption_normalization`.
 
     Returns:
-        [`ClipFeatures`] of the usable rows, in their order.
+        [`ClipFeatures`]: The usable rows, in their order.
 
     Raises:
-        `ValueError`: when more than `max_skipped` of the rows would be skipped, or all of them; another `dtype`.
+        `ValueError`: If more than `max_skipped` of the rows, or all of them, would be skipped; for another `dtype`.
     """
     if dtype not in ("float16", "float32"):
-        raise ValueError(f"cached log-mels of type {dtype}: expected float16 or float32")
+        raise ValueError(f"Cached log-mels of type {dtype}: expected float16 or float32")
     settings = json.dumps([FRONT_END_VERSION, dtype, *(getattr(feature_extractor, name) for name in FRONT_END)])
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "rgmc_log_mel" / _digest(settings.encode())
     folder.mkdir(parents=True, exist_ok=True)
     captions = [usable_captions(texts, normalization) for texts in rows["captions"]]
     marked = sum(any(clean_caption(text) != text for text in texts) for texts in rows["captions"])
     if marked:
-        logger.warning(f"{marked} of {len(rows)} rows of {split} have HTML in their captions, which is removed")
+        logger.warning(f"{marked} of {len(rows)} rows of {split} have HTML in their captions; it is removed")
     keys = [_clip_key(audio) for audio in rows["audio"]]
 
     wanted = {key: row for row, key in enumerate(keys) if key and captions[row]}  # a file in two rows is decoded once
@@ -157,7 +169,7 @@ def _digest(content: bytes) -> str:
 
 
 def _clip_key(audio: dict) -> str | None:
-    """Names a clip: by its content, else by its file's path, size and time of change. None: the row names no file."""
+    """Key of a clip by its content, else by its file's path, size and modification time; None without a file."""
     if audio["bytes"] is not None:
         return _digest(audio["bytes"])
     if not audio["path"]:
@@ -171,7 +183,7 @@ def _clip_key(audio: dict) -> str | None:
 
 
 class _CachedClips:
-    """All clips of a cache folder: memory-mapped rows, and by key the row of a usable clip, its notes, or a problem."""
+    """The clips of a cache folder: memory-mapped rows and, by key, a clip's row and notes, or its problem."""
 
     def __init__(self, folder: Path):
         files = []
@@ -179,7 +191,7 @@ class _CachedClips:
             try:
                 files.append(Dataset.from_file(str(path)))
             except (pyarrow.ArrowInvalid, OSError) as error:
-                logger.warning(f"{path} is damaged ({error}): its clips are computed anew; delete it")
+                logger.warning(f"{path} is damaged ({error}): its clips are computed again; delete it")
         self.clips = datasets.concatenate_datasets(files) if files else None
         self.positions, self.notes, self.problems = {}, {}, {}
         columns = ("key", "notes", "problem")
@@ -199,7 +211,7 @@ def _cache_clips(
     num_proc: int | None,
     description: str,
 ):
-    """Writes the log-mels of `rows` to a new Arrow file, which appears when it is complete."""
+    """Writes the log-mels of `rows` to a new Arrow file, which only appears once it is complete."""
     frames = 1 + round(feature_extractor.duration * feature_extractor.sampling_rate) // feature_extractor.hop_length
     shape = (frames, feature_extractor.feature_size)
     features = Features(
@@ -238,7 +250,7 @@ def _on_one_thread(extract: Callable, audio: dict):
 def _extract(
     audio: dict, feature_extractor: RGMCFeatureExtractor, dtype: str
 ) -> tuple[np.ndarray | None, list[str], str | None]:
-    """Log-mel, kinds of warnings, and why there is none."""
+    """Computes a log-mel and returns it with the kinds of its warnings, or None with the problem."""
     log_mel, problem = None, None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -269,16 +281,16 @@ def _list_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped_f
         return
     row, reason = next(iter(problems.items()))
     message = (
-        f"{len(problems)} of {len(rows)} rows of {split} cannot be used and are listed in {skipped_file}; the first is "
-        f"row {row}, id '{rows[row]['id']}', file {rows[row]['audio']['path']}: {reason}"
+        f"{len(problems)} of {len(rows)} rows of {split} cannot be used and are listed in {skipped_file}; "
+        f"the first is row {row}, id '{rows[row]['id']}', file {rows[row]['audio']['path']}: {reason}"
     )
     if len(problems) > max_skipped * len(rows) or len(problems) == len(rows):
-        raise ValueError(f"{message}. More than {max_skipped:.1%} is an error: mend them, or raise --max_skipped")
+        raise ValueError(f"{message}. More than {max_skipped:.1%} is an error: repair them, or raise --max_skipped")
     logger.warning(message)
 
 
 def _announce_notes(notes: dict[str, list[str]], clips: int, split: str):
-    """One line for each kind of doubtful sound, not one for each clip."""
+    """Announces each kind of doubtful sound once, not once per clip."""
     ids_by_kind = defaultdict(list)
     for clip_id, kinds in notes.items():
         for kind in kinds:
@@ -289,16 +301,16 @@ def _announce_notes(notes: dict[str, list[str]], clips: int, split: str):
 
 @dataclass
 class Split:
-    """The rows of a corpus that are captioned, by every checkpoint that takes part."""
+    """The rows that every compared checkpoint captions."""
 
     rows: Dataset
     name: str
     skipped_file: Path
     max_skipped: float
-    cache: dict  # of compute_features: cache_dir, dtype, num_proc
+    cache: dict  # cache_dir, dtype and num_proc of compute_features
 
     def features(self, processor: RGMCProcessor, accelerator: Accelerator) -> ClipFeatures:
-        """The usable clips; the main process computes what the cache has not, the others read it."""
+        """Returns the usable clips. The main process computes what the cache lacks; the others then read it."""
         with accelerator.main_process_first():
             return compute_features(
                 self.rows,

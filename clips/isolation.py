@@ -1,4 +1,4 @@
-"""Runs a function on untrusted files in processes of their own: one that dies, hangs or takes all memory costs one."""
+"""Runs a function on untrusted files in separate processes: one that dies, hangs or takes all memory costs one file."""
 
 import multiprocessing
 import os
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-SECONDS = 600.0  # for one item: an hour of film on a slow disk is read in less
-MEMORY = 2**30  # bytes that a process may take beside what it began with
-# Forked where that is safe, or each process would import torch again.
+SECONDS = 600.0  # for one item: an hour of film on a slow disk takes less
+MEMORY = 2**30  # bytes that a process may take on top of what it started with
+# Fork where that is safe, because a spawned process imports torch again.
 CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
@@ -20,20 +20,25 @@ def run_isolated(
     function: Callable[[Any], Any], items: Sequence[Any], num_proc: int, seconds: float = SECONDS, memory: int = MEMORY
 ) -> Iterator[tuple[int, Any, str | None]]:
     """
-    `function` of each item, as they become ready.
+    Calls `function` on each item in a separate process, and yields the results as they become ready.
 
     Args:
-        function: Runs in the processes. It, the items and the results can be pickled.
-        items (`Sequence`)
-        num_proc (`int`): Processes.
-        seconds (`float`): After which a process that still works on one item is killed.
-        memory (`int`): Bytes that a process may take beside what it began with, where the system can limit them.
+        function (`Callable`):
+            Called with one item. The function, the items and the results must be picklable.
+        items (`Sequence`):
+            What the function is called with.
+        num_proc (`int`):
+            Number of processes.
+        seconds (`float`, defaults to 600):
+            Time after which a process that is still working on an item is killed, in s.
+        memory (`int`, defaults to 1 GiB):
+            Bytes that a process may take on top of what it started with, where the system can limit them.
 
     Yields:
-        Number of the item, the function's result, and None; or, where its process was lost, None and the reason.
+        `tuple`: Number of the item, the function's result, and None; or, if its process was lost, None and the reason.
 
     Raises:
-        What `function` raises, but for `MemoryError`, which is a reason.
+        Whatever `function` raises, except `MemoryError`, which becomes the item's reason.
     """
     waiting = iter(enumerate(items))
     busy: list[_Worker] = []
@@ -64,7 +69,7 @@ def run_isolated(
 
 
 class _Worker:
-    """A process, and the item that it works on."""
+    """A process and the item it is working on."""
 
     def __init__(self, function: Callable[[Any], Any], memory: int):
         self.connection, other = CONTEXT.Pipe()
@@ -76,7 +81,7 @@ class _Worker:
         self.number, self.deadline = number, time.monotonic() + seconds
         try:
             self.connection.send(item)
-        except OSError:  # it is dead, which its result will say
+        except OSError:  # the process is dead: `result` will report it
             pass
 
     def is_done(self) -> bool:
@@ -91,7 +96,7 @@ class _Worker:
             self.process.join()
             return self.number, None, f"its process died ({_reason(self.process.exitcode)})"
         if isinstance(error, MemoryError):
-            return self.number, None, "more memory than a file may take"
+            return self.number, None, "needs more memory than a file may take"
         if error is not None:
             raise error
         return self.number, result, None
@@ -107,8 +112,8 @@ def _reason(exit_code: int) -> str:
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], memory: int):
-    """The process: items in, pairs of a result and an error out."""
-    # Ctrl-C is the main process's to handle, and nobody would stop a worker whose main process was killed.
+    """Runs in the process: receives items, sends pairs of a result and an error."""
+    # The main process handles Ctrl-C, and `_follow` ends a worker whose main process was killed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()
     _limit_memory(memory)

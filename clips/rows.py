@@ -39,31 +39,33 @@ SPLIT_NAMES = [
 AUDIO_COLUMNS = ["audio", "file_name", "audio_file_name", "path", "file"]
 METADATA_FILES = ["metadata.csv", "metadata.jsonl", "metadata.parquet"]
 AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
-FILE_COLUMN = "__file__"  # a table's own name of a file, before its folder is put in front
+FILE_COLUMN = "__file__"  # the file name as the table gives it, without the folder
 
 
 def load_captions(dataset: str, split: str, caption_column: str = "caption", id_column: str = "id") -> Dataset:
     """
-    One split of a corpus.
+    Loads one split of a corpus.
 
     Args:
         dataset (`str`):
             A folder in the `audiofolder` layout (`metadata.csv`, `.jsonl` or `.parquet` with `file_name` in each
             split's folder, or one for all), a csv, tsv, jsonl or parquet file with a column of paths, a `save_to_disk`
-            folder, or a Hub id. A column may be written in other letters (`Caption`), which is announced.
-        split (`str`): Split name; the usual other names of the same split are found too (`validation`: `val`, `valid`,
-        `dev`).
-            `"all"` takes every row of a corpus that has no splits.
-        caption_column (`str`, defaults to `"caption"`): A caption, or a list of captions, per row.
-        id_column (`str`, defaults to `"id"`): Where the corpus or a row has none, a row's id is its file name.
+            folder, or a Hub id. A column name in another case (`Caption`) is accepted and announced.
+        split (`str`):
+            Name of the split. Its usual other names are found too (`validation`: `val`, `valid`, `dev`). `"all"` takes
+            every row of a corpus without splits.
+        caption_column (`str`, defaults to `"caption"`):
+            Column with a caption, or a list of captions, per row.
+        id_column (`str`, defaults to `"id"`):
+            Column of the ids. A row without an id goes by the name of its file.
 
     Returns:
-        `Dataset` with the columns `id` (unique), `audio` (`{"path", "bytes"}`), `captions` (list of the row's captions
-        as the corpus writes them) and, where the corpus has them, `source` and `license`.
+        `Dataset`: Columns `id` (unique), `audio` (`{"path", "bytes"}`), `captions` (list of the row's captions as the
+        corpus writes them) and, where the corpus has them, `source` and `license`.
 
     Raises:
-        `FileNotFoundError` or `ValueError`: when the corpus, the split, a column or every row is missing, a row of a
-        table cannot be read, or an id or a column stands twice.
+        `FileNotFoundError` or `ValueError`: If the corpus, the split or a column is missing or the split is empty, if a
+        row of a table cannot be read, or for a duplicate id or column.
     """
     rows = _load_rows(dataset, split, (caption_column, id_column))
     where = f"split '{split}' of {dataset}"
@@ -79,15 +81,13 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
         own_ids = [text_of(row_id).strip() for row_id in rows[id_column]]
         without = own_ids.count("")
         if without:
-            logger.warning_once(f"{where}: {without} of {len(ids)} rows have no id, and go by the names of their files")
+            logger.warning_once(f"{where}: {without} of {len(ids)} rows have no id and go by the names of their files")
         ids = [own or name for own, name in zip(own_ids, ids)]
     repeated = {row_id: count for row_id, count in Counter(ids).items() if count > 1}
     if repeated:
         row_id = next(iter(repeated))
         where_rows = [row for row, other in enumerate(ids) if other == row_id]
-        raise ValueError(
-            f"{where}: {len(repeated)} ids stand more than once, such as '{row_id}' in the rows {where_rows[:5]}"
-        )
+        raise ValueError(f"{where} has {len(repeated)} duplicate ids; the first is '{row_id}' in rows {where_rows[:5]}")
     captions = [_as_list(entry) for entry in rows[caption_column]]
     audio = rows.select_columns([audio_column])
     if audio_column != "audio":
@@ -104,7 +104,7 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
 
 
 def _as_list(entry) -> list[str]:
-    """A caption, a list of captions, or nothing, as a list of captions."""
+    """Turns a caption, a list of captions, or None into a list of captions."""
     if entry is None:
         return []
     return [str(caption) for caption in entry] if isinstance(entry, (list, tuple, np.ndarray)) else [str(entry)]
@@ -121,14 +121,14 @@ def _load_rows(dataset: str, split: str, columns: tuple[str, str]) -> Dataset:
             saved = saved[_find_split(names, list(saved), dataset)]
         elif names != ["all"]:
             raise ValueError(
-                f"{dataset} was saved without splits: save a DatasetDict, or take every row with the split 'all'"
+                f"{dataset} was saved without splits: save a DatasetDict, or use the split 'all' to take every row"
             )
         return _without_decoding(_rename(saved, columns, dataset))
     if path.is_dir():
         return _from_audiofolder(path, names, columns)
     if path.is_absolute() or dataset.startswith(".") or dataset.count("/") > 1:
         raise FileNotFoundError(
-            f"{dataset} does not exist: expected a corpus's folder or file, or the id of a Hub dataset"
+            f"{dataset} does not exist: expected the folder or file of a corpus, or the id of a Hub dataset"
         )
     splits = datasets.get_dataset_split_names(dataset)
     found = datasets.load_dataset(dataset, split=_find_split(names, splits, dataset))
@@ -145,16 +145,13 @@ def _from_audiofolder(path: Path, names: list[str], columns: tuple[str, str]) ->
             return _from_table(metadata, names, columns)
     found = sorted(entry.name for entry in path.iterdir())[:10]
     raise FileNotFoundError(
-        f"{path} has no split '{names[0]}': expected {path / names[0]}/ with {' or '.join(METADATA_FILES)}, or one "
-        f"such file in {path} itself; found {', '.join(found) or 'an empty folder'}"
+        f"{path} has no split '{names[0]}': found {', '.join(found) or 'an empty folder'}; "
+        f"expected {' or '.join(METADATA_FILES)} in {path / names[0]}/ or in {path} itself"
     )
 
 
 def _from_table(path: Path, names: list[str], columns: tuple[str, str]) -> Dataset:
-    """
-    The rows of a split: by the column `split`, by the folder that the paths begin with, or by the table's own
-    name.
-    """
+    """Selects the rows of a split: by the column `split`, by the first folder of the paths, or by the table's name."""
     table = read_table(path, columns)
     if "split" in table.columns:
         splits = table["split"]
@@ -165,9 +162,9 @@ def _from_table(path: Path, names: list[str], columns: tuple[str, str]) -> Datas
         splits = table[audio_column].map(_first_folder) if audio_column else pandas.Series(dtype=str)
     if not set(names) & set(splits):
         raise ValueError(
-            f"{path} has no split '{names[0]}': expected a column 'split', paths that begin with '{names[0]}/', or the "
-            f"file name {names[0]}{path.suffix}; the split 'all' takes every row. Found the columns "
-            f"{', '.join(table.columns)}"
+            f"{path} has no split '{names[0]}': found the columns {', '.join(table.columns)}; "
+            f"expected a column 'split', paths that begin with '{names[0]}/' or the file name {names[0]}{path.suffix}; "
+            "the split 'all' takes every row"
         )
     return _without_split(table[splits.isin(names)], path.parent)
 
@@ -178,8 +175,19 @@ def _first_folder(entry) -> str:
 
 def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pandas.DataFrame:
     """
-    A csv or tsv (all columns as text), jsonl, json or parquet file; `columns` are those of the caption and the id.
-    `ValueError` where it is none, or a part of it is broken.
+    Reads a csv or tsv (all columns as text), jsonl, json or parquet file.
+
+    Args:
+        path (`Path`):
+            The file.
+        columns (`tuple[str, str]`, defaults to `("caption", "id")`):
+            Names of the caption and the id column. Columns that differ from an expected name only in case are renamed.
+
+    Returns:
+        `pandas.DataFrame`: The rows as objects, or a parquet file's own types.
+
+    Raises:
+        `ValueError`: For any other file, or if a part of it is broken.
     """
     suffix = path.suffix.lower()
     try:
@@ -190,7 +198,7 @@ def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pand
             table = pandas.read_parquet(path)
         elif suffix in TABLES:
             names, rows = read_rows(path, _refuse_row, logger.warning_once)
-            # As objects: an id such as 007, or 7 beside rows without one, stays what it is.
+            # As objects, so that the id 007 keeps its zeros, and 7 stays 7 where other rows have no id.
             table = pandas.DataFrame(list(rows), columns=names, dtype=object)
         else:
             raise ValueError(f"{path} is not a table: expected a file that ends in {', '.join(TABLES)} or .json")
@@ -200,12 +208,12 @@ def read_table(path: Path, columns: tuple[str, str] = ("caption", "id")) -> pand
 
 
 def _refuse_row(reason: str):
-    raise ValueError(f"{reason}. Mend it; prepare.py leaves such rows out and counts them")
+    raise ValueError(f"{reason}. Repair it; prepare.py leaves such rows out and counts them")
 
 
 def _other_letters(found: list[str], columns: tuple[str, str], where: str | Path) -> dict[str, str]:
-    """What columns are called here, where the corpus writes the name in other letters."""
-    of_files = () if set(AUDIO_COLUMNS) & set(found) else AUDIO_COLUMNS  # one that is there as it is needs no other
+    """Maps a corpus's column names to ours where they differ only in case."""
+    of_files = () if set(AUDIO_COLUMNS) & set(found) else AUDIO_COLUMNS  # an exact name needs no substitute
     return match_columns(found, (*columns, *of_files, "split", *PROVENANCE), where, logger.warning_once)
 
 
@@ -229,7 +237,7 @@ def _without_split(table: pandas.DataFrame, folder: Path) -> Dataset:
 
 
 def _without_decoding(rows: Dataset) -> Dataset:
-    """Audio columns as paths and bytes: decoding them is the feature extractor's work, and needs no torchcodec."""
+    """Casts audio columns to paths and bytes: the feature extractor decodes them, without torchcodec."""
     for column, feature in rows.features.items():
         if isinstance(feature, Audio):
             rows = rows.cast_column(column, Audio(decode=False))
@@ -244,7 +252,7 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
 
 
 def usable_captions(texts: list[str], normalization: str = "paper") -> list[str]:
-    """The normalised captions of a row: HTML is removed, and left out is what has no words or stands for nothing."""
+    """Normalises the captions of a row without their HTML; drops placeholders and captions without words."""
     cleaned = map(clean_caption, texts)
     normalized = (normalize_caption(text, normalization) for text in cleaned if not is_placeholder(text))
     return [text for text in normalized if text]

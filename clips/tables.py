@@ -1,7 +1,7 @@
 """
-Tables of captions as people have them: how a file is read, which column is meant, and what of a caption is text.
+Tables of captions as people have them: reading a file, matching its columns, and cleaning its captions.
 
-What had to be guessed is noted once for each table; a row that cannot be read is told by its line.
+Every guess is noted once per table; a row that cannot be read is reported with its line.
 """
 
 import codecs
@@ -19,17 +19,17 @@ import pyarrow.parquet
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 DELIMITERS = ",;\t|"
-BATCH_ROWS = 256  # of parquet, which may hold sounds
+BATCH_ROWS = 256  # of a parquet file, whose rows may hold sounds
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-PLACEHOLDERS = {"nan", "none", "null", "n/a", "#n/a", "na", "<na>"}  # what spreadsheets and pandas write for nothing
+PLACEHOLDERS = {"nan", "none", "null", "n/a", "#n/a", "na", "<na>"}  # spreadsheets' and pandas' empty cells
 
-# Of tags HTML's own alone: "song by <artist>", "<3" and "a < b" are text. Those that end a line part words, too.
+# Only HTML's own tags: "song by <artist>", "<3" and "a < b" are text. Line tags also separate words.
 LINE_TAGS = "blockquote|br|dd|div|dl|dt|h[1-6]|hr|li|ol|p|pre|table|tbody|td|th|thead|tr|ul"
 INLINE_TAGS = "a|abbr|b|big|cite|code|del|em|font|i|img|ins|mark|q|s|small|span|strike|strong|sub|sup|tt|u"
 ATTRIBUTES = r"(?:\s+[\w-]+\s*=[^<>]*)?\s*/?"
 LINE_TAG = re.compile(rf"</?(?:{LINE_TAGS}){ATTRIBUTES}>", re.IGNORECASE)
 INLINE_TAG = re.compile(rf"</?(?:{INLINE_TAGS}){ATTRIBUTES}>", re.IGNORECASE)
-ENTITY = re.compile(r"&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]*);", re.IGNORECASE)  # "rock&reggae" holds none
+ENTITY = re.compile(r"&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]*);", re.IGNORECASE)  # "rock&reggae" is text
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -39,16 +39,22 @@ def read_rows(
     path: Path, reject: Callable[[str], None], note: Callable[[str], None]
 ) -> tuple[list[str], Iterator[dict]]:
     """
-    Column names and rows of a csv or tsv (all columns as text), jsonl or parquet file.
+    Reads a csv or tsv (all columns as text), jsonl or parquet file.
 
     Args:
-        path (`Path`): The file. Text is UTF-8, or UTF-16 with a byte order mark. A csv may be separated by commas,
-            semicolons, tabs or bars: what makes most columns of its header.
-        reject (`Callable[[str], None]`): Told the reason for each row of a csv or jsonl file that cannot be read.
-        note (`Callable[[str], None]`): Told what had to be guessed.
+        path (`Path`):
+            The file. Text is UTF-8, or UTF-16 with a byte order mark. The separator of a csv is the comma, semicolon,
+            tab or bar that splits its header into the most columns.
+        reject (`Callable[[str], None]`):
+            Called with the reason for each row of a csv or jsonl file that cannot be read.
+        note (`Callable[[str], None]`):
+            Called with each guess.
+
+    Returns:
+        `tuple[list[str], Iterator[dict]]`: Column names, and the rows.
 
     Raises:
-        `ValueError`: for a file that is none of these, is broken as a whole, or has two columns of one name.
+        `ValueError`: For any other file, or one that is broken as a whole or has two columns of one name.
     """
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
@@ -67,10 +73,10 @@ def read_rows(
 
 def read_text(path: Path, note: Callable[[str], None] = lambda text: None) -> str:
     """
-    The text of a file in UTF-8, or in UTF-16 where a byte order mark says so, with its ends of lines.
+    Reads a text file in UTF-8, or in UTF-16 where a byte order mark says so; line ends are kept.
 
     Raises:
-        `ValueError`: for other bytes, with the line and what to do.
+        `ValueError`: If the bytes are not in this encoding, with the line and a command that converts the file.
     """
     content = path.read_bytes()
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
@@ -82,14 +88,14 @@ def read_text(path: Path, note: Callable[[str], None] = lambda text: None) -> st
         position = error.start - content.rfind(b"\n", 0, error.start)
         read_so = line[max(0, position - 20) : position + 20].decode("cp1252", errors="replace").strip()
         raise ValueError(
-            f"{path}, line {line_number}: byte {position} is 0x{content[error.start]:02x}, which is not "
-            f"{encoding.removesuffix('-sig').upper()}; as Windows' cp1252 it would read {read_so!r}. Convert the file "
-            f"from what it is in: {_conversion(path, 'CP1252')}"
+            f"{path}, line {line_number}: byte {position} is 0x{content[error.start]:02x}, "
+            f"which is not {encoding.removesuffix('-sig').upper()}; as Windows' cp1252 it would read {read_so!r}. "
+            f"Convert the file from its own encoding: {_conversion(path, 'CP1252')}"
         ) from error
     if "\0" in text[:1000]:
         raise ValueError(
-            f"{path}, line 1 holds zero bytes, as UTF-16 without a byte order mark has them: "
-            f"{_conversion(path, 'UTF-16LE')}"
+            f"{path}, line 1 holds zero bytes, as UTF-16 without a byte order mark does; "
+            f"convert it: {_conversion(path, 'UTF-16LE')}"
         )
     if encoding == "utf-16":
         note(f"{path} is read as UTF-16, as its byte order mark says")
@@ -136,13 +142,13 @@ def _read_csv(
 
 def _find_delimiter(text: str, usual: str) -> str:
     """
-    What makes most columns of the header. The rows are not looked at, as `csv.Sniffer` does: captions have commas and
-    semicolons of their own.
+    Returns the delimiter that splits the header into the most columns. `csv.Sniffer` would look at the rows, but
+    captions have commas and semicolons of their own.
     """
     sizes = {}
     for delimiter in usual + DELIMITERS:
         sizes[delimiter] = len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
-    return max(sizes, key=sizes.get)  # the first of several: the usual one
+    return max(sizes, key=sizes.get)  # the usual one comes first and wins a tie
 
 
 def _read_jsonl(
@@ -164,12 +170,12 @@ def _read_jsonl(
 
 
 def read_json(text: str) -> dict:
-    """An object whose text can be written again. `ValueError` where it is none."""
+    """Reads a JSON object whose text can be written again; `ValueError` for anything else."""
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}; expected an object")
     if "\\u" in text:
-        json.dumps(content, ensure_ascii=False).encode()  # half a character ("\ud83d") could not be
+        json.dumps(content, ensure_ascii=False).encode()  # raises for half a character ("\ud83d")
     return content
 
 
@@ -177,12 +183,12 @@ def read_json(text: str) -> dict:
 
 
 def check_names(columns: list[str], where: str | Path):
-    """`ValueError` for two columns of one name, of which either could be meant."""
+    """Raises `ValueError` for two columns of one name, because either could be meant."""
     for column, name in enumerate(columns):
         if name and name in columns[:column]:
             raise ValueError(
-                f"{where} has two columns '{name}', number {columns.index(name) + 1} and number {column + 1}: rename "
-                "or delete one"
+                f"{where} has two columns '{name}', number {columns.index(name) + 1} and number {column + 1}: "
+                "rename or delete one"
             )
 
 
@@ -190,13 +196,23 @@ def match_columns(
     columns: Iterable[str], wanted: Iterable[str], where: str | Path, note: Callable[[str], None]
 ) -> dict[str, str]:
     """
-    Columns that are meant by a wanted name and written in other letters, as `Caption` for `caption`.
+    Finds columns that differ from a wanted name only in case, for example `Caption` for `caption`.
+
+    Args:
+        columns (`Iterable[str]`):
+            Names of the table's columns.
+        wanted (`Iterable[str]`):
+            Names to find among them.
+        where (`str` or `Path`):
+            Name of the table in messages.
+        note (`Callable[[str], None]`):
+            Called with each guess.
 
     Returns:
-        The wanted name by the column's own. A wanted name that is there as it is stands for itself and is left out.
+        `dict[str, str]`: The wanted name by the column's own. Exact matches are left out.
 
     Raises:
-        `ValueError`: where several columns could be meant.
+        `ValueError`: If several columns could be meant.
     """
     columns, renamed = list(columns), {}
     for name in dict.fromkeys(wanted):
@@ -206,7 +222,7 @@ def match_columns(
         if len(found) > 1:
             raise ValueError(f"{where} has no column '{name}', but {' and '.join(map(repr, found))}: rename one")
         renamed[found[0]] = name
-        note(f"{where}: the column '{found[0]}' is taken for '{name}'")
+        note(f"{where}: the column '{found[0]}' is used as '{name}'")
     return renamed
 
 
@@ -214,7 +230,7 @@ def match_columns(
 
 
 def text_of(value) -> str:
-    """An id or a caption as text; "" for nothing and for NaN, and 17 for 17.0."""
+    """Turns an id or a caption into text: "" for None and NaN, "17" for 17.0."""
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -222,13 +238,13 @@ def text_of(value) -> str:
 
 def clean_caption(text: str) -> str:
     """
-    A caption without HTML: tags are removed, entities are the characters that they stand for. Twice as once, also where
-    markup was escaped again (`&amp;lt;b&amp;gt;`).
+    Removes HTML tags from a caption and replaces entities by their characters, repeatedly, because markup may have been
+    escaped more than once (`&amp;lt;b&amp;gt;`). Cleaning a cleaned caption changes nothing.
     """
     cleaned = INLINE_TAG.sub("", LINE_TAG.sub(" ", ENTITY.sub(lambda found: html.unescape(found[0]), text)))
     return cleaned if cleaned == text else clean_caption(cleaned)
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether this is what a spreadsheet writes where there is no caption."""
+    """Whether a text is what spreadsheets and pandas write where there is no caption."""
     return text.strip().casefold() in PLACEHOLDERS

@@ -1,6 +1,6 @@
-"""How threads wait: scripts import this first, because torch reads it when it is loaded."""
+"""Sets how idle threads wait. Scripts import this first, because torch reads the setting when it is loaded."""
 
 import os
 
-# On a busy CPU, threads that spin while they wait for each other make a step many times slower.
+# On a busy CPU, threads that spin while waiting for each other make a step many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

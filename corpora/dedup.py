@@ -1,8 +1,8 @@
 """
-Near-duplicate captions (section 5 of the paper): the Jaccard similarity of the sets of word 5-grams, for all pairs.
+Near-duplicate captions (section 5 of the paper) by the Jaccard similarity of their sets of word 5-grams.
 
-Exact, by a prefix filter (Chaudhuri et al., 2006; Bayardo et al., 2007): two sets that are similar enough share one of
-their rarest 5-grams, so that only pairs that do are compared.
+The search is exact and covers all pairs. A prefix filter (Chaudhuri et al., 2006; Bayardo et al., 2007) makes it fast:
+two sets that are similar enough share one of their rarest 5-grams, so only pairs that do are compared.
 """
 
 from collections.abc import Sequence
@@ -13,37 +13,41 @@ from scipy import sparse
 
 from captions_rgmc import normalize_caption
 
-BLOCK_ENTRIES = 4_000_000  # pairs that are looked at together: about 100 MB
+BLOCK_ENTRIES = 4_000_000  # pairs per block: about 100 MB
 
 
 def deduplicate(
     captions: Sequence[str], ids: Sequence, ngram: int = 5, threshold: float = 0.8
 ) -> tuple[list, np.ndarray]:
     """
-    Clusters of captions that are almost the same, and of each cluster the smallest id (section 5).
+    Clusters near-duplicate captions and keeps the smallest id of each cluster (section 5).
 
     Two captions are duplicates when the Jaccard similarity of their sets of word n-grams is above `threshold`; clusters
-    are joined by such pairs (single link). Words are those of `normalize_caption` by the rule `paper`. A caption of
-    fewer than `ngram` words has its whole text for its one n-gram: only its equals are its duplicates. A caption
-    without words is nobody's duplicate.
+    are joined by such pairs (single link). Words are those of `normalize_caption` by the rule `paper`. A caption with
+    fewer than `ngram` words has its whole text as its only n-gram, so that only equal captions are its duplicates. A
+    caption without words has no duplicates.
 
     Args:
-        captions (`Sequence[str]`): `N` captions.
-        ids (`Sequence`): Their ids, unique; ordered as numbers where all are integers, also as text, else as text.
-        ngram (`int`, defaults to 5): Words of an n-gram.
-        threshold (`float`, defaults to 0.8): Similarity that duplicates exceed.
+        captions (`Sequence[str]`):
+            `N` captions.
+        ids (`Sequence`):
+            Their unique ids, ordered as numbers if all are integers (or text that reads as integers), else as text.
+        ngram (`int`, defaults to 5):
+            Words of an n-gram.
+        threshold (`float`, defaults to 0.8):
+            Similarity that duplicates exceed.
 
     Returns:
-        The ids that are kept, in the order of the captions, and the cluster of each caption, `(N,)` integers from 0 in
-        the order of their first captions.
+        `tuple[list, np.ndarray]`: The ids kept, in the order of the captions, and the cluster of each caption, `(N,)`
+        integers from 0 in the order of the clusters' first captions.
 
     Raises:
-        `ValueError`: for ids that are not one for each caption or not unique, and options out of range.
+        `ValueError`: If the ids are not unique or not one per caption, or an option is out of range.
     """
     if len(captions) != len(ids):
-        raise ValueError(f"{len(captions)} captions and {len(ids)} ids: expected one id for each caption")
+        raise ValueError(f"{len(captions)} captions but {len(ids)} ids: expected one id for each caption")
     if len(set(ids)) != len(ids):
-        raise ValueError(f"ids must be unique; {len(ids) - len(set(ids))} of {len(ids)} stand there again")
+        raise ValueError(f"ids must be unique: {len(ids) - len(set(ids))} of {len(ids)} are duplicates")
     check_options(ngram, threshold)
     sets, set_of_caption = distinct_sets(captions, ngram)
     pairs, _ = similar_pairs(sets, threshold)
@@ -54,19 +58,27 @@ def deduplicate(
 
 def check_options(ngram: int, threshold: float):
     if ngram < 1 or not 0 <= threshold < 1:
-        raise ValueError(f"ngram {ngram}, threshold {threshold}: expected at least 1, and from 0 to below 1")
+        raise ValueError(f"ngram {ngram}, threshold {threshold}: expected at least 1, and 0 or more but below 1")
 
 
 def similar_pairs(sets: list[frozenset], threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    All pairs `(P, 2)`, i < j, of distinct non-empty sets whose Jaccard similarity is above `threshold`, and these
-    similarities `(P,)`; an empty set is in none.
+    Finds all pairs of sets whose Jaccard similarity is above `threshold`.
+
+    Args:
+        sets (`list[frozenset]`):
+            Distinct sets of n-grams. An empty set is in no pair.
+        threshold (`float`):
+            Similarity that the pairs exceed.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The pairs `(P, 2)`, the smaller number first, and their similarities `(P,)`.
     """
     limit = Fraction(str(threshold))  # 4/5 is not above 0.8, whatever floats say
     p, q = limit.numerator, limit.denominator
     tokens = _by_rarity(sets)  # (S, V): the columns in order of rarity
     sizes = np.diff(tokens.indptr)
-    # A set of s shares more than p / q of its n-grams with a similar one, hence one of its first s - floor(s p / q).
+    # A set of s n-grams shares more than s p / q of them with a similar set, so one of its first s - floor(s p / q).
     prefix_sizes = sizes - sizes * p // q
     position = np.arange(tokens.nnz) - np.repeat(tokens.indptr[:-1], sizes)
     in_prefix = position < np.repeat(prefix_sizes, sizes)
@@ -74,7 +86,7 @@ def similar_pairs(sets: list[frozenset], threshold: float) -> tuple[np.ndarray, 
     columns = tokens.indices[in_prefix]
     prefixes = sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=tokens.shape)
     by_token = prefixes.T.tocsr()
-    # How many sets a row may meet, so that a block of rows meets no more than BLOCK_ENTRIES.
+    # Meetings up to each row, to cut the rows into blocks of at most BLOCK_ENTRIES meetings.
     met = np.cumsum(prefixes @ np.diff(by_token.indptr)) if len(sets) else np.zeros(0)
     found, similarities = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     start = 0
@@ -98,7 +110,7 @@ def similar_pairs(sets: list[frozenset], threshold: float) -> tuple[np.ndarray, 
 
 
 def distinct_sets(captions: Sequence[str], ngram: int) -> tuple[list[frozenset], np.ndarray]:
-    """The different sets of n-grams, and for each caption its set; each caption without words has one of its own."""
+    """Returns the distinct sets of n-grams and each caption's set. Each caption without words has a set of its own."""
     numbers: dict[frozenset, int] = {}
     sets, set_of_caption = [], np.empty(len(captions), np.int64)
     for row, caption in enumerate(captions):
@@ -112,7 +124,7 @@ def distinct_sets(captions: Sequence[str], ngram: int) -> tuple[list[frozenset],
 
 
 def _by_rarity(sets: list[frozenset]) -> sparse.csr_array:
-    """Sets as rows of ones; the n-grams are columns, the rarest first."""
+    """Turns sets into rows of ones; the n-grams are columns, the rarest first."""
     numbers: dict[tuple, int] = {}
     columns = np.array([numbers.setdefault(gram, len(numbers)) for grams in sets for gram in grams], np.int64)
     counts = np.bincount(columns, minlength=len(numbers))
@@ -125,7 +137,7 @@ def _by_rarity(sets: list[frozenset]) -> sparse.csr_array:
 
 
 def _choose(ids: Sequence, clusters: np.ndarray) -> tuple[list, np.ndarray]:
-    """The smallest id of each cluster, and clusters numbered by their first caption."""
+    """Returns the smallest id of each cluster, and the clusters numbered by their first captions."""
     try:
         keys = [int(row_id) for row_id in ids]
     except ValueError:

@@ -1,13 +1,13 @@
-"""Compose and synthesise a small corpus of music and captions, so that the demo needs no download.
+"""Composes and synthesises a small corpus of music and captions, so that the demo needs no download.
 
     python -m corpora.demo --output_dir data/demo --clips 800 --seed 0
 
-A clip is ten seconds of a tune over a chord progression: one lead instrument, a style (chords, bass, drums), a mood
-(major or minor, with the register, touch and brightness that go with it) and a tempo. Its caption says what is heard.
-The layout is the `audiofolder` of datasets: `train`, `validation` and `test`, each with FLAC files and `metadata.csv`.
+A clip is ten seconds of a tune over a chord progression. It has one lead instrument, a style (chords, bass, drums), a
+mood (major or minor, with matching register, touch and brightness) and a tempo. Its caption says what is heard. The
+layout is the `audiofolder` of datasets: `train`, `validation` and `test`, each with FLAC files and `metadata.csv`.
 
-Clip i depends on (seed, i) alone. Each split owns the tunes and captions whose checksum falls into its share, and a
-clip draws again until its own do, so that no tune and no caption stands in two splits.
+Clip i only depends on (seed, i). Each split owns the tunes and captions whose checksum falls into its share, and a clip
+is drawn again until its tune and caption belong to its split, so that no tune and no caption is in two splits.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import scipy.signal
 import soundfile
 from tqdm import tqdm
 
-GENERATOR_VERSION = 2  # to be raised when the same seed gives another corpus
+GENERATOR_VERSION = 2  # raise it when the same seed gives another corpus
 SAMPLE_RATE, SAMPLES = 32_000, 320_000  # Hz; ten seconds
 SPLITS = ("train", "validation", "test")
 SPLIT_OF_SLOT = [SPLITS[int(digit)] for digit in "00020100200020100000"]  # 75 %, 10 %, 15 % of every 20 in a row
@@ -40,8 +40,8 @@ PROGRESSIONS = {"major": ("0453", "0340", "0534", "0304", "0140"), "minor": ("05
 @dataclass(frozen=True)
 class Timbre:
     partials: tuple  # (frequency over the fundamental, amplitude)
-    register: int = 60  # MIDI pitch near which the tonic lies; the pitch of a drum
-    decay: tuple = (0, 0)  # 1/s, and further 1/s per kHz of the partial; (0, 0) is held like a bow or a breath
+    register: int = 60  # MIDI pitch near the tonic; the pitch of a drum
+    decay: tuple = (0, 0)  # 1/s, plus 1/s per kHz of the partial; (0, 0) is held like a bow or a breath
     envelope: tuple = (0.004, 0.06)  # attack and release in s
     waver: tuple = (0, 0)  # vibrato in cents and depth of the tremolo
     formant: tuple = (1000, 0)  # a resonance of the body: Hz and gain
@@ -51,10 +51,10 @@ class Timbre:
 
 @dataclass(frozen=True)
 class Style:
-    names: tuple  # as captions say it
+    names: tuple  # what captions call it
     tempos: tuple
     backings: tuple
-    chords: str  # pattern of the backing; it divides a bar evenly: `x` starts a note, `-` holds it, `.` is a rest
+    chords: str  # pattern of the backing, which divides a bar evenly: `x` starts a note, `-` holds it, `.` is a rest
     bass: str  # pattern of the bass
     cells: tuple  # patterns of the tune
     drums: tuple = ()  # (drum, gain, pattern)
@@ -62,14 +62,14 @@ class Style:
     drum_chance: float = 1.0
     voicings: tuple = ((0, 2, 4),)  # what the backing plays in turn, in steps of the scale above the root
     walk: tuple = ((0,),)  # the same for the bass
-    touch: float = 1.0  # length of the chords over the time to the next one
+    touch: float = 1.0  # length of a chord relative to the time to the next one
     swing: float = 0.0  # delay of the off-beat eighth, in beats
     room: float = 0.08  # level of the reverberation
     beats: int = 4  # in a bar
 
 
 def _harmonics(count: int, slope: float, pluck: float = 0.0, copies: tuple = (1,)) -> tuple:
-    """Harmonics falling as k ** -slope, with the comb of a string plucked at `pluck` of its length; detuned copies."""
+    """Harmonics of level k ** -slope, filtered like a string plucked at `pluck` of its length; detuned copies."""
     level = {k: k**-slope * (abs(np.sin(np.pi * k * pluck)) if pluck else 1) for k in range(1, count + 1)}
     return tuple((k * copy, level[k]) for copy in copies for k in level)
 
@@ -156,12 +156,12 @@ TEMPO_NAMES = {"slow": ("slow", "unhurried"), "medium": ("mid tempo", "medium te
 
 
 def split_of(number: int) -> str:
-    """The split that owns an index or a checksum."""
+    """Returns the split that owns an index or a checksum."""
     return SPLIT_OF_SLOT[number % len(SPLIT_OF_SLOT)]
 
 
 def draw_caption(truth: dict, rng: np.random.Generator) -> str:
-    """One of the many true captions of a clip: 5 to 14 words of a-z."""
+    """Draws one of the many true captions of a clip: 5 to 14 words of a-z."""
     style = STYLES[truth["style"]]
     words = {"style": style.names, "mood": MOODS[truth["mode"]], "tempo": TEMPO_NAMES[truth["tempo"]]}
     words["drums"] = ("no drums",) if truth["drums"] == "no drums" else style.drum_names
@@ -170,21 +170,22 @@ def draw_caption(truth: dict, rng: np.random.Generator) -> str:
 
 
 def _draw_word(options: tuple, rng: np.random.Generator) -> str:
-    """As people choose their words: the k-th option 1/k times as often as the first (Zipf)."""
+    """Draws a word as people choose theirs: the k-th option 1/k times as often as the first (Zipf)."""
     weights = 1 / np.arange(1, len(options) + 1)
     return str(rng.choice(options, p=weights / weights.sum()))
 
 
 def _onsets(pattern: str, beats: int) -> list[tuple[float, float]]:
-    """Start and length in beats of each note of a pattern that fills a bar."""
+    """Start and length, in beats, of each note in a pattern that fills a bar."""
     marks, unit = [i for i, mark in enumerate(pattern) if mark != "-"], beats / len(pattern)
     return [(i * unit, (after - i) * unit) for i, after in zip(marks, [*marks[1:], len(pattern)]) if pattern[i] == "x"]
 
 
 def draw_tune(style: Style, mode: str, progression: list, bars: int, rng: np.random.Generator) -> list[tuple]:
-    """A tune as notes: start and length in beats, step of the scale, whether on a strong beat.
+    """
+    Draws a tune as notes: start and length in beats, step of the scale, and whether it is on a strong beat.
 
-    Two motifs, each a rhythm and a contour of a bar, take turns as a a b a. Strong beats go to the nearest chord tone.
+    Two motifs, each the rhythm and contour of a bar, alternate as a a b a. Strong beats move to the nearest chord tone.
     """
     lean = (0.6, 0.4) if mode == "major" else (0.4, 0.6)
     moves = rng.choice((1, 1, 1, 2), (2, 8)) * rng.choice((1, -1), (2, 8), p=lean)
@@ -201,9 +202,9 @@ def draw_tune(style: Style, mode: str, progression: list, bars: int, rng: np.ran
 
 
 def draw_clip(seed: int, index: int) -> tuple[dict, np.ndarray]:
-    """Clip `index` of the corpus of `seed`: its row of `metadata.csv` and its int16 samples (mono)."""
+    """Draws clip `index` of the corpus of `seed`: its row of `metadata.csv` and its int16 mono samples `(320000,)`."""
     rng, split = np.random.default_rng([seed, index]), split_of(index)
-    pairs = [(lead, name) for lead in LEADS for name in STYLES]  # every hundred clips hold each once, shuffled
+    pairs = [(lead, name) for lead in LEADS for name in STYLES]  # each hundred clips hold every pair once, shuffled
     order = np.random.default_rng([seed, index // len(pairs), 1]).permutation(len(pairs))
     lead, name = pairs[order[index % len(pairs)]]
     style = STYLES[name]
@@ -224,14 +225,14 @@ def draw_clip(seed: int, index: int) -> tuple[dict, np.ndarray]:
 
 @functools.cache
 def _noise(low: float, high: float) -> np.ndarray:
-    """Six seconds of band noise, RMS 1, always the same."""
+    """Six seconds of noise in a band (Hz), with RMS 1; always the same samples."""
     bandpass = scipy.signal.butter(2, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos")
     noise = scipy.signal.sosfilt(bandpass, np.random.default_rng(0).standard_normal(6 * SAMPLE_RATE))
     return (noise / noise.std()).astype(np.float32)
 
 
 def render_note(timbre: Timbre, pitch: float, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """A note of `pitch` (MIDI), held for `seconds` and then released, as float32 samples of RMS 1 at the onset."""
+    """Renders a note of MIDI `pitch`, held for `seconds`, then released: float32 samples with RMS 1 at the onset."""
     ratios, amplitudes = np.array(timbre.partials, float).T
     hertz = 440 * 2 ** ((pitch - 69) / 12) * ratios
     (decay, damping), (attack, release), (vibrato, tremolo) = timbre.decay, timbre.envelope, timbre.waver
@@ -240,13 +241,13 @@ def render_note(timbre: Timbre, pitch: float, seconds: float, rng: np.random.Gen
     amplitudes /= np.linalg.norm(amplitudes) / 2**0.5
     count = int((seconds + release) * SAMPLE_RATE)
     t = np.arange(count, dtype=np.float32) / SAMPLE_RATE
-    # Decaying sines as a product: exp(s (128 i + j)) = exp(128 s i) exp(s j), in parts too small for BLAS to thread.
+    # Decaying sines as a product, exp(s (128 i + j)) = exp(128 s i) exp(s j), in parts too small for BLAS to thread.
     s = (2j * np.pi * hertz - decay - damping * hertz / 1000) / SAMPLE_RATE
     coarse = amplitudes * np.exp(np.outer(np.arange(0, -(-count // 2048) * 2048, 128), s))
     fine = np.exp(np.outer(s, np.arange(128)))
     left = np.hstack([coarse.real, coarse.imag]).astype(np.float32).reshape(-1, 16, 2 * len(s))
     note = (left @ np.vstack([fine.imag, fine.real]).astype(np.float32)).ravel()[:count]
-    if vibrato or tremolo:  # they set in after the onset; vibrato reads the note at a wavering time
+    if vibrato or tremolo:  # both set in after the onset; vibrato reads the note at a wavering time
         wave = np.sin(2 * np.pi * 5.6 * t) * np.minimum(1, t / 0.25)
         note = np.interp(t + vibrato / 1200 * np.log(2) / (2 * np.pi * 5.6) * wave, t, note) * (1 + tremolo * wave)
     note = np.tanh(timbre.drive * note) if timbre.drive else note
@@ -257,7 +258,7 @@ def render_note(timbre: Timbre, pitch: float, seconds: float, rng: np.random.Gen
 
 
 def render_clip(truth: dict, progression: list, tune: list, rng: np.random.Generator) -> np.ndarray:
-    """Play the tune with chords, bass and drums: 10 s of int16 samples, limited to -7 to -1 dB."""
+    """Plays the tune with chords, bass and drums: 10 s of int16 samples, limited to between -7 and -1 dB."""
     style, major, scale = STYLES[truth["style"]], truth["mode"] == "major", SCALES[truth["mode"]]
     beat, begin = 60 / truth["bpm"], rng.uniform(0, 0.2)
     lead, backing, bass, drums = np.zeros((4, SAMPLES), np.float32)
@@ -274,7 +275,7 @@ def render_clip(truth: dict, progression: list, tune: list, rng: np.random.Gener
         return sum(render_note(timbre, pitch, beats * beat, rng) for pitch in pitches)
 
     timbre, chords = LEADS[truth["lead"]], BACKINGS[truth["backing"]]
-    for start, length, step, strong in tune:  # a happy tune lies higher and is played shorter
+    for start, length, step, strong in tune:  # a happy tune is higher and more detached
         note = sound(timbre, timbre.register + (4 if major else -4), (step,), length * (0.7 if major else 0.98))
         play(lead, note, start, 1.0 if strong else 0.8)
     parts = (
@@ -306,23 +307,32 @@ def _write_clip(folder: Path, seed: int, index: int) -> dict:
 
 
 def write_demo_corpus(output_dir: str | Path, clips: int = 800, seed: int = 0, num_proc: int | None = None) -> None:
-    """Write the corpus, or keep the one that `output_dir` holds already when it was made with the same settings.
+    """
+    Writes the corpus, or keeps the one in `output_dir` if it was made with the same settings.
 
     Args:
-        output_dir: folder of the corpus; it appears when the corpus is complete. FileExistsError if it holds another.
-        clips: number of clips, 75 % train, 10 % validation and 15 % test. ValueError below 20.
-        seed: clip i depends on (seed, i) alone; with the same versions of the libraries its bytes are the same.
-        num_proc: processes, by default one per core up to 8. The corpus does not depend on it.
+        output_dir (`str` or `Path`):
+            Folder of the corpus, which only appears once the corpus is complete.
+        clips (`int`, defaults to 800):
+            Number of clips, at least 20: 75 % train, 10 % validation and 15 % test.
+        seed (`int`, defaults to 0):
+            Clip i only depends on (seed, i). With the same versions of the libraries its bytes are the same.
+        num_proc (`int`, *optional*, defaults to one per core, at most 8):
+            Number of processes. The corpus does not depend on it.
+
+    Raises:
+        `ValueError`: For fewer than 20 clips.
+        `FileExistsError`: If `output_dir` holds anything else.
     """
     if clips < len(SPLIT_OF_SLOT):
-        raise ValueError(f"clips is {clips}, but it takes at least {len(SPLIT_OF_SLOT)} to fill every split")
+        raise ValueError(f"clips is {clips}: expected at least {len(SPLIT_OF_SLOT)}, so that every split has some")
     output_dir = Path(output_dir).absolute()
     settings = {"generator": "corpora.demo", "version": GENERATOR_VERSION, "clips": clips, "seed": seed}
     if output_dir.exists() and (output_dir.is_file() or any(output_dir.iterdir())):
         about = output_dir / "corpus.json"
-        found = json.loads(about.read_text()) if about.is_file() else "something else than a demo corpus"
+        found = json.loads(about.read_text()) if about.is_file() else "something else"
         if found == settings:
-            print(f"{output_dir} already holds this corpus, which is kept")
+            print(f"{output_dir} already holds this corpus: nothing to do")
             return
         raise FileExistsError(f"{output_dir} holds {found}, not {settings}: remove it or choose another output_dir")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -332,7 +342,7 @@ def write_demo_corpus(output_dir: str | Path, clips: int = 800, seed: int = 0, n
             (partial / split).mkdir(parents=True)
         with multiprocessing.get_context("spawn").Pool(num_proc or min(8, os.cpu_count() or 1)) as pool:
             written = pool.imap(functools.partial(_write_clip, partial, seed), range(clips), chunksize=4)
-            rows = list(tqdm(written, total=clips, desc="composing", unit="clip"))
+            rows = list(tqdm(written, total=clips, desc="Composing", unit="clip"))
         for split in SPLITS:
             with open(partial / split / "metadata.csv", "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
@@ -343,7 +353,7 @@ def write_demo_corpus(output_dir: str | Path, clips: int = 800, seed: int = 0, n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compose a small corpus of music and captions for the demo.")
+    parser = argparse.ArgumentParser(description="Composes a small corpus of music and captions for the demo.")
     parser.add_argument("--output_dir", default="data/demo", help="folder to write (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=800, help="number of clips of 10 s (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""The audio files of a folder, and which of them is meant by the name that a table gives."""
+"""Finds the audio files of a folder, and the file that a table's name refers to."""
 
 import os
 import unicodedata
@@ -8,20 +8,20 @@ from pathlib import Path, PurePath
 NOT_AUDIO = {".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".md", ".html", ".png", ".jpg", ".webp"}
 NOT_AUDIO |= {".part", ".ytdl", ".vtt", ".srt", ".tmp", ".lock", ".py", ".yaml", ".pdf", ".zip", ".tar", ".gz"}
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".webm"}
-AUDIO |= {".mp4", ".mkv", ".mov", ".mpg"}  # endings that a table's names may have, and the files not
+AUDIO |= {".mp4", ".mkv", ".mov", ".mpg"}  # endings that a table's names may have even if the files have others
 
 
 def walk(folder: Path) -> Iterator[str]:
     """
-    All files of a folder and its subfolders in the order of their names, without hidden ones; links are followed, but
-    into no folder twice.
+    Yields all files of a folder and its subfolders in the order of their names, except hidden ones. Links are followed,
+    but each folder is read once.
 
     Raises:
-        `OSError`: for a folder that is none, or that cannot be read.
-        `ValueError`: for a name that is not UTF-8, which no table could hold.
+        `OSError`: If the folder does not exist or a folder cannot be read.
+        `ValueError`: For a name that is not UTF-8, because no table can hold it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder")
+        raise FileNotFoundError(f"{folder} is not a folder")
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(parent)
@@ -44,19 +44,23 @@ def _raise(error: OSError):
 
 
 def may_be_audio(file: str) -> bool:
-    """Whether the name does not say that it is something else."""
+    """Whether a file's ending does not rule out audio."""
     return os.path.splitext(file)[1].lower() not in NOT_AUDIO
 
 
 class AudioFiles:
     """
-    The audio files of a folder and its subfolders, or none.
+    Audio files of a folder and its subfolders, to be found by name.
 
-    Of files that differ by their ending alone (`17.mp3`, `17.wav`) the first is taken.
+    Among files that only differ in their ending (`17.mp3`, `17.wav`), the first is used.
+
+    Args:
+        folder (`Path`, *optional*):
+            The folder; without one there are no files.
     """
 
     def __init__(self, folder: Path | None):
-        self.by_name: list[dict[str, list[str]]] = [{}, {}, {}]  # the surest first
+        self.by_name: list[dict[str, list[str]]] = [{}, {}, {}]  # the surest names first
         stems = set()
         for file in filter(may_be_audio, walk(folder) if folder else ()):
             path = PurePath(_same(os.path.relpath(file, folder)))
@@ -70,8 +74,10 @@ class AudioFiles:
 
     def find(self, names: Sequence[str]) -> list[str]:
         """
-        Files by the first of these names that is a file's path below the folder, then its own name, each with or
-        without its ending, then what stands before its first dot (`17` for `17.2min.mp3`).
+        Finds the files that match the first of `names` with a match.
+
+        A name is compared first with the files' paths below the folder, then with their own names, each with or without
+        ending, and last with the part before their first dot (`17` for `17.2min.mp3`).
         """
         keys = []
         for name in map(_same, names):
@@ -86,5 +92,5 @@ class AudioFiles:
 
 
 def _same(name: str) -> str:
-    """One spelling of an accented letter: file systems differ."""
+    """Gives accented letters one spelling, because file systems differ."""
     return unicodedata.normalize("NFC", name)

@@ -1,11 +1,11 @@
 """
-What one split of a corpus has of another: captions and sounds that are the same, or almost.
+Finds leaks between the splits of a corpus: captions and sounds that are the same, or almost.
 
     python -m corpora.leakage --dataset data/demo --output_dir outputs/leakage
     python -m corpora.leakage --dataset data/demo --model outputs/demo --output_dir outputs/leakage
 
-writes `report.md` and `leakage.json`, with which `eval.py --leakage` scores the split also without what leaks into it
-from the training split. Options are the fields of `LeakageArguments`; `--help` lists them.
+writes `report.md` and `leakage.json`. With the latter, `eval.py --leakage` also scores the split without the clips that
+leak from the training split. The options are the fields of `LeakageArguments`; `--help` lists them.
 """
 
 from clips import threads  # noqa: F401
@@ -84,14 +84,14 @@ class LeakageArguments:
 
 
 def load_encoder(name: str) -> tuple[RGMCModel, RGMCFeatureExtractor]:
-    """A model that embeds sounds: that of an RGMC checkpoint, or a CLAP."""
+    """Loads a model that embeds sounds, and its feature extractor: an RGMC checkpoint, or a CLAP."""
     if is_rgmc_checkpoint(name):
         return RGMCModel.from_pretrained(name, load_datastore=False), RGMCFeatureExtractor.from_pretrained(name)
     return with_audio_tower_of(name), RGMCFeatureExtractor()
 
 
 def embed_splits(args: LeakageArguments, splits: dict[str, Dataset], accelerator: Accelerator) -> dict[str, np.ndarray]:
-    """Embeddings `(N, E)` of the clips of each split; zeros for those that cannot be used, which are announced."""
+    """Embeds the clips of each split as `(N, E)`: zeros for a clip that cannot be used, and these are announced."""
     model, feature_extractor = load_encoder(args.model)
     model = model.to(accelerator.device).eval()
     embedded = {}

@@ -1,5 +1,5 @@
 """
-Clips of different splits that are the same, or almost: by their captions, their files, and what a model hears in them.
+Finds clips of different splits that are the same, or almost, by their captions, files and embeddings.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from corpora.dedup import check_options, distinct_sets, similar_pairs
 from corpora.probe import hash_file, probe_files
 
 FORMAT_VERSION = 1  # of leakage.json
-BLOCK_ROWS = 4096  # of each split, whose embeddings are compared together: 64 MB
+BLOCK_ROWS = 4096  # rows of each split in a block of similarities: 64 MB
 QUANTILES = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
@@ -31,12 +31,18 @@ class Clips:
     `N` clips of a split.
 
     Args:
-        ids (`list[str]`): Unique.
-        captions (`list[list[str]]`): Of each clip, with or without normalisation.
-        files (`list[str | None]`): Where their sound is, for the reader of the report.
-        hashes (`list[str | None]`): Equal where the sounds are equal, byte for byte; None where no other can be.
-        without_audio (`int`, defaults to 0): Clips that have no file, or one that cannot be read.
-        audio_embeds (`np.ndarray` of shape `(N, E)`, *optional*): L2-normalised; zeros for a clip that has none.
+        ids (`list[str]`):
+            Unique id of each clip.
+        captions (`list[list[str]]`):
+            Captions of each clip, normalised or not.
+        files (`list[str | None]`):
+            File of each clip, as the report shows it.
+        hashes (`list[str | None]`):
+            Hash of each file's bytes; None where no file of another split can be the same.
+        without_audio (`int`, defaults to 0):
+            Number of clips without a file that can be read.
+        audio_embeds (`np.ndarray` of shape `(N, E)`, *optional*):
+            L2-normalised embedding of each clip; zeros for a clip without one.
     """
 
     ids: list[str]
@@ -59,26 +65,33 @@ def find_leaks(
     device: torch.device | str = "cpu",
 ) -> dict:
     """
-    Pairs of clips of different splits that have the same caption or sound, or almost.
+    Finds pairs of clips of different splits that have the same caption or sound, or almost.
 
-    Every caption of a clip counts. Captions are compared as in `corpora.dedup.deduplicate`, exactly and all pairs, and
-    so are the embeddings of sounds, in blocks. A pair is of one kind of captions and one of sounds at most: what is the
-    same is not counted as almost the same. A split is not compared with itself.
+    All pairs of captions are compared exactly, as in `corpora.dedup.deduplicate`, and every caption of a clip counts.
+    All pairs of embeddings are compared in blocks. A pair that is the same does not also count as almost the same. A
+    split is not compared with itself.
 
     Args:
-        splits (`dict[str, Clips]`)
-        ngram (`int`, defaults to 5): Words of an n-gram.
-        threshold (`float`, defaults to 0.8): Jaccard similarity that near-duplicate captions exceed.
-        audio_threshold (`float`, defaults to 0.99): Cosine that near-identical sounds exceed.
-        num_worst (`int`, defaults to 20): Pairs of each kind to show: the most similar, the longest captions first.
-        device (`torch.device`): Where embeddings are compared.
+        splits (`dict[str, Clips]`):
+            Clips of each split, by its name.
+        ngram (`int`, defaults to 5):
+            Words of an n-gram.
+        threshold (`float`, defaults to 0.8):
+            Jaccard similarity that near-duplicate captions exceed.
+        audio_threshold (`float`, defaults to 0.99):
+            Cosine that near-identical sounds exceed.
+        num_worst (`int`, defaults to 20):
+            Number of pairs of each kind to show: the most similar ones, the longest captions first.
+        device (`torch.device` or `str`, defaults to `"cpu"`):
+            Where embeddings are compared.
 
     Returns:
-        `{"splits", "leaks"}` of `leakage.json`: what the splits hold, and for each two of them, by kind, the number of
-        pairs, the rows of either split that are in one, and the worst; `near_audio` where there are embeddings.
+        `dict`: The entries `splits` and `leaks` of `leakage.json`. They say what the splits hold and, for each two
+        splits and kind of leak, the number of pairs, the rows of either split in a pair, and the worst pairs. The kind
+        `near_audio` needs embeddings.
 
     Raises:
-        `ValueError`: for options out of range.
+        `ValueError`: If an option is out of range.
     """
     check_leak_options(ngram, threshold, audio_threshold, num_worst)
     texts, clips_of_text = _index({name: clips.captions for name, clips in splits.items()})
@@ -126,12 +139,12 @@ def check_leak_options(ngram: int, threshold: float, audio_threshold: float, num
     check_options(ngram, threshold)
     if not 0 <= audio_threshold < 1 or num_worst < 0:
         raise ValueError(
-            f"audio_threshold {audio_threshold}, num_worst {num_worst}: expected from 0 to below 1, and 0 or more"
+            f"audio_threshold {audio_threshold}, num_worst {num_worst}: expected 0 or more but below 1, and 0 or more"
         )
 
 
 def fingerprint(ids: list[str], captions: list[list[str]]) -> str:
-    """What identifies a split, in whatever order: SHA-256 of its ids and normalised captions."""
+    """Identifies a split, in any order of its rows: SHA-256 of its ids and normalised captions."""
     rows = sorted([row_id, usable_captions(own)] for row_id, own in zip(ids, captions))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -140,16 +153,19 @@ def hash_audio(
     splits: dict[str, Iterable[dict]], known_file: Path, num_proc: int = 1
 ) -> dict[str, tuple[list[str | None], list[str | None], int]]:
     """
-    Files of clips and the SHA-256 of what is in them. Only a file whose size another split has, too, is read: no other
-    can be the same.
+    Computes the SHA-256 of the clips' files. A file is only read if a file of another split has the same size, because
+    only then can the two be the same.
 
     Args:
-        splits (`dict[str, Iterable[dict]]`): Of each clip `{"path", "bytes"}`.
-        known_file (`Path`): A jsonl file, from which an interrupted run goes on.
-        num_proc (`int`, defaults to 1): Processes that read.
+        splits (`dict[str, Iterable[dict]]`):
+            `{"path", "bytes"}` of each clip, by split.
+        known_file (`Path`):
+            A jsonl file of the hashes so far, from which an interrupted run resumes.
+        num_proc (`int`, defaults to 1):
+            Number of processes that read.
 
     Returns:
-        For each split `files`, `hashes` and `without_audio` of [`Clips`].
+        `dict`: `files`, `hashes` and `without_audio` of [`Clips`], for each split.
     """
     contents, splits_of_size = {}, defaultdict(set)
     for name, clips in splits.items():
@@ -168,7 +184,7 @@ def hash_audio(
 
 
 def _content(audio: dict) -> tuple[str | None, int, str | None]:
-    """Path, size in bytes, 0 where there is nothing, and the hash of bytes that are at hand."""
+    """Returns path, size in bytes (0 if there is nothing to read), and the hash if the bytes are at hand."""
     path, content = audio["path"], audio["bytes"]
     if content is not None:
         return path, len(content), hashlib.sha256(content).hexdigest() if content else None
@@ -179,7 +195,7 @@ def _content(audio: dict) -> tuple[str | None, int, str | None]:
 
 
 def write_leaks(output_dir: Path, report: dict):
-    """Writes `leakage.json`, which `eval.py --leakage` reads."""
+    """Writes `leakage.json` for `eval.py --leakage`."""
     text = json.dumps({"format_version": FORMAT_VERSION, **report}, indent=1, ensure_ascii=False)
     (output_dir / "leakage.json").write_text(text + "\n", encoding="utf-8")
 
@@ -189,7 +205,7 @@ def write_leaks(output_dir: Path, report: dict):
 
 @dataclass
 class Links:
-    """Which keys of one split go with which of another: `P` pairs of key numbers, and how similar the two are."""
+    """`P` pairs of keys, one of each split, by their numbers, and the similarity of each pair."""
 
     first: np.ndarray
     second: np.ndarray
@@ -198,15 +214,15 @@ class Links:
 
 @dataclass
 class Meetings:
-    """Pairs of two splits: how many, the rows of either that are in one, and `(value, pairs, rows, keys)` of some."""
+    """Pairs between two splits: their number, the rows of either split in one, and the worst of them."""
 
     pairs: int
     rows: tuple[np.ndarray, np.ndarray]
-    worst: list[tuple]
+    worst: list[tuple]  # (value, pairs, rows, keys)
 
 
 def _index(entries: dict[str, list[list[str]]]) -> tuple[list[str], dict[str, sparse.csc_array]]:
-    """All different keys, and for each split a table of ones `(rows, keys)`; a row has a key once."""
+    """Returns all distinct keys, and for each split a table `(rows, keys)` of ones where a row has a key."""
     numbers: dict[str, int] = {}
     cells = {
         name: [
@@ -227,11 +243,11 @@ def _same(keys: list[str]) -> Links:
 
 
 def _near_texts(texts: list[str], ngram: int, threshold: float) -> Links:
-    """Different texts that are similar, in both directions."""
+    """Links different texts that are similar, in both directions."""
     sets, set_of_text = distinct_sets(texts, ngram)
     pairs, similarities = similar_pairs(sets, threshold)
     links = sparse.coo_array((similarities, (pairs[:, 0], pairs[:, 1])), (len(sets), len(sets))).tocsr()
-    links = links + links.T + sparse.eye_array(len(sets))  # a set may be that of several texts
+    links = links + links.T + sparse.eye_array(len(sets))  # several texts may have the same set
     shape = (len(texts), len(sets))
     has_set = sparse.csr_array((np.ones(len(texts)), (np.arange(len(texts)), set_of_text)), shape)
     found = (has_set @ links @ has_set.T).tocoo()
@@ -240,7 +256,7 @@ def _near_texts(texts: list[str], ngram: int, threshold: float) -> Links:
 
 
 def _meet(one: sparse.csc_array, two: sparse.csc_array, links: Links, sizes: np.ndarray, num_worst: int) -> Meetings:
-    """Rows of two splits whose keys are linked."""
+    """Finds rows of two splits whose keys are linked."""
     counts = np.diff(one.indptr), np.diff(two.indptr)
     met = (counts[0][links.first] > 0) & (counts[1][links.second] > 0)
     first, second, values = links.first[met], links.second[met], links.values[met]
@@ -260,7 +276,7 @@ def _meet(one: sparse.csc_array, two: sparse.csc_array, links: Links, sizes: np.
 
 
 def _codes(clips_of_hash: sparse.csc_array) -> np.ndarray:
-    """The number of each row's hash, -1 for none."""
+    """Returns the number of each row's hash, -1 for none."""
     codes = np.full(clips_of_hash.shape[0], -1)
     codes[clips_of_hash.indices] = np.repeat(np.arange(clips_of_hash.shape[1]), np.diff(clips_of_hash.indptr))
     return codes
@@ -270,8 +286,8 @@ def _near_audio(
     one: torch.Tensor, two: torch.Tensor, codes: list[np.ndarray], threshold: float, num_worst: int, title: str
 ) -> tuple[Meetings, list[float]]:
     """
-    Rows of two splits whose embeddings are similar and whose files are not the same, and quantiles of how similar the
-    nearest of the first split is to each row of the second.
+    Finds rows of two splits whose embeddings are similar and whose files differ. Also returns quantiles of the
+    similarity between each row of the second split and its nearest row of the first.
     """
     pairs, nearest = 0, torch.full((len(two),), -1.0, device=two.device)
     touched = np.zeros(len(one), bool), np.zeros(len(two), bool)
@@ -301,7 +317,7 @@ def _rows(clips: Clips, rows: np.ndarray) -> dict:
 
 
 def _describe(kind: str, entry: tuple, splits: dict[str, Clips], names: tuple[str, str], texts: list[str]) -> dict:
-    """A pair of the worst: for captions the first two clips that have these."""
+    """Describes one of the worst pairs; captions are shown with the first clip of each split that has them."""
     value, pairs, rows, keys = entry
     clips = []
     for side, (name, row) in enumerate(zip(names, rows)):

@@ -1,6 +1,4 @@
-"""
-Looks into audio files with several processes, and remembers what it found: an interrupted run goes on where it was.
-"""
+"""Looks into audio files with several processes, and remembers what it found, so that an interrupted run resumes."""
 
 import hashlib
 import json
@@ -18,8 +16,8 @@ UNUSABLE = {"duration": None, "sampling_rate": None, "channels": None, "notes": 
 
 def probe(file: str) -> dict:
     """
-    What is in a file, `{"duration", "sampling_rate", "channels", "notes", "problem"}`: s, Hz, and why it cannot be
-    used, or None.
+    Describes an audio file: `{"duration", "sampling_rate", "channels", "notes", "problem"}`, in s and Hz. `problem` is
+    why the file cannot be used, or None.
     """
     try:
         return {**probe_audio(file), "problem": None}
@@ -28,7 +26,7 @@ def probe(file: str) -> dict:
 
 
 def hash_file(file: str) -> dict:
-    """SHA-256 of a file's bytes, `{"sha256", "problem"}`: one of the two is None."""
+    """Computes the SHA-256 of a file's bytes: `{"sha256", "problem"}`, one of which is None."""
     try:
         with open(file, "rb") as content:
             return {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "problem": None}
@@ -44,19 +42,26 @@ def probe_files(
     title: str = "Probing audio",
 ) -> list[dict]:
     """
-    What `look` says of each file.
+    Calls `look` on each file, unless its result is known.
 
-    Each result is a line of `known_file`, by the file's path, size and time of change, before the next is asked for:
-    of files that stand there nothing is read again. A file that could not be used is tried again.
+    Each result is written to `known_file` at once, with the file's path, size and modification time as its key. Files
+    with a known result are not read again, but one that could not be used is tried again.
 
     Args:
-        files (`Sequence[str]`): Paths; one may stand there twice.
-        known_file (`Path`): A jsonl file; made where there is none.
+        files (`Sequence[str]`):
+            Paths; duplicates are allowed.
+        known_file (`Path`):
+            A jsonl file of results, created if it does not exist.
         num_proc (`int`, defaults to 1):
-            Processes that decode. Of two or more, one that dies, hangs or takes too much memory costs one file, which
-            has it as its `problem`; a single one is this process.
-        look: [`probe`] or [`hash_file`]; each has a `known_file` of its own.
-        title (`str`): Of the progress bar.
+            Number of processes. If one of several dies, hangs or takes too much memory, that costs one file, whose
+            `problem` says so. With 1, this process does the work, without such protection.
+        look (`Callable`, defaults to [`probe`]):
+            [`probe`] or [`hash_file`]; each needs a `known_file` of its own.
+        title (`str`, defaults to `"Probing audio"`):
+            Title of the progress bar.
+
+    Returns:
+        `list[dict]`: The result of each file.
     """
     known = _read_known(known_file)
     keys = {file: _key(file) for file in files}
@@ -85,7 +90,7 @@ def _look_into_all(files: list[str], look: Callable[[str], dict], num_proc: int)
 def _key(file: str) -> str:
     try:
         status = os.stat(file)
-    except (OSError, ValueError):  # probing will say why
+    except (OSError, ValueError):  # probing will report it
         return file
     return f"{os.path.abspath(file)} {status.st_size} {status.st_mtime_ns}"
 
@@ -95,7 +100,7 @@ def _read_known(known_file: Path) -> dict[str, dict]:
     for line in known_file.read_bytes().splitlines() if known_file.is_file() else ():
         try:
             found = json.loads(line)
-        except ValueError:  # the line at which a run was killed
+        except ValueError:  # the line that was being written when a run was killed
             continue
         if found["problem"] is None:
             known[found.pop("key")] = found
@@ -103,7 +108,7 @@ def _read_known(known_file: Path) -> dict[str, dict]:
 
 
 def _end_last_line(known_file: Path):
-    """So that what is written next does not join the line at which a run was killed."""
+    """Ends a line that a killed run left unfinished, so that the next line does not join it."""
     content = known_file.read_bytes() if known_file.is_file() else b""
     if content and not content.endswith(b"\n"):
         with open(known_file, "ab") as file:

@@ -1,6 +1,4 @@
-"""
-Readers of raw corpora: each gives rows of an id, a file and captions, and says why it left a row out.
-"""
+"""Readers of raw corpora. Each returns rows with an id, a file and captions, and a reason for each row left out."""
 
 import ast
 import os
@@ -18,12 +16,12 @@ from clips.tables import TABLES, match_columns, read_json, read_rows, read_text,
 from corpora.files import AudioFiles, may_be_audio, walk
 from corpora.youtube import find_clips
 
-# What we write: a table's own columns of these names are renamed.
+# Columns that we write: a table's own columns with these names are renamed.
 RESERVED = {*AUDIO_COLUMNS, "caption", "captions", "caption_original", "cluster", "duration", "sampling_rate"}
 RESERVED |= {"channels", "id", "split", "file", "named", "why", "seconds", "notes", "problem"}
-OF_FILES = {"no_json", "second_file", "other_file"}  # kinds of rejections: of files that belong to no listed row
+OF_FILES = {"no_json", "second_file", "other_file"}  # kinds of rejections of files without a listed row
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)?"
-OPTIONAL_COLUMNS = {"id", "split"}  # used where they exist; those of other names have to
+OPTIONAL_COLUMNS = {"id", "split"}  # optional by these default names; a column named by an option must exist
 PSEUDO_CAPTIONS = ["caption_writing", "caption_summary", "caption_paraphrase"]
 
 
@@ -34,12 +32,16 @@ class Corpus:
 
     Args:
         rows (`list[dict]`):
-            `id` (str), `file` (path, or None where none was found), `captions` (list of str), perhaps `split` and
-            `seconds` (what the file must last), and the corpus's other columns.
-        rejected (`list[dict]`): `id`, `file`, `kind`, `reason` of each row that is left out.
-        license (`str`, *optional*): Of the captions.
-        merged (`int`): Captions that joined an earlier row.
-        notes (`list[str]`): What had to be guessed of its tables.
+            `id` (str), `file` (path, or None if none was found), `captions` (list of str), optionally `split` and
+            `seconds` (how long the file should last), and the corpus's other columns.
+        rejected (`list[dict]`, *optional*):
+            `id`, `file`, `kind` and `reason` of each row left out.
+        license (`str`, *optional*):
+            Licence of the captions.
+        merged (`int`, defaults to 0):
+            Number of captions that were added to an earlier row.
+        notes (`list[str]`, *optional*):
+            Guesses about its tables.
     """
 
     rows: list[dict]
@@ -52,7 +54,7 @@ class Corpus:
         self.rejected.append({"id": row_id, "file": file, "kind": kind, "reason": reason})
 
     def read(self, path: Path) -> tuple[list[str], Iterable[dict]]:
-        """Column names and rows of a table; rows that cannot be read are rejected."""
+        """Reads the column names and rows of a table; rows that cannot be read are rejected."""
         return read_rows(path, lambda reason: self.reject(None, str(path), "broken_row", reason), self.note)
 
     def note(self, text: str):
@@ -65,20 +67,20 @@ class Corpus:
 
 @dataclass
 class AudiostockArguments:
-    raw_dir: str = field(metadata={"help": "Folder, with any subfolders, of audio files beside JSON of the same stem."})
+    raw_dir: str = field(metadata={"help": "Folder, with any subfolders, of audio files and JSON of the same stem."})
 
 
 def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
     """
-    Audiostock as LAION-Audio's preprocessing leaves it: `17.flac` beside `17.json`, which holds
+    Reads Audiostock as LAION-Audio's preprocessing leaves it: `17.flac` beside `17.json`, which holds
 
         {"text": [short, long], "tag": […], "original_data": {"id": …, "URL": …, "purpose": …, "impression": …}}
 
-    The first text is the short caption (section 5: the only one that is used). A text alone, and `short_text` and
-    `long_text`, are understood too; `tag` or `tags`, `purpose`, `impression` and `scene` (or `tags_purpose` and so on)
-    are lists, or joined by commas, beside the text or within `original_data`. The id is the JSON's own, else the number
-    in its URL (`https://audiostock.net/audio/1150592/play`), else the stem, else, where the same stem stands in several
-    folders, the path. Folders `train` and `test` are LAION's splits, not the paper's, and of no account.
+    The first text is the short caption (section 5: the only one used). A single text, or `short_text` and `long_text`,
+    are understood too. `tag` or `tags`, `purpose`, `impression` and `scene` (or `tags_purpose` and so on) are lists or
+    text with commas, beside the text or within `original_data`. The id is the JSON's own, else the number in its URL
+    (`https://audiostock.net/audio/1150592/play`), else the stem, or the path if several folders have the same stem. The
+    folders `train` and `test` are ignored: they are LAION's splits, not the paper's.
     """
     base = Path(args.raw_dir)
     texts, sounds, corpus = {}, {}, Corpus([])
@@ -92,7 +94,7 @@ def read_audiostock(args: AudiostockArguments, output_dir: Path) -> Corpus:
             sounds.setdefault(stem, file)
     if not texts:
         raise FileNotFoundError(
-            f"{base} holds no .json: expected audio files beside JSON of the same stem; unpack archives (tar xf) first"
+            f"{base} holds no .json: expected audio files beside JSON of the same stem; unpack archives first (tar xf)"
         )
     names = Counter(os.path.basename(stem) for stem in texts)
     for stem, file in tqdm(texts.items(), desc="Reading JSON", unit="file"):
@@ -141,11 +143,11 @@ def _tags(value) -> list[str]:
 @dataclass
 class MusicCapsArguments:
     csv: str = field(metadata={"help": "musiccaps-public.csv."})
-    audio_dir: str = field(metadata={"help": "Folder of clips that are named by YouTube id."})
+    audio_dir: str = field(metadata={"help": "Folder of clips named by YouTube id."})
 
 
 def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
-    """MusicCaps' public csv and clips that somebody cut: `find_clips` says how these may be named."""
+    """Reads MusicCaps' public csv, and clips that have been cut already; `find_clips` says how they may be named."""
     corpus = Corpus([], license="CC BY-SA 4.0")
     columns, records = corpus.read(Path(args.csv))
     wanted = ["ytid", "start_s", "end_s", "caption", "aspect_list", "audioset_positive_labels", "author_id"]
@@ -167,7 +169,7 @@ def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
 def _musiccaps_row(record: dict[str, str]) -> dict:
     start, end = float(record["start_s"]), float(record["end_s"])
     if record["is_audioset_eval"] not in ("True", "False"):
-        raise ValueError(f"is_audioset_eval is '{record['is_audioset_eval']}'; expected True or False")
+        raise ValueError(f"is_audioset_eval is '{record['is_audioset_eval']}': expected True or False")
     return {
         "id": record["ytid"],
         "captions": [record["caption"]],
@@ -190,37 +192,38 @@ def _musiccaps_row(record: dict[str, str]) -> dict:
 class TableArguments:
     source: str = field(
         metadata={
-            "help": "csv, tsv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
-            "(a line is a caption), save_to_disk folder, Hub id, or folder of a Hub dataset's parquet files."
+            "help": "csv, tsv, jsonl or parquet file, audiofolder, "
+            "folder of audio files and .txt files of the same stem with a caption per line, "
+            "save_to_disk folder, Hub id, or folder of a Hub dataset's parquet files."
         }
     )
-    audio_dir: str | None = field(default=None, metadata={"help": "Where the files are; beside the table if unset."})
+    audio_dir: str | None = field(default=None, metadata={"help": "Folder of the files; that of the table if unset."})
     caption_columns: list[str] = field(
-        default_factory=lambda: ["caption"], metadata={"help": "Columns of a caption or of a list of captions."}
+        default_factory=lambda: ["caption"], metadata={"help": "Columns that hold a caption or a list of captions."}
     )
-    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names where there is no 'id'."})
+    id_column: str = field(default="id", metadata={"help": "Column of the ids; file names if there is no 'id'."})
     file_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the files, found by path, else by a name that no other file has; of "
-            f"{', '.join(AUDIO_COLUMNS)} the first that is there, else the ids' files."
+            "help": "Column of the files, which are found by path, else by a name that no other file has; "
+            f"if unset, the first of {', '.join(AUDIO_COLUMNS)} that exists, else the files are found by id."
         },
     )
-    split_column: str = field(default="split", metadata={"help": "Column of splits, which are kept where it exists."})
-    keep_splits: bool = field(default=True, metadata={"help": "Whether the corpus's own splits are kept."})
-    merge_ids: bool = field(default=False, metadata={"help": "Rows of one id are captions of one clip."})
-    license: str | None = field(default=None, metadata={"help": "What the column license says."})
+    split_column: str = field(default="split", metadata={"help": "Column of the corpus's own splits, if it has any."})
+    keep_splits: bool = field(default=True, metadata={"help": "Keep the corpus's own splits."})
+    merge_ids: bool = field(default=False, metadata={"help": "Rows with the same id are captions of one clip."})
+    license: str | None = field(default=None, metadata={"help": "Text of the column license."})
 
 
 @dataclass
 class SongDescriberArguments:
     csv: str = field(metadata={"help": "song_describer.csv."})
     audio_dir: str = field(metadata={"help": "Folder of NN/<track_id>.2min.mp3."})
-    valid_subset: bool = field(default=False, metadata={"help": "Only the captions of the valid subset."})
+    valid_subset: bool = field(default=False, metadata={"help": "Keep only the captions of the valid subset."})
 
 
 def read_song_describer(args: SongDescriberArguments, output_dir: Path) -> Corpus:
-    """The Song Describer Dataset, 1 to 5 captions for a track: all of it is for evaluation."""
+    """Reads the Song Describer Dataset, with 1 to 5 captions per track; all of it is a test split."""
     corpus = Corpus([], license="CC BY-SA 4.0")
     columns, records = corpus.read(Path(args.csv))
     _expect_columns(args.csv, columns, ["track_id", "caption", "path", "is_valid_subset"])
@@ -243,8 +246,8 @@ def _expect_columns(name: str, columns: list[str], wanted: list[str]):
 
 def read_any(args: TableArguments, output_dir: Path) -> Corpus:
     """
-    A table, folder or Hub dataset by its column names. Sounds that a dataset holds itself are written to
-    `output_dir/audio`.
+    Reads a table, folder or Hub dataset by its column names. Sounds stored in a dataset are written to
+    `output_dir/audio`, because every row needs a file.
     """
     corpus = Corpus([], license=args.license)
     source, sounds_dir = Path(args.source), output_dir / "audio"
@@ -267,20 +270,20 @@ def read_any(args: TableArguments, output_dir: Path) -> Corpus:
 
 
 def _metadata_files(source: Path) -> list[Path]:
-    """The metadata file of a folder in the `audiofolder` layout, of each of its splits, and of those of `data`."""
+    """Finds a folder's metadata files in the `audiofolder` layout: its own, its subfolders' and those of `data`."""
     folders = [source, *_subfolders(source), *_subfolders(source / "data")]
     found = (next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None) for folder in folders)
     return [path for path in found if path]
 
 
 def _is_dataset(source: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder, or it is a copy of a Hub dataset in parquet files."""
+    """Whether `save_to_disk` wrote this folder, or it holds the parquet files of a Hub dataset."""
     saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     return saved or any(source.glob("**/*.parquet"))
 
 
 def _load_dataset(source: Path, name: str) -> list[tuple[str, datasets.Dataset]]:
-    """Splits and their rows, with sounds as `{"path", "bytes"}`."""
+    """Loads the splits and their rows, with sounds as `{"path", "bytes"}`."""
     if not source.is_dir() and (not re.fullmatch(HUB_ID, name) or source.suffix.lower() in TABLES):
         raise FileNotFoundError(f"{name} does not exist: expected a table, a folder, or the id of a Hub dataset")
     saved = any((source / file).is_file() for file in ("dataset_dict.json", "state.json"))
@@ -302,10 +305,10 @@ def _add_rows(
     part: str = "",
     split_of_part: str | None = None,
 ):
-    """Adds a table's rows. `part` is the split or subfolder, whose files may have the names of another's."""
+    """Adds a table's rows. `part` is their split or subfolder; file names may be the same in several parts."""
     where = f"{args.source} ({part})" if part else args.source
     file_columns = [args.file_column] if args.file_column else AUDIO_COLUMNS
-    of_files = () if set(file_columns) & set(columns) else file_columns  # one that is there as it is needs no other
+    of_files = () if set(file_columns) & set(columns) else file_columns  # an exact name needs no substitute
     wanted = (*args.caption_columns, *of_files, args.id_column, args.split_column)
     renamed = match_columns(columns, wanted, where, corpus.note)
     columns = [renamed.get(name, name) for name in columns]
@@ -315,8 +318,10 @@ def _add_rows(
     missing = [name for name in named_columns if name not in columns]
     if missing or not (file_column or args.id_column in columns):
         raise ValueError(
-            f"columns {', '.join(columns)}: expected the captions {args.caption_columns} (--caption_columns), files "
-            f"{file_columns} (--file_column) or ids '{args.id_column}' (--id_column); missing: {', '.join(missing)}"
+            f"{where} has the columns {', '.join(columns)}: "
+            f"expected the captions {args.caption_columns} (--caption_columns), "
+            f"and files {file_columns} (--file_column) or ids '{args.id_column}' (--id_column); "
+            f"missing: {', '.join(missing)}"
         )
     base = Path(args.audio_dir) if args.audio_dir else folder
     files: AudioFiles | None = None
@@ -339,7 +344,7 @@ def _add_rows(
             corpus.merged += 1
             continue
         row = {"id": row_id, "file": None, "captions": texts, "named": named or None}
-        row |= {"notes": ["without an id: its file's name is taken"]} if nameless and row_id else {}
+        row |= {"notes": ["without an id: its file's name is its id"]} if nameless and row_id else {}
         if held and sound.get("bytes") is not None:
             row["file"] = _write_sound(sounds_dir / f"{part or 'row'}-{number:06d}{Path(named).suffix}", sound["bytes"])
         elif os.path.isfile(base / named):
@@ -348,7 +353,7 @@ def _add_rows(
             files = AudioFiles(base if args.audio_dir or base.is_dir() else None) if files is None else files
             found = files.find([named, row_id] if named else [row_id])
             row["file"] = found[0] if len(found) == 1 else None
-            row["why"] = f"{len(found)} files have its name, such as {found[:2]}" if found else f"none in {base}"
+            row["why"] = f"{len(found)} files have its name: first {found[:2]}" if found else f"none in {base}"
         split = _split_name(record.get(args.split_column)) if args.split_column in columns else split_of_part
         row |= {"split": split} if split else {}
         extra = {key: _plain(value) for key, value in record.items() if key not in used}
@@ -373,7 +378,7 @@ def _add_text_files(corpus: Corpus, folder: Path):
         if first != file:
             corpus.reject(None, file, "second_file", f"{first} has the same stem")
     if not texts:
-        raise FileNotFoundError(f"{folder} holds no {' or '.join(METADATA_FILES)}, and no .txt beside audio files")
+        raise FileNotFoundError(f"{folder} holds no {' or '.join(METADATA_FILES)}, and no .txt beside an audio file")
     for stem in sorted(texts.keys() | sounds.keys()):
         row = {"id": Path(os.path.relpath(stem, folder)).as_posix(), "file": sounds.get(stem)}
         try:
@@ -393,7 +398,7 @@ def _plain(value):
 
 
 def _split_name(value) -> str | None:
-    """Our name of a split; None where a row names none. A name that no split of ours has stays as it is."""
+    """Returns our name of a split, an unknown name unchanged, and None for an empty one."""
     value = text_of(value)
     return next((names[0] for names in SPLIT_NAMES if value.lower() in names), value) or None
 
@@ -411,12 +416,12 @@ class LPMusicCapsArguments(TableArguments):
     id_column: str = field(default="track_id", metadata={"help": "track_id (MSD, MTT) or ytid (MC)."})
 
 
-# name: its arguments, its reader, and defaults of the options of all corpora
+# name: its arguments, its reader, and its defaults for options that all corpora have
 READERS = {
     "audiostock": (
         AudiostockArguments,
         read_audiostock,
-        # 184,242 / 7,925 / 8,003 of the paper's 200,170 (section 5), and the same shares of fewer.
+        # The paper's 184,242 / 7,925 / 8,003 of 200,170 (section 5), and the same shares of fewer.
         {"dedup": "drop", "validation": 7925 / 200_170, "test": 8003 / 200_170},
     ),
     "musiccaps": (MusicCapsArguments, read_musiccaps, {"validation": 487}),  # section 5

@@ -1,4 +1,4 @@
-"""What became of a raw corpus: `report.json`, `report.md`, and `report.html` with its plots inlined."""
+"""Reports on a prepared corpus: `report.json`, `report.md`, and `report.html` with its plots inlined."""
 
 import base64
 import html
@@ -24,7 +24,7 @@ KINDS = {
     "broken_text": "text that cannot be read",
     "broken_row": "a row of the table that cannot be read",
     "no_id": "no id",
-    "double_id": "an id that stands twice",
+    "double_id": "a duplicate id",
     "no_caption": "no caption, or none with words",
     "no_audio": "audio missing",
     "broken_audio": "audio that cannot be decoded",
@@ -32,8 +32,8 @@ KINDS = {
     "not_valid_subset": "not in the valid subset",
     "duplicate": "near-duplicate caption",
     "no_json": "audio file without JSON",
-    "second_file": "second audio file of a stem",
-    "other_file": "audio file of no row",
+    "second_file": "second audio file of the same stem",
+    "other_file": "audio file without a row",
 }
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
 padding: 0 1rem; }
@@ -47,14 +47,18 @@ def write_report(output_dir: Path, report: dict, table: pandas.DataFrame, leaks:
     Writes the three reports and `plots/*.png` to `output_dir`.
 
     Args:
-        output_dir (`Path`): A folder.
-        report (`dict`): What `report.json` is to hold.
-        table (`pandas.DataFrame`): What `metadata.parquet` is to hold.
-        leaks (`dict`, *optional*): What `leakage.json` holds.
+        output_dir (`Path`):
+            Folder to write to.
+        report (`dict`):
+            Contents of `report.json`.
+        table (`pandas.DataFrame`):
+            Contents of `metadata.parquet`.
+        leaks (`dict`, *optional*):
+            Contents of `leakage.json`.
     """
     (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     captions = [text for entry in table["caption"] for text in ([entry] if isinstance(entry, str) else entry)]
-    captions = list(map(normalize_caption, captions))  # words are counted
+    captions = list(map(normalize_caption, captions))  # only to count words
     sections = _sections(report, table, captions, leaks)
     title = f"{report['corpus']}: {report['kept']:,} clips, {report['hours']:,.1f} hours"
     markdown, page = [f"# {title}"], [f"<h1>{html.escape(title)}</h1>"]
@@ -79,11 +83,11 @@ def write_report(output_dir: Path, report: dict, table: pandas.DataFrame, leaks:
 def _sections(
     report: dict, table: pandas.DataFrame, captions: list[str], leaks: dict | None
 ) -> list[tuple[str, list, list]]:
-    """Headings, each with the header and the rows of its table."""
+    """Returns headings, each with the header and the rows of its table."""
     rejected, clusters = report["rejected"], report["clusters"]
     count = "{:,}".format
     rows = [["listed", count(report["listed"])]]
-    rows += [["captions joined to an earlier row of the id", count(report["merged"])]] if report["merged"] else []
+    rows += [["captions joined to an earlier row of the same id", count(report["merged"])]] if report["merged"] else []
     left_out = [kind for kind in KINDS if kind in rejected]
     rows += [[f"left out: {KINDS[kind]}", count(rejected[kind])] for kind in left_out if kind not in OF_FILES]
     rows += [["kept", count(report["kept"])]]
@@ -171,10 +175,10 @@ def _frequent(captions: list[str]) -> list[tuple[str, int]]:
 
 def write_leak_report(output_dir: Path, report: dict) -> str:
     """
-    Writes `report.md` of what `leakage.json` holds.
+    Writes `report.md` from the contents of `leakage.json`.
 
     Returns:
-        The report without the worst pairs.
+        `str`: The report without the worst pairs.
     """
     options, title = report["options"], f"Leaks between the splits of {report['dataset']}"
     columns = {"rows": "rows", "captions": "captions", "without_caption": "rows without a caption"}
@@ -198,7 +202,7 @@ def write_leak_report(output_dir: Path, report: dict) -> str:
 
 
 def leak_sections(report: dict, num_worst: int | None = None) -> tuple[list, list]:
-    """Headings, each with the header and the rows of its table: of the counts, and of the worst pairs."""
+    """Returns headings, each with the header and the rows of its table: of the counts, and of the worst pairs."""
     counted, nearest, worst = [], [], []
     for leak in report["leaks"]:
         one, two = leak["splits"]

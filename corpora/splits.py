@@ -1,6 +1,8 @@
 """
-Splits of a corpus that cut no group in two and depend on nothing but the seed and the ids: not on the order of the
-rows, a machine, or a number of processes.
+Assigns the rows of a corpus to splits without cutting a group in two.
+
+The splits only depend on the seed, the ids and the groups: not on the order of the rows, a machine, or a number of
+processes that read them.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ def natural_key(row_id: str) -> tuple:
 
 
 def group_rows(labels: Sequence[Sequence[Hashable]]) -> np.ndarray:
-    """Numbers `(N,)` of groups: rows that share a label, or are linked by rows that do, are of one group."""
+    """Numbers the groups of `N` rows, `(N,)`: rows that share a label, directly or through others, form a group."""
     numbers: dict[Hashable, int] = {}
     rows = np.repeat(np.arange(len(labels)), [len(entry) for entry in labels])
     columns = [len(labels) + numbers.setdefault(label, len(numbers)) for entry in labels for label in entry]
@@ -42,24 +44,30 @@ def assign_splits(
     given: Sequence[str | None] | None = None,
 ) -> list[str]:
     """
-    `"train"`, `"validation"` or `"test"` for each row; no group stands in two splits, unless `given` cuts it.
+    Assigns each row to `"train"`, `"validation"` or `"test"`. No group is in two splits, unless `given` cuts it.
 
-    Groups are lined up by the SHA-256 of the seed and their smallest id. The test split takes from the beginning of the
-    line what fits into it, then the validation split; train gets the rest. Groups of one row fill a split exactly.
+    Groups are ordered by the SHA-256 of the seed and their smallest id. In this order, the test split takes each group
+    that fits into it, then the validation split does; train gets the rest. Groups of one row fill a split exactly.
 
     Args:
-        ids (`Sequence[str]`): Unique.
-        groups (`Sequence[int]`): The group of each row.
+        ids (`Sequence[str]`):
+            Unique id of each row.
+        groups (`Sequence[int]`):
+            Group of each row.
         sizes (`dict[str, float]`):
-            Of `"test"` and `"validation"`: rows, or shares where below 1, of the rows that are to be split.
-        seed (`int`, defaults to 0)
+            Sizes of `"test"` and `"validation"`, in rows or, below 1, as a share of the rows to split.
+        seed (`int`, defaults to 0):
+            Seed of the order.
         strata (`Sequence`, *optional*):
-            A value for each row: the splits have equal shares of each value. That of a group is its smallest id's.
+            A value for each row, of which the splits get equal shares. A group has the value of its smallest id.
         given (`Sequence[str | None]`, *optional*):
-            The corpus's own splits: of them train alone is split further, by groups that lie in it wholly.
+            The corpus's own splits. Only train is split further, by the groups that are entirely in it.
+
+    Returns:
+        `list[str]`: The split of each row.
 
     Raises:
-        `ValueError`: when more rows are asked for than there are.
+        `ValueError`: If the splits are larger than the corpus.
     """
     splits = [split or "train" for split in given] if given is not None else ["train"] * len(ids)
     members = defaultdict(list)
@@ -70,8 +78,8 @@ def assign_splits(
     counts = {name: _count(sizes.get(name, 0), total) for name in HELD_OUT}
     if sum(counts.values()) > total:
         raise ValueError(
-            f"splits of {' and '.join(f'{count} {name}' for name, count in counts.items())} rows are asked for, "
-            f"and there are {total} to be split: lower --test or --validation, or give shares below 1"
+            f"The splits ask for {' and '.join(f'{count} {name}' for name, count in counts.items())} rows, "
+            f"but there are {total} to split: lower --test or --validation, or give shares below 1"
         )
     free.sort(key=lambda rows: hashlib.sha256(f"{seed} {ids[rows[0]]}".encode()).digest())
     by_stratum = defaultdict(list)
@@ -94,19 +102,19 @@ def assign_splits(
             found = f"{splits.count(name)} of {counts[name]}"
             largest = max(map(len, members.values()))
             logger.warning(
-                f"{name} has {found} rows: the groups that are left are larger than the room in it; the largest of all "
-                f"has {largest} rows of one cluster, file or --group_columns"
+                f"{name} has {found} rows, because the remaining groups are larger than the room left in it; "
+                f"the largest of all has {largest} rows with one cluster, file or value of --group_columns"
             )
     return splits
 
 
 def _count(size: float, total: int) -> int:
-    """Rows of a split; a share of more than two rows is at least one."""
+    """Returns the number of rows in a split. A share of more than two rows gives at least one."""
     return int(size) if size >= 1 or not size else round(size * total) or int(total > 2)
 
 
 def _share_out(count: int, weights: dict[str, int]) -> dict[str, int]:
-    """Whole numbers in proportion to the weights with the sum `count`, by largest remainders."""
+    """Divides `count` into whole numbers in proportion to the weights, by largest remainders."""
     total = sum(weights.values())
     exact = {name: count * weight / total for name, weight in weights.items()}
     shares = {name: int(share) for name, share in exact.items()}

@@ -1,4 +1,4 @@
-"""What is done with the rows of a raw corpus, one by one; each row that is left out is counted and says why."""
+"""The steps that turn a raw corpus into a table. Each row left out is counted and listed with its reason."""
 
 import io
 import json
@@ -19,13 +19,13 @@ from corpora.splits import SPLITS, group_rows, natural_key
 
 FIRST_COLUMNS = ["file_name", "id", "caption", "caption_original", "split", "cluster", "duration", "sampling_rate"]
 FIRST_COLUMNS += ["channels", "source", "license"]
-HIDDEN = {"file", "captions", "seconds", "notes", "problem", "named", "why"}  # what rows carry from step to step
-LONGER_BY = 2.0  # s that a clip may last longer than the corpus says: containers are not exact
-LARGEST = 20  # clusters that the report shows
+HIDDEN = {"file", "captions", "seconds", "notes", "problem", "named", "why"}  # keys not in the table
+LONGER_BY = 2.0  # s by which a clip may exceed the corpus's duration: containers are not exact
+LARGEST = 20  # clusters in the report
 
 
 def sort_rows(corpus: Corpus, rows: list[dict]) -> list[dict]:
-    """Rows in the order of their ids; of an id that stands twice the first row with a file stays."""
+    """Sorts rows by their ids; for a duplicate id, the first row with a file is kept."""
     rows = sorted(
         rows,
         key=lambda row: (natural_key(row["id"]), row["file"] is None, row["file"] or "", row["captions"]),
@@ -36,7 +36,7 @@ def sort_rows(corpus: Corpus, rows: list[dict]) -> list[dict]:
             corpus.reject(None, row["file"], "no_id", "neither an id nor a file name")
         elif row["id"] in kept:
             first = kept[row["id"]]["file"]
-            corpus.reject(row["id"], row["file"], "double_id", f"the id stands twice; the row of {first} is kept")
+            corpus.reject(row["id"], row["file"], "double_id", f"duplicate id; the row of {first} is kept")
         else:
             kept[row["id"]] = row
     return list(kept.values())
@@ -44,8 +44,8 @@ def sort_rows(corpus: Corpus, rows: list[dict]) -> list[dict]:
 
 def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
     """
-    Sets `caption` and `caption_original`, the captions that say something, without HTML and as they were. They are not
-    normalised: that is the model's processor's work, by the rule that it was made with.
+    Sets `caption` (without HTML) and `caption_original` (unchanged) to the captions that have words. They are not
+    normalised here: the model's processor does that, by its own rule.
     """
     kept = []
     for row in rows:
@@ -55,7 +55,7 @@ def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
         if len(row["caption"]) < len(row["captions"]):
             row["notes"].append("some of its captions have no words")
         if row["caption"] != row["caption_original"]:
-            row["notes"].append("there was HTML in its caption, which is removed")
+            row["notes"].append("its caption had HTML, which was removed")
         if row["caption"]:
             kept.append(row)
         else:
@@ -64,7 +64,7 @@ def clean_captions(corpus: Corpus, rows: list[dict]) -> list[dict]:
 
 
 def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int) -> list[dict]:
-    """Rows whose file is there, can be decoded, and is no longer than the corpus says (a whole video, not its clip)."""
+    """Keeps rows whose file exists, can be decoded, and is not longer than the corpus says (a whole video would be)."""
     named = [row for row in rows if row["file"]]
     for row in rows:
         if not row["file"]:
@@ -76,7 +76,7 @@ def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int
         if found["problem"]:
             corpus.reject(row["id"], row["file"], "broken_audio", found["problem"])
         elif wanted and found["duration"] > wanted + LONGER_BY:
-            reason = f"lasts {found['duration']:.1f} s; expected a clip of {wanted:g} s: cut it out of the video first"
+            reason = f"lasts {found['duration']:.1f} s, expected a clip of {wanted:g} s: cut it out of the video first"
             corpus.reject(row["id"], row["file"], "not_the_clip", reason)
         else:
             row |= {**found, "notes": row["notes"] + found["notes"]}
@@ -86,15 +86,19 @@ def probe_rows(corpus: Corpus, rows: list[dict], known_file: Path, num_proc: int
 
 def mark_clusters(rows: list[dict], ngram: int, threshold: float) -> dict:
     """
-    Sets `cluster` of each row to the smallest id of its cluster. Rows of several captions are in one cluster when any
-    two of these are duplicates.
+    Sets `cluster` of each row to the smallest id of its cluster. Rows share a cluster if any of their captions do.
 
     Args:
-        rows (`list[dict]`): In the order of their ids.
-        ngram (`int`), threshold (`float`): As in `deduplicate`.
+        rows (`list[dict]`):
+            Rows in the order of their ids.
+        ngram (`int`):
+            As in `deduplicate`.
+        threshold (`float`):
+            As in `deduplicate`.
 
     Returns:
-        Numbers of clusters of several rows and of these rows, clusters by size, and the largest with examples.
+        `dict`: The number of clusters with several rows, the number of these rows, the number of clusters by size, and
+        the largest clusters with examples.
     """
     captions = [caption for row in rows for caption in row["caption"]]
     _, labels = deduplicate(captions, range(len(captions)), ngram, threshold)
@@ -116,28 +120,34 @@ def mark_clusters(rows: list[dict], ngram: int, threshold: float) -> dict:
 
 
 def drop_duplicates(corpus: Corpus, rows: list[dict]) -> list[dict]:
-    """Of each cluster the smallest id that can be used."""
+    """Keeps only the row with the smallest id of each cluster."""
     kept: dict[str, dict] = {}
     for row in rows:
         if row["cluster"] in kept:
             first = kept[row["cluster"]]["id"]
-            corpus.reject(row["id"], row["file"], "duplicate", f"in the cluster of captions of which {first} is kept")
+            corpus.reject(row["id"], row["file"], "duplicate", f"near-duplicate; {first} of its cluster is kept")
         kept.setdefault(row["cluster"], row)
     return list(kept.values())
 
 
 def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: float, num_proc: int) -> dict | None:
     """
-    Writes `leakage.json`: captions and files that one split has of another.
+    Writes `leakage.json`: captions and files that two splits share.
 
     Args:
-        rows (`list[dict]`): With their splits.
-        output_dir (`Path`)
-        ngram (`int`), threshold (`float`): As in `deduplicate`.
-        num_proc (`int`): Processes that read files.
+        rows (`list[dict]`):
+            Rows with their splits.
+        output_dir (`Path`):
+            Folder to write to.
+        ngram (`int`):
+            As in `deduplicate`.
+        threshold (`float`):
+            As in `deduplicate`.
+        num_proc (`int`):
+            Number of processes that read files.
 
     Returns:
-        What it holds; None, and no file, where there is one split alone.
+        `dict`: What the file holds; None, and no file, if there is only one split.
     """
     (output_dir / "leakage.json").unlink(missing_ok=True)
     splits: dict[str, list[dict]] = {}
@@ -159,7 +169,7 @@ def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: floa
 
 
 def make_table(rows: list[dict], license: str | None, output_dir: Path) -> pandas.DataFrame:
-    """`metadata.parquet`: paths as from `output_dir`; captions as lists where a row has several."""
+    """Makes the table of `metadata.parquet`: paths relative to `output_dir`, captions as lists if a row has several."""
     several = any(len(row["caption"]) > 1 for row in rows)
     base = os.path.realpath(output_dir)
     records = []

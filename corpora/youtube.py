@@ -1,4 +1,4 @@
-"""Which file is which YouTube clip, by the names that downloaders give them."""
+"""Matches files to YouTube clips, by the names that downloaders give them."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 YTID = r"[A-Za-z0-9_-]{11}"
 NUMBER = r"\d+(?:\.\d+)?"
 TIMES = rf"\[?(?P<start>{NUMBER})(?:[-_](?P<end>{NUMBER}))?\]?"
-NAMES = [  # the surest first
+NAMES = [  # the surest pattern first
     re.compile(rf"(?P<ytid>{YTID})"),
     re.compile(rf"\[(?P<ytid>{YTID})\][-_ ]{TIMES}"),  # MusicCaps' own: [ytid]-[30-40]
     re.compile(rf"(?P<ytid>{YTID})[-_]{TIMES}"),  # ytid_30_40, ytid_30; AudioSet's ytid_30000_40000 and ytid_30.000
@@ -19,13 +19,17 @@ NAMES = [  # the surest first
 
 def find_clips(files: Iterable[str], starts: dict[str, float]) -> tuple[dict[str, str], dict[str, str]]:
     """
+    Finds the file of each YouTube clip.
+
     Args:
-        files (`Iterable[str]`): Paths.
-        starts (`dict[str, float]`): Where the wanted clip of each YouTube id begins, s.
+        files (`Iterable[str]`):
+            Paths.
+        starts (`dict[str, float]`):
+            Where the wanted clip of each YouTube id begins in its video, in s.
 
     Returns:
-        A file for each id that has one, and for each other file the reason why it is none's: its name has no known id,
-        names another part of the video (in s or ms), or a better one was found.
+        `tuple[dict[str, str], dict[str, str]]`: The file of each id that has one, and the reason why each other file is
+        not used: its name has no known id or names another part of the video (in s or ms), or a better match was found.
     """
     found: dict[str, tuple[int, str]] = {}
     others = {}
@@ -34,10 +38,10 @@ def find_clips(files: Iterable[str], starts: dict[str, float]) -> tuple[dict[str
         if ytid is None:
             others[file] = reason
         elif ytid in found and found[ytid][0] <= rank:
-            others[file] = f"{found[ytid][1]} is taken for {ytid}"
+            others[file] = f"{found[ytid][1]} is used for {ytid}"
         else:
             if ytid in found:
-                others[found[ytid][1]] = f"{file} is taken for {ytid}"
+                others[found[ytid][1]] = f"{file} is used for {ytid}"
             found[ytid] = (rank, file)
     return {ytid: file for ytid, (_, file) in found.items()}, others
 
@@ -52,5 +56,5 @@ def _read_name(stem: str, starts: dict[str, float]) -> tuple[int, str | None, st
         begins = match.groupdict().get("start")
         if begins is None or float(begins) in (starts[ytid], 1000 * starts[ytid]):
             return rank, ytid, ""
-        reason = f"its name says that it begins at {begins}; the clip of {ytid} at {starts[ytid]:g} s"
+        reason = f"its name says that it begins at {begins}, but the clip of {ytid} begins at {starts[ytid]:g} s"
     return len(NAMES), None, reason

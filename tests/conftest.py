@@ -1,13 +1,13 @@
-"""Tiny random models, a tokenizer, and small corpora of tones that the tests share."""
+"""Fixtures: tiny random models, a tokenizer, and small corpora of tones."""
 
 import os
 import tempfile
 
-# Set before torch and transformers are imported. Code of checkpoints is copied into this folder without a lock, so each
-# process of pytest-xdist has its own; and the tests leave the user's caches alone.
+# Set before torch and transformers are imported. transformers copies a checkpoint's code into this folder without a
+# lock, so each process of pytest-xdist has its own. It also keeps the tests out of the user's caches.
 HF_HOME = tempfile.TemporaryDirectory(prefix="rgmc-tests-")
 os.environ["HF_HOME"] = HF_HOME.name
-# Threads that wait by spinning would take the processors from the other processes.
+# Threads that spin while waiting would slow the other processes down.
 os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -74,7 +74,7 @@ def make_model(make_config):
 
 @pytest.fixture
 def log_mels():
-    """Log-mels of `n` random clips, in the range of real ones."""
+    """Makes log-mels of `n` random clips, in the range of real ones."""
 
     def make(n: int, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -86,13 +86,13 @@ def log_mels():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Read by the tests, not changed."""
+    """A corpus that tests read but do not change."""
     return write_corpus(tmp_path_factory.mktemp("corpus"), SPLITS)
 
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """A function from a name in `FORMATS` to the path of that file and the samples in it."""
+    """A function that encodes a format of `FORMATS` and returns the file's path and the samples in it."""
     folder = tmp_path_factory.mktemp("encoded")
 
     def get(name: str) -> tuple[Path, np.ndarray, int]:
@@ -107,7 +107,7 @@ def encoded(tmp_path_factory):
 
 @pytest.fixture
 def wav(tmp_path):
-    """A 20 s stereo WAV and its samples as they are stored."""
+    """A 20 s stereo WAV and its samples as stored."""
     path = tmp_path / "sound.wav"
     soundfile.write(path, stereo_noise(20.0).T, RATE, subtype="FLOAT")
     return path, stereo_noise(20.0)

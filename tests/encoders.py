@@ -9,16 +9,16 @@ import numpy as np
 from scipy.signal import butter, sosfilt
 from transformers import ClapFeatureExtractor
 
-# Devices, protocols, playlists and checksums: nothing that FFmpeg could read back as one file.
+# Devices, protocols, playlists and checksums, which FFmpeg cannot read back as one file.
 NO_FILES = {"alsa", "crc", "dash", "fbdev", "fifo", "framecrc", "framehash", "framemd5", "hash", "hds", "hls", "image2"}
 NO_FILES |= {"md5", "null", "oss", "rtp", "rtp_mpegts", "rtsp", "sap", "segment", "smoothstreaming", "streamhash"}
 NO_FILES |= {"stream_segment,ssegment", "tee", "uncodedframecrc", "video4linux2,v4l2", "webm_chunk", "whip"}
 NO_FILES |= {"webm_dash_manifest"}
-NO_SOUND = {"anull", "comfortnoise"}  # encoders that keep nothing of what they are given
-RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]  # the lowest that can be had is the fastest
-ASKED_FOR = {11_025, 16_000, 48_000}  # by some containers
+NO_SOUND = {"anull", "comfortnoise"}  # encoders that discard their input
+RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]  # the lowest available one is the fastest
+ASKED_FOR = {11_025, 16_000, 48_000}  # that some containers require
 BIT_RATES = {"g723_1": "6300", "wmav1": "32000", "wmav2": "32000"}
-# What people have, and what FFmpeg seeks in wrongly.
+# Formats that people have, and some in which FFmpeg seeks wrongly.
 COMMON = [(codec, "wav") for codec in ("pcm_s16le", "pcm_alaw", "pcm_mulaw", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf")]
 COMMON += [(codec, "wav") for codec in ("adpcm_yamaha", "g722", "g726", "libmp3lame", "libopencore_amrnb")]
 COMMON += [(codec, "avi") for codec in ("pcm_s16le", "libmp3lame", "dfpwm", "g722", "libopencore_amrnb")]
@@ -58,7 +58,7 @@ def encode(codec: str, muxer: str, rate: int, layout: str, samples: np.ndarray, 
 
 
 def decode_whole(content: bytes) -> tuple[np.ndarray, int, tuple[str, str]]:
-    """The first channel of all that FFmpeg decodes of the file, its rate, and the names of demuxer and decoder."""
+    """Decodes the whole file with FFmpeg: its first channel, its rate, and the names of demuxer and decoder."""
     pieces, rate = [], None
     with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
         stream = container.streams.audio[0]
@@ -81,7 +81,7 @@ def decode_whole(content: bytes) -> tuple[np.ndarray, int, tuple[str, str]]:
 
 
 def choices(codec: str) -> list[tuple[int, str]]:
-    """Rates and layouts that an encoder takes: the lowest, which is the fastest, and some that containers insist on."""
+    """Lists rates and layouts of an encoder: the lowest, which is the fastest, and some that containers require."""
     found = []
     for layout in ("mono", "stereo", "5.1"):
         for rate in RATES:
@@ -108,7 +108,7 @@ def possible_pairs() -> Iterator[tuple[str, str]]:
 
 def readable(pairs: Iterable[tuple]) -> Iterator[tuple[str, str, int, str, dict]]:
     """
-    Encoder, muxer, rate, layout and muxer options: one for each demuxer and decoder, of those pairs that can be had.
+    Lists encoder, muxer, rate, layout and muxer options, one for each available pair of demuxer and decoder.
     """
     seen = set()
     for codec, muxer, *options in pairs:
@@ -119,7 +119,7 @@ def readable(pairs: Iterable[tuple]) -> Iterator[tuple[str, str, int, str, dict]
                 whole, found_rate, names = decode_whole(content)
             except (ValueError, IndexError, OSError, av.FFmpegError):
                 continue
-            if len(whole) > found_rate:  # FFmpeg cannot read back all that it writes
+            if len(whole) > found_rate:  # FFmpeg cannot read back everything it writes
                 if (*names, *options) not in seen:
                     seen.add((*names, *options))
                     yield codec, muxer, rate, layout, options
@@ -133,14 +133,14 @@ SECONDS = 25.3
 
 
 def stereo_noise(seconds: float = SECONDS, rate: int = RATE, channels: int = 2) -> np.ndarray:
-    """`(channels, samples)` of correlated noise below 6 kHz: lossy codecs keep it, and each moment of it is unique."""
+    """Correlated noise below 6 kHz, `(channels, samples)`: lossy codecs keep it, and every moment of it is unique."""
     samples = np.random.default_rng(0).standard_normal((channels, round(seconds * rate)))
     samples[1:] = 0.5 * (samples[1:] + samples[:1])
     return (0.2 * sosfilt(butter(4, 6000, fs=rate, output="sos"), samples)).astype(np.float32)
 
 
 def music(seconds: float = 10.0, rate: int = 48_000) -> np.ndarray:
-    """`(samples,)` of decaying chords with a little noise."""
+    """Decaying chords with a little noise, `(samples,)`."""
     t = np.arange(round(seconds * rate)) / rate
     chord = sum(np.sin(2 * np.pi * f * t) / k for k, f in enumerate([110, 220, 277.2, 329.6, 1108.7, 4434.9], start=1))
     hiss = np.random.default_rng(0).standard_normal(len(t))
@@ -156,7 +156,7 @@ def encode_file(
     muxer: dict | None = None,
     **codec_options,
 ):
-    """Write a file with the codecs and muxers that PyAV carries."""
+    """Writes a file with the codecs and muxers of PyAV."""
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=rate, layout="stereo", options=codec_options)
         resampler = av.AudioResampler(format=sample_format, layout="stereo", rate=rate)
@@ -176,7 +176,7 @@ FORMATS = {
     "float.wav": ("pcm_f32le", "flt", RATE, {}, {}, 0),
     "lossless.flac": ("flac", "s16", RATE, {}, {}, 0),
     "cbr.mp3": ("libmp3lame", "fltp", RATE, {"b": "128000"}, {}, 1),
-    # Without a tag nobody knows the encoder's delay (25 ms). The middle by the duration FFmpeg guesses is seconds off.
+    # Without a tag the encoder's delay (25 ms) is unknown. The middle by FFmpeg's guess of the duration is seconds off.
     "vbr_without_tag.mp3": ("libmp3lame", "fltp", RATE, {"flags": "+qscale", "global_quality": "0"}, NO_XING_TAG, 1300),
     "padded_at_its_end.m4a": ("aac", "fltp", RATE, {"b": "160000"}, {}, 600),
     "adts_without_delay.aac": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),

@@ -1,4 +1,4 @@
-"""What several test modules share: paths, tiny configurations, small corpora of tones, and short ways to run things."""
+"""Helpers of several test modules: paths, tiny configurations, small corpora of tones, and ways to run the scripts."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ import train
 from retrieval_rgmc import CaptionDatastore
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"  # real recordings; tests that need them are skipped where there are none
+SHARED = ROOT.parent / "shared" / "data"  # real recordings; tests that need them are skipped without
 AUDIO = {
     "patch_embeds_hidden_size": 8,
     "patch_size": 16,
@@ -83,7 +83,7 @@ def write_tone(path: Path, hertz: float, seconds: float = 10.0, rate: int = 8_00
 
 
 def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
-    """An audiofolder of tones: `write_corpus(folder, {"train": ["a caption", …], "validation": […]})`."""
+    """Writes an audiofolder of tones: `write_corpus(folder, {"train": ["a caption", …], "validation": […]})`."""
     for split, captions in splits.items():
         lines = ["file_name,id,caption"]
         for row, caption in enumerate(captions):
@@ -94,7 +94,7 @@ def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
 
 
 def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
-    """Trains a tiny model in this process and returns the checkpoint's folder."""
+    """Trains a tiny model in this process, and returns the checkpoint's folder."""
     train.main([str(config_file(folder, corpus, name, continued="--model" in options)), *options])
     return folder / name
 
@@ -117,7 +117,7 @@ def config_file(folder: Path, corpus: Path, name: str, continued: bool = False) 
         "dataloader_num_workers": 0,
         "num_proc": 1,
     }
-    if continued:  # the checkpoint brings its own
+    if continued:  # the checkpoint has its own
         for part in (
             "audio_config",
             "text_config",
@@ -163,7 +163,7 @@ def write_clap(folder: Path, **audio) -> str:
 
 
 def prepare(*options) -> dict:
-    """Prepares a corpus in this process and returns its report, whose counts add up."""
+    """Prepares a corpus in this process, checks that the report's counts add up, and returns it."""
     options = list(map(str, options))
     prepare_script.main(options)
     folder = Path(options[options.index("--output_dir") + 1])

@@ -1,4 +1,4 @@
-"""laion_clap's own modules with random weights, with which tests compare, and sounds for them."""
+"""laion_clap's own modules with random weights, as a reference for tests, and sounds for them."""
 
 import ast
 import importlib.util
@@ -28,7 +28,7 @@ TEXT = {
 
 
 def clap_tokenizer():
-    """A token per letter, between two more, as RoBERTa has them: the empty text has tokens, too. Padding is token 0."""
+    """A tokenizer like RoBERTa's: a token per letter between two others, so an empty text has tokens; padding is 0."""
     tokenizer = train_tokenizer(CAPTIONS, 257)
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
@@ -38,7 +38,7 @@ def clap_tokenizer():
 
 @torch.no_grad()
 def shake(module: torch.nn.Module, seed: int):
-    """Weights and batch-norm statistics that make one input very unlike another."""
+    """Sets weights and batch-norm statistics that make the outputs of different inputs very different."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.named_parameters():
         if tensor.ndim > 1:
@@ -54,7 +54,7 @@ def shake(module: torch.nn.Module, seed: int):
 
 
 def sounds(n: int = 3, seconds: float = 10.0) -> list[np.ndarray]:
-    """Chords and noise, some of it beyond full scale."""
+    """Chords and noise, partly beyond full scale."""
     generator = np.random.default_rng(0)
     time = np.arange(int(seconds * 48_000)) / 48_000
     clips = []
@@ -66,7 +66,7 @@ def sounds(n: int = 3, seconds: float = 10.0) -> list[np.ndarray]:
 
 
 def laion_clap_folder() -> Path:
-    """Where the package lies. Its own import would ask the Hub for tokenizers."""
+    """Finds the package's folder without importing it, because that would ask the Hub for tokenizers."""
     missing = [name for name in ("laion_clap", "torchlibrosa") if importlib.util.find_spec(name) is None]
     if missing and os.environ.get("RGMC_REQUIRE_PARITY"):
         pytest.fail(f"RGMC_REQUIRE_PARITY is set, but {' and '.join(missing)} cannot be imported")
@@ -77,8 +77,8 @@ def laion_clap_folder() -> Path:
 
 def make_laion(size: str) -> SimpleNamespace:
     """
-    laion_clap's model (`CLAP`) of `size` tiny or base with random weights and a small RoBERTa, and its preprocessing of
-    waveforms.
+    Makes laion_clap's model (`CLAP`) of `size` tiny or base, with random weights and a small RoBERTa, and its
+    preprocessing of waveforms.
     """
     folder = laion_clap_folder()
     package = types.ModuleType("laion_clap_module")
@@ -86,7 +86,7 @@ def make_laion(size: str) -> SimpleNamespace:
     stubs = {"torchvision.ops.misc": {"FrozenBatchNorm2d": None}, "torchvision.ops": {}, "torchvision": {}, "h5py": {}}
     with pytest.MonkeyPatch.context() as modules:
         modules.setitem(sys.modules, package.__name__, package)
-        for name, contents in stubs.items():  # imported by it, and not used here
+        for name, contents in stubs.items():  # it imports them, but does not use them here
             stub = types.ModuleType(name)
             vars(stub).update(contents)
             modules.setitem(sys.modules, name, stub)
@@ -110,7 +110,7 @@ def make_laion(size: str) -> SimpleNamespace:
         assert kept.unexpected_keys == [] and {*kept.missing_keys} == names - fixed.keys(), kept
         assert len(fixed) == (3 if part is model.audio_branch else 0), [*fixed]
 
-    # Its training/data.py imports a dozen packages for other functions than these.
+    # Its training/data.py imports a dozen packages for other functions.
     source = ast.parse((folder / "training" / "data.py").read_text())
     wanted = ("float32_to_int16", "int16_to_float32", "get_audio_features")
     source.body = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in wanted]

@@ -1,4 +1,4 @@
-"""A Hub on this machine, for processes started with `hub.environment(home)`: repositories of models, in memory."""
+"""A Hub on this machine with model repositories in memory, for processes started with `hub.environment(home)`."""
 
 import base64
 import hashlib
@@ -11,8 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 class LoopbackHub(ThreadingHTTPServer):
     """
-    `repos` maps a repository to its commits, the last of which is `main`, and these to their files; `log` holds the
-    requests.
+    A server whose `repos` map repositories to commits (the last is `main`) and commits to files; `log` lists requests.
     """
 
     daemon_threads = True
@@ -21,7 +20,7 @@ class LoopbackHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.private: set[str] = set()
-        self.blobs: dict[str, bytes] = {}  # uploaded, by SHA-256, and not yet committed
+        self.blobs: dict[str, bytes] = {}  # uploaded but not committed, by SHA-256
         self.log: list[str] = []
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -47,7 +46,7 @@ class LoopbackHub(ThreadingHTTPServer):
         return next(reversed(self.repos[repo])) if revision == "main" else revision
 
     def downloads(self) -> list[str]:
-        """Files that were asked for, in order: `owner/name/file`."""
+        """Files that were requested, in order: `owner/name/file`."""
         asked = [line.split(" ", 1)[1] for line in self.log if line.startswith("GET ") and "/resolve/" in line]
         return ["/".join([*path.split("/")[1:3], *path.split("/")[5:]]) for path in asked]
 

@@ -29,7 +29,7 @@ BAD_AUDIO = list(csv.DictReader(EXPECTED.open(encoding="utf-8"))) if EXPECTED.ex
 
 
 def lag(found: np.ndarray, wanted: np.ndarray) -> int:
-    """By how many samples `found` comes after `wanted`."""
+    """Number of samples by which `found` is later than `wanted`."""
     found, wanted = found[:120_000], wanted[:120_000]
     return int(fftconvolve(found, wanted[::-1]).argmax()) - (len(wanted) - 1)
 
@@ -68,7 +68,7 @@ def test_seeking_gives_the_samples_of_a_full_decode(encoded, name):
 def test_seeking_in_vorbis_with_short_blocks_gives_the_samples_of_a_full_decode(tmp_path, rate):
     random = np.random.default_rng(0)
     clicks = 0.01 * random.standard_normal((2, 30 * rate)).astype(np.float32)
-    clicks[:, random.integers(clicks.shape[1], size=200)] = 0.9  # libvorbis takes short blocks around them
+    clicks[:, random.integers(clicks.shape[1], size=200)] = 0.9  # libvorbis uses short blocks around them
     path = tmp_path / "clicks.ogg"
     soundfile.write(path, clicks.T, rate)
     with av.open(str(path)) as container:
@@ -109,7 +109,7 @@ def test_frames_of_another_kind_in_between_are_left_out(tmp_path):
 
 
 def write_film(path: Path, default: int = 0) -> Path:
-    """12 s of film with two audio streams: 0.25 all the time, and -0.5 all the time."""
+    """Writes 12 s of film with two audio streams, one constantly 0.25 and one constantly -0.5."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
         sound = [container.add_stream("pcm_s16le", rate=48_000, layout="mono") for _ in range(2)]
@@ -160,7 +160,7 @@ def test_cover_art_does_not_matter(tmp_path):
 
 
 def write_surround(path: Path, layout: str, channels: dict[str, np.ndarray]) -> Path:
-    """A FLAC of these channels; those that are not named are silent."""
+    """Writes a FLAC in which the named channels have these values and all others are silent."""
     names = [channel.name for channel in av.AudioLayout(layout).channels]
     samples = np.stack([channels.get(name, np.zeros(12 * 48_000, np.float32)) for name in names])
     with av.open(str(path), "w") as container:
@@ -219,7 +219,7 @@ def test_only_the_wanted_seconds_are_held_in_memory(tmp_path):
     tracemalloc.start()
     try:
         assert is_usable(load_audio(long))
-        assert tracemalloc.get_traced_memory()[1] < 50e6  # decoded as a whole it is 2.5 GB
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # the whole file decodes to 2.5 GB
     finally:
         tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""The string metrics are those of the COCO caption code, number by number, and METEOR's Java cannot take them along."""
+"""The string metrics give the numbers of the COCO caption code, and a failure of METEOR's Java does not stop them."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_gold_against_gold_is_perfect(metric):
 
 
 def test_an_unrelated_caption_scores_no_bleu(metric):
-    # Counted in characters, as a string handed over for a list of words is, it would score.
+    # It would score if counted in characters, which happens to a string passed as a list of words.
     scores = metric.compute(predictions=["zzz qqq xxx jjj kkk"] * 8, references=CAPTIONS, meteor=False)
     assert scores == pytest.approx(dict.fromkeys(scores, 0), abs=1e-6)
 
@@ -137,7 +137,7 @@ def test_resamples_are_scores_of_the_drawn_items(metric, module):
         again = metric.compute(
             predictions=[predictions[row] for row in rows], references=[CAPTIONS[row] for row in rows], meteor=False
         )
-        for name in ("bleu_1", "bleu_4", "rouge_l"):  # CIDEr-D would count words anew
+        for name in ("bleu_1", "bleu_4", "rouge_l"):  # CIDEr-D would count its document frequencies again
             assert scores["resamples"][name][sample] == pytest.approx(again[name], abs=1e-9)
 
 
@@ -149,7 +149,7 @@ def test_intervals_hold_the_value_and_two_systems_are_drawn_alike(metric):
         assert low <= good[name] <= high and low < high
         assert [low, high] == np.percentile(good["resamples"][name], [2.5, 97.5]).tolist()
         difference = np.array(good["resamples"][name]) - bad["resamples"][name]
-        assert (difference >= -1e-9).all()  # in each resample: they differ in one item alone
+        assert (difference >= -1e-9).all()  # in each resample: they only differ in one item
 
 
 # -- bad input, and Java ---------------------------------------------------------------------------------------------

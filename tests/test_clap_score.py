@@ -140,7 +140,7 @@ def test_an_empty_prediction_is_scored_as_the_empty_text(metric, checkpoint, nam
 def test_texts_are_cut_at_77_tokens_and_the_cut_ones_counted(metric, checkpoint, name):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     long = " ".join(CAPTIONS * 5)
-    fits = "a" * 75  # and the two at the ends
+    fits = "a" * 75  # plus the two tokens at the ends
     assert len(tokenizer(fits)["input_ids"]) == 77
     cut = tokenizer.decode(tokenizer(long)["input_ids"][1:76])
     kwargs = {"references": [long, fits, PREDICTIONS[2]], "model": checkpoint}
@@ -310,7 +310,7 @@ def to_transformers(laion) -> ClapModel:
 
 
 def recordings() -> list[np.ndarray]:
-    """10 s, fewer, and, where there are some, real ones."""
+    """Sounds of 10 s and shorter ones, with real recordings if there are any."""
     real = [SHARED / "real_audio" / "music" / name for name in ("boss_48k.ogg", "sugar_plum_fairy.flac")]
     return [*sounds(2), *sounds(1, seconds=3.3), *(load_audio(path) for path in real if path.exists())]
 
@@ -318,7 +318,7 @@ def recordings() -> list[np.ndarray]:
 def test_scores_equal_those_of_laion_clap(laion, tmp_path):
     folder = save_checkpoint(tmp_path / "from-laion", to_transformers(laion), laion.tokenizer)
     clips = recordings()
-    predictions = [*CAPTIONS[:4], " ".join(CAPTIONS * 3)][: len(clips)]  # the last one is cut
+    predictions = [*CAPTIONS[:4], " ".join(CAPTIONS * 3)][: len(clips)]  # the last one is too long and is cut
     references = CAPTIONS[3 : 3 + len(clips)]
     with torch.no_grad():
         audio, prediction, reference = map(

@@ -1,4 +1,4 @@
-"""The paper's three runs: their configurations say what the paper says, and go through on made-up rows."""
+"""The paper's three runs: their configurations match the paper, and they run on synthetic rows."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ CONFIGS = ROOT / "configs"
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> list[str]:
-    """Options that name a tiny CLAP and GPT-2 in place of those of the Hub."""
+    """Options with a tiny CLAP and GPT-2 in place of those on the Hub."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     tokenizer = train_tokenizer(CAPTIONS, 400)
@@ -68,7 +68,7 @@ def test_every_run_goes_through_on_made_up_rows(parts, tmp_path):
         assert store.rows["caption"][0] == CAPTIONS[0] + (" live" if corpora[name].name == "musiccaps" else "")
     first, second = (RGMCModel.from_pretrained(tmp_path / "out" / name) for name in ("audiostock", "transfer"))
     moved = [(first.state_dict()[key] - weight).abs().max() for key, weight in second.named_parameters()]
-    assert 0 < max(moved) < 1e-3  # it began where the other ended
+    assert 0 < max(moved) < 1e-3  # it started from the other's weights
 
 
 def test_the_commands_of_the_readme_are_understood(monkeypatch):

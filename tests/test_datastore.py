@@ -1,4 +1,4 @@
-"""What a datastore of one's own promises: built, changed, stored, shared and swapped without any training."""
+"""What a datastore promises: it can be built, changed, stored, shared and swapped without training."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from search_rgmc import STORAGES
 
 @pytest.fixture
 def songs(tmp_path) -> list[dict]:
-    """Four songs as anybody would list them."""
+    """Four songs as a user would list them."""
     rows = []
     for row, caption in enumerate(CAPTIONS[:4]):
         path = write_tone(tmp_path / "songs" / f"{row}.wav", 110 * 2 ** (row / 2))
@@ -73,10 +73,10 @@ def test_a_dataset_is_built_as_a_list_is_whatever_its_columns_are(make_model, pr
     model = make_model()
     expected = CaptionDatastore.build(model, songs, processor)
     audio = Dataset.from_dict({"audio": [song["audio"] for song in songs]}).cast_column("audio", Audio(decode=False))
-    audio = audio.cast_column("audio", Audio())  # as load_dataset("audiofolder") has it
+    audio = audio.cast_column("audio", Audio())  # as load_dataset("audiofolder") returns it
     captions = [[song["caption"], "another caption"] for song in songs]
     datastore = CaptionDatastore.build(model, audio.add_column("captions", captions), processor)
-    assert datastore.rows["id"][:] == ["0.wav", "1.wav", "2.wav", "3.wav"]  # and no path of this machine
+    assert datastore.rows["id"][:] == ["0.wav", "1.wav", "2.wav", "3.wav"]  # without a path of this machine
     assert datastore.rows["caption"][:] == expected.rows["caption"][:]
     np.testing.assert_array_equal(datastore.embeddings, expected.embeddings)
 
@@ -96,9 +96,9 @@ def test_songs_that_cannot_be_used_are_errors_that_name_them(make_model, process
     with pytest.raises(ValueError, match=r"'song-1' cannot be embedded: .*nowhere\.wav"):
         build(audio="nowhere.wav")
     with pytest.raises(ValueError, match=r"must be unique.*song-0"):
-        build(id="song-0", audio="nowhere.wav")  # before hours of decoding
+        build(id="song-0", audio="nowhere.wav")  # raised before hours of decoding
     with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* has no caption"):
-        build(caption=float("nan"))  # what pandas makes of an empty cell
+        build(caption=float("nan"))  # pandas' empty cell
     with pytest.raises(ValueError, match=r"Row 1 .*'song-1'.* text as license, got \['MIT'\]"):
         build(license=["MIT"])
 
@@ -164,7 +164,7 @@ def test_the_processor_is_that_of_the_models_checkpoint(make_model, processor, c
         CaptionDatastore.build(make_model(), songs)
     asked = []
     monkeypatch.setattr(RGMCProcessor, "from_pretrained", lambda *args, **kwargs: asked.append(kwargs) or processor)
-    model.loaded_revision = "c" * 40  # as of a model of the Hub
+    model.loaded_revision = "c" * 40  # as for a model from the Hub
     CaptionDatastore.build(model, songs[:1])
     assert asked == [{"revision": "c" * 40}]
 
@@ -214,7 +214,7 @@ def test_the_command_builds_what_the_class_builds_with_sources_and_licences(chec
     rows = load_captions(str(corpus), "train")
     expected = CaptionDatastore.build(RGMCModel.from_pretrained(checkpoint), rows, storage="int8")
     assert datastore.rows[:] == expected.rows[:]
-    assert np.abs(datastore.embeddings - expected.embeddings).max() <= 1  # other batches round otherwise
+    assert np.abs(datastore.embeddings - expected.embeddings).max() <= 1  # other batches round differently
     assert datastore.rows["source"][:] == ["me", None, None, None]
     found = datastore.search(datastore.read_embeddings(slice(2)))
     assert (found.sources, found.licenses) == ([["me"], [None]], [["MIT"], [None]])
@@ -342,7 +342,7 @@ def test_files_of_former_versions_are_read_and_their_index_never(version, tmp_pa
     if version == 2:
         description |= {"storage": "float32", "vocab_size": None}
     (tmp_path / "datastore.json").write_text(json.dumps(description))
-    (tmp_path / "index.faiss").write_bytes(b"IwFl" + b"\xff" * 100)  # says that it holds more than there is memory
+    (tmp_path / "index.faiss").write_bytes(b"IwFl" + b"\xff" * 100)  # claims to hold more than fits into memory
     for name in ("read_index", "read_index_binary", "deserialize_index"):
         monkeypatch.setattr(faiss, name, lambda *args: pytest.fail("a file is given to FAISS"))
     opened = []
@@ -459,7 +459,7 @@ def test_another_datastore_gives_other_candidates_and_captions_unless_candidates
     make_model, processor, songs
 ):
     model = make_model()
-    with torch.no_grad():  # an untrained decoder of small weights says the same of everything
+    with torch.no_grad():  # with its small weights, an untrained decoder says the same of every clip
         for weight in model.text_model.parameters():
             weight.mul_(20 if weight.ndim > 1 else 1)
     features = processor(audio=songs[0]["audio"])["input_features"]
@@ -507,7 +507,7 @@ def test_a_pushed_datastore_is_read_back_by_its_id(folder, tmp_path, monkeypatch
     assert sorted(path.name for path in (commit / folder).iterdir()) == sorted(DATASTORE_FILES)
 
 
-# 50,000 rows would train an index of 65,536 cells; nothing of the sizes named here is allocated.
+# Nothing of the sizes named here is allocated.
 @pytest.mark.parametrize(
     "string_factory",
     [
@@ -521,7 +521,7 @@ def test_a_pushed_datastore_is_read_back_by_its_id(folder, tmp_path, monkeypatch
 def test_an_index_of_absurd_size_or_of_another_family_is_refused_unmade(string_factory, tmp_path, monkeypatch):
     make_datastore(300).save_pretrained(tmp_path)
     change_description(tmp_path / "datastore.json", string_factory=string_factory)
-    if string_factory != "IVF4,PQ7":  # of whose size FAISS itself says that 16 cannot be divided by it
+    if string_factory != "IVF4,PQ7":  # FAISS itself reports that 16 is not divisible by 7
         monkeypatch.setattr(faiss, "index_factory", lambda *args: pytest.fail("FAISS is asked"))
     with pytest.raises(ValueError, match=re.escape(repr(string_factory))):
         CaptionDatastore.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Deduplication is exact, whatever the captions, and its clusters and kept ids are those of the rule."""
+"""Deduplication is exact for all captions, and its clusters and kept ids follow the rule."""
 
 from fractions import Fraction
 
@@ -15,7 +15,7 @@ PHRASES = ["a calm piano", "with soft strings", "in a minor key", "for a film", 
 
 
 def by_hand(captions: list[str], ngram: int = 5, threshold: float = 0.8) -> np.ndarray:
-    """Every caption compared with every other: labels of the clusters in order of their first captions."""
+    """Compares every caption with every other, and labels the clusters in the order of their first captions."""
     sets = []
     for row, caption in enumerate(captions):
         words = normalize_caption(caption).split()
@@ -65,7 +65,7 @@ def test_ten_thousand_captions_are_clustered_as_by_comparing_all(captions):
     ids = np.random.default_rng(3).permutation(len(captions)).tolist()
     kept, labels = deduplicate(captions, ids)
     wanted = by_hand(captions)
-    assert 0.1 < (wanted.max() + 1) / len(captions) < 0.95  # there is something to find
+    assert 0.1 < (wanted.max() + 1) / len(captions) < 0.95  # there are duplicates to find
     assert (labels == wanted).all()
     assert sorted(kept) == sorted(min(np.array(ids)[labels == label]) for label in range(labels.max() + 1))
 
@@ -86,10 +86,10 @@ def test_any_captions_and_options(captions, ngram, threshold):
 def test_the_rule_at_its_edges():
     eight = "one two three four five six seven eight"
     captions = [
-        "Piano, solo!",  # as a whole
+        "Piano, solo!",  # one n-gram: its whole text
         "piano solo",
         "piano solo live",
-        "",  # nobody's duplicate
+        "",  # has no duplicates
         "",
         "…",
         eight,  # 4 of 5 5-grams: 0.8 is not above 0.8
@@ -100,7 +100,7 @@ def test_the_rule_at_its_edges():
     assert labels.tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 6]
     assert kept == ["a", "c", "d", "e", "f", "g", "h"]
     _, joined = deduplicate(captions[6:], "ghi", threshold=0.79)
-    assert joined.tolist() == [0, 0, 0]  # by a link from one to the next
+    assert joined.tolist() == [0, 0, 0]  # through links from one to the next
     _, long = deduplicate([f"{eight} {end}" for end in ("x", "y")], "xy", ngram=2, threshold=0.7)
     assert long.tolist() == [0, 0]
 
@@ -113,8 +113,8 @@ def test_the_smallest_id_is_that_of_a_number_where_all_are_numbers():
 
 def test_what_cannot_be_deduplicated_is_an_error():
     for arguments, message in (
-        ((["x"], []), "1 captions and 0 ids"),
-        ((["x", "y"], [1, 1]), "must be unique; 1 of 2"),
+        ((["x"], []), "1 captions but 0 ids"),
+        ((["x", "y"], [1, 1]), "must be unique: 1 of 2"),
         ((["x"], [1], 0), "ngram 0"),
         ((["x"], [1], 5, 1), "threshold 1"),
     ):

@@ -1,4 +1,4 @@
-"""The demo corpus is music that captions can be learned from, the same every time, and no split leaks into another."""
+"""The demo corpus: music that captions can be learned from, the same every time, without leaks between splits."""
 
 import csv
 import hashlib
@@ -66,7 +66,7 @@ def test_splits_share_no_id_caption_tune_or_audio(corpus, rows):
     for column in ("id", "file_name", "caption", "tune"):
         values = [{row[column] for row in rows[split]} for split in rows]
         assert len(set.union(*values)) == sum(map(len, values)), column
-    for split in rows:  # what keeps any corpus apart, however many clips it has
+    for split in rows:  # this separates the splits of a corpus of any size
         for row in rows[split]:
             assert demo.split_of(zlib.crc32(row["caption"].encode())) == split
             assert demo.split_of(zlib.crc32(row["tune"].encode())) == split
@@ -138,7 +138,7 @@ def test_interrupted_run_leaves_no_corpus(tmp_path, monkeypatch):
 
 
 def test_same_settings_keep_the_corpus_and_others_are_refused(corpus, monkeypatch):
-    monkeypatch.setattr(demo, "draw_clip", None)  # whatever composes now fails
+    monkeypatch.setattr(demo, "draw_clip", None)  # composing anything now fails
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     demo.write_demo_corpus(corpus, clips=200, seed=0, num_proc=1)
     for settings in ({"clips": 200, "seed": 1}, {"clips": 220, "seed": 0}):
@@ -160,7 +160,7 @@ def test_foreign_folder_and_too_few_clips_are_refused(tmp_path):
 
 
 def mel_statistics(waveform, bins=48):
-    """Mean and standard deviation of each bin of a log-mel spectrogram: (2 * bins,)."""
+    """Mean and standard deviation of each bin of a log-mel spectrogram, `(2 * bins,)`."""
     frames = waveform.astype(np.float32)[: len(waveform) // 1024 * 1024].reshape(-1, 1024)[::2]
     power = np.abs(scipy.fft.rfft(frames * np.hanning(1024).astype(np.float32))).T ** 2
     hertz = np.linspace(0, 16_000, len(power))

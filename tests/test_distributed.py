@@ -1,4 +1,4 @@
-"""What training promises under FSDP: the numbers of one process, a checkpoint like its own, and to be resumable."""
+"""What training promises under FSDP: the numbers and the checkpoint of a single process, and resuming."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from training.sharding import check_distributed_type
 
 OPTIONS = ["--num_train_epochs", "2", "--max_grad_norm", "1", "--logging_steps", "1", "--micro_batch_size", "1"]
 
-# accelerate shards on GPUs alone: these processes of a CPU, which talk over gloo, call themselves GPUs.
+# accelerate only shards on GPUs, so these CPU processes, which communicate over gloo, pretend to be GPUs.
 SHARDED = """
 import sys
 from accelerate import PartialState
@@ -39,13 +39,13 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(corpus, tmp_path_factory) -> Path:
-    """The run of one process; its folder holds the cache of all others."""
+    """The run of one process. Its folder holds the cache of all other runs."""
     return run(tmp_path_factory.mktemp("alone"), corpus, *OPTIONS)
 
 
 @pytest.fixture
 def train_sharded(corpus, alone, tmp_path):
-    """Trains in two processes under configs/accelerate/fsdp.yaml, which accelerate launch makes variables of."""
+    """Trains in two processes, with the variables that accelerate launch makes from configs/accelerate/fsdp.yaml."""
     settings = yaml.safe_load((ROOT / "configs/accelerate/fsdp.yaml").read_text())["fsdp_config"]
     driver = tmp_path / "sharded.py"
     driver.write_text(SHARDED)
@@ -61,7 +61,7 @@ def train_sharded(corpus, alone, tmp_path):
             process = subprocess.Popen([*launch, *argv, *options], cwd=ROOT, env=environment, stdout=file, stderr=file)
         try:
             process.wait(timeout=120)
-        except subprocess.TimeoutExpired:  # processes that wait for each other: the launcher ends them, in 30 seconds
+        except subprocess.TimeoutExpired:  # they wait for each other; the launcher ends them within 30 seconds
             process.terminate()
             process.wait()
         assert process.returncode == 0, log.read_text()
@@ -85,7 +85,7 @@ def test_fsdp_trains_saves_and_resumes_as_one_process(train_sharded, corpus, alo
             assert one[name] == pytest.approx(two[name], rel=1e-4), name
         assert one.get("samples") == two.get("samples")
 
-    # Loading checks that the datastore is of this very encoder.
+    # Loading checks that the datastore belongs to this encoder.
     model, processor = RGMCModel.from_pretrained(sharded), RGMCProcessor.from_pretrained(sharded)
     assert model.config.architectures == ["RGMCModel"]
     assert len(model.datastore) == len(SPLITS["train"])

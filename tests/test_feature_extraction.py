@@ -1,4 +1,4 @@
-"""What the log-mel promises: CLAP's numbers, the same bits alone and in any batch; and its feature extractor."""
+"""What the log-mel and its feature extractor promise: CLAP's numbers, and the same bits alone and in any batch."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ def test_every_real_recording_decodes_and_has_the_log_mel_of_clap():
     for path in REAL_AUDIO:
         waveform = load_audio(path)
         assert is_usable(waveform), path
-        if path.stat().st_size > 500_000:  # the larger half: CLAP's extractor is slow
+        if path.stat().st_size > 500_000:  # the larger half of the files: CLAP's extractor is slow
             continue
         np.testing.assert_allclose(log_mel_spectrogram(waveform), clap(waveform), atol=1e-3, err_msg=str(path))
 

@@ -30,7 +30,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def compute(corpus, tmp_path):
-    """The features of the corpus in a cache of its own."""
+    """Computes the features of the corpus in a cache of its own."""
 
     def call(rows: Dataset | None = None, split: str = "train", **options) -> ClipFeatures:
         rows = load_captions(str(corpus), "train") if rows is None else rows
@@ -42,7 +42,7 @@ def compute(corpus, tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the files that this process has decoded since it was cleared."""
+    """Names of the files that this process has decoded since the list was cleared."""
     names = []
     call = RGMCFeatureExtractor.__call__
 
@@ -67,7 +67,7 @@ def read_all(features: ClipFeatures) -> torch.Tensor:
 
 
 def direct(corpus: Path) -> torch.Tensor:
-    """Log-mels without the cache."""
+    """Computes log-mels without the cache."""
     files = [corpus / "train" / f"{row}.wav" for row in range(CLIPS)]
     return RGMCFeatureExtractor()(files)["input_features"]
 
@@ -118,8 +118,8 @@ def test_float16_leaves_the_embedding_where_it_is(compute, tmp_path):
             for log_mels in (exact, half, exact.bfloat16().float())
         )
     assert (1 - (found * reference).sum(-1)).max() < 5e-7
-    assert (1 - (coarser * reference).sum(-1)).max() > 5e-7  # a coarser type would be noticed
-    assert (1 - reference @ reference.T)[0, 1:].min() > 1e-3  # and so would be another clip
+    assert (1 - (coarser * reference).sum(-1)).max() > 5e-7  # a coarser type would fail
+    assert (1 - reference @ reference.T)[0, 1:].min() > 1e-3  # so would another clip
 
 
 def test_a_clip_is_decoded_once(compute, decoded, corpus):
@@ -227,7 +227,7 @@ def test_doubtful_sounds_are_counted_and_announced_once(compute, corpus, message
         "2 of 9 clips of train: shorter than 10 s, repeated and zero-padded; the first is 'train-2'",
         "1 of 9 clips of train: digital silence; the first is 'train-7'",
     ]
-    for _ in range(2):  # a later run, which decodes nothing, says it too
+    for _ in range(2):  # a second run, which decodes nothing, announces it too
         compute()
         assert messages == expected
         messages.clear()
@@ -251,7 +251,7 @@ def test_unusable_rows_are_skipped_announced_and_listed(compute, corpus, tmp_pat
     assert found == [("train", row, f"train-{row}", f"{row}.wav") for row in (3, 5, 8)]
     assert [line["reason"].split(":")[-1].split(";")[0] for line in lines[1:]][1:] == [" no such file", " ['?!']"]
     assert len(messages) == 1 and "3 of 9 rows of train" in messages[0] and str(skipped_file) in messages[0]
-    with pytest.raises(ValueError, match=r"More than 33\.0% is an error: mend them, or raise --max_skipped"):
+    with pytest.raises(ValueError, match=r"More than 33\.0% is an error: repair them, or raise --max_skipped"):
         compute(max_skipped=0.33)
 
     (corpus / "train" / "3.wav").write_bytes(whole)

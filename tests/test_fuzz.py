@@ -1,7 +1,7 @@
 """
-What decoding promises of damaged files: 480,000 finite samples or an AudioError, within 10 s and 500 MB, and no crash.
+What decoding promises for damaged files: 480,000 finite samples or an AudioError, within 10 s and 500 MB, and no crash.
 
-`RGMC_FUZZ_MUTATIONS=20000 pytest -n 0 tests/test_fuzz.py` tries more of them than the 2,000 of a plain run.
+`RGMC_FUZZ_MUTATIONS=20000 pytest -n 0 tests/test_fuzz.py` tries more files than the 2,000 of a plain run.
 """
 
 import functools
@@ -24,7 +24,7 @@ EXTREMES = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"
 
 
 def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """One to three damages: cut, flip, copy, insert, drop, set to an extreme number, or given the head of another."""
+    """Damages a file in one to three ways: cut, flip, copy, insert, drop, an extreme number, or another file's head."""
     for _ in range(random.integers(1, 4)):
         size = max(len(content), 2)
         at, length = int(random.integers(size)), int(random.integers(1, 2 + size // 4))
@@ -53,14 +53,14 @@ def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
 
 
 def memory(field: str) -> int:
-    """In bytes, of this process."""
+    """Memory of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def decode(content: bytes) -> str | None:
-    """What is wrong with the outcome, or None."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Decodes a file and returns what is wrong with the outcome, or None."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 """
-Each kind of `generate` call writes what the decoder's own `generate` writes after the same prefix and candidate,
-whichever name transformers gives to the key-value cache: `cache` since 5.24, `past_key_values` before.
+Each kind of `generate` call writes what the decoder's own `generate` writes after the same prefix and candidate.
+
+This must hold whatever transformers calls the key-value cache: `cache` since 5.24, `past_key_values` before.
 """
 
 import functools
@@ -15,7 +16,7 @@ from modeling_rgmc import CACHE_NAMES, RGMCModel, rename_cache
 
 @pytest.fixture
 def make_lively(make_model):
-    """Models that say something else of each clip; random weights of the usual size do not."""
+    """Makes models say something different of each clip; random weights of the usual size do not."""
 
     def make(**fields) -> RGMCModel:
         model = make_model(max_new_tokens=8, **fields)
@@ -29,7 +30,7 @@ def make_lively(make_model):
 
 
 class Tokens:
-    """A streamer that keeps what it is given."""
+    """A streamer that keeps the tokens it receives."""
 
     def __init__(self):
         self.tokens = []
@@ -71,7 +72,7 @@ def prompts(processor):
 
 
 def call(generate, inputs: dict, options: dict):
-    """Tokens, what the streamer got, and the scores of a call."""
+    """Generates; returns the tokens, the streamer's tokens, and the scores."""
     options = {name: value() if isinstance(value, type) else value for name, value in options.items()}
     torch.manual_seed(0)
     with torch.no_grad():
@@ -83,7 +84,7 @@ def call(generate, inputs: dict, options: dict):
 
 
 def respell(monkeypatch, model: RGMCModel, spelling: str):
-    """From here `model.forward` gets a cache as `spelling`, as from a transformers of that habit."""
+    """Passes a cache to `model.forward` as `spelling`, as a transformers that uses this name does."""
     forward = RGMCModel.forward
     got = []
 
@@ -107,7 +108,7 @@ def test_each_kind_of_call_equals_the_decoders_own(
 ):
     model = make_lively(conditioning=conditioning)
     inputs, options = prompts(model), CALLS[kind]
-    if "streamer" in options:  # takes one clip
+    if "streamer" in options:  # a streamer takes one clip
         inputs = {name: tensor[-1:] for name, tensor in inputs.items()}
     embeds = model.embed_audio(log_mels(len(inputs["input_ids"])))
     inputs_embeds, attention_mask = model.join_inputs(embeds, **inputs)
@@ -159,7 +160,7 @@ def test_forward_continues_a_cache_of_either_name(make_model, log_mels, prompts,
 
 @pytest.mark.parametrize("spelling", CACHE_NAMES)
 def test_a_decoder_of_either_habit_gets_the_cache(make_lively, log_mels, prompts, monkeypatch, spelling):
-    """Code of a decoder on the Hub may know another name than this version of transformers."""
+    """A decoder's code on the Hub may use another name than this version of transformers."""
     model = make_lively()
     inputs = {**prompts(model), "audio_embeds": model.embed_audio(log_mels(3))}
     expected = model.generate(**inputs)

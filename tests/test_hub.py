@@ -1,6 +1,6 @@
 """
-What the Hub gets of a checkpoint and what it gives back, through a server on this machine: the code runs from the Hub's
-copy, in fresh processes that know nothing of this folder.
+What a checkpoint sends to the Hub and loads from it, tested with a server on this machine. The code runs from the Hub's
+copy, in fresh processes that do not know this folder.
 """
 
 import json
@@ -110,8 +110,8 @@ processor.push_to_hub("tester/bare")
 @pytest.fixture(scope="module")
 def published(hub, folder):
     """
-    By repository its commits. The folders `checkpoint-500` (what train.py leaves), `changed` (another decoder) and
-    `without` (a datastore) hold the same: see `PUBLISH`.
+    Commits of each repository. The folders `checkpoint-500` (what train.py leaves), `changed` (another decoder) and
+    `without` (no datastore) have the same contents: see `PUBLISH`.
     """
     splits = {"train": CAPTIONS[:6], "validation": CAPTIONS[2:4]}
     config = config_file(folder, write_corpus(folder / "corpus", splits), "checkpoint-500")
@@ -155,7 +155,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def local(published, folder):
-    """What the folders say whose contents were pushed."""
+    """What the pushed folders give when loaded locally."""
     said = {}
     for name in ("checkpoint-500", "changed", "without"):
         model, processor = RGMCModel.from_pretrained(folder / name), RGMCProcessor.from_pretrained(folder / name)
@@ -166,17 +166,17 @@ def local(published, folder):
 
 @pytest.fixture(scope="module")
 def loaded(hub, published, folder):
-    """What a process loads from the Hub beside another one, with an empty cache; and the files that were asked for."""
+    """What a process loads from the Hub beside another, with an empty cache, and the files that were requested."""
     del hub.log[:]
     checkpoints = [(REPO, None), (REPO, published[REPO][0]), ("tester/without", None), ("tester/bare", None)]
-    checkpoints.append(("tester/without", published["tester/without"][0]))  # whose datastore main no longer has
+    checkpoints.append(("tester/without", published["tester/without"][0]))  # main no longer has its datastore
     options = {"folder": folder, "environment": hub.environment(folder / "cache")}
     both = [start(LOAD, json.dumps(checkpoints), **options), start(LOAD, json.dumps(checkpoints[:1]), **options)]
     results = [process.communicate(timeout=300) for process in both]
     failed = [i for i, process in enumerate(both) if process.returncode]
     assert len(failed) < 2, [err for _, err in results]
     assert all("transformers_modules" in results[i][1] for i in failed), results[failed[0]][1]
-    for i in failed:  # transformers copies code without a lock: the loser, which met half of it, has to try again
+    for i in failed:  # transformers copies code without a lock: a process that met half a copy has to try again
         results[i] = (output_of(start(LOAD, both[i].args[3], **options)), "")
     both = [json.loads(out.splitlines()[-1]) for out, _ in results]
     assert both[1][f"{REPO}@None"] == both[0][f"{REPO}@None"]
@@ -253,7 +253,7 @@ def test_the_hub_gives_back_what_it_was_given(loaded, local, published):
     assert pinned["pipeline"] == approximately(local["checkpoint-500"])
     assert without["pipeline"] == bare["pipeline"] == approximately(local["without"])
     assert len({entry["caption"] for entry in (main, pinned, without)}) == 3
-    # By which `CaptionDatastore.build` finds the processor of the very model.
+    # `CaptionDatastore.build` finds the processor of this model by it.
     assert main["revision"] in (None, "main") and pinned["revision"] == published[REPO][0]
     for entry in loaded[0].values():
         assert entry["classes"] == ["RGMCModel", "RGMCProcessor", "RGMCConfig", "RGMCFeatureExtractor"]

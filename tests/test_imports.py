@@ -1,7 +1,7 @@
 """
-Which way the project's own imports point: model ← clips ← corpora ← training, evaluation ← scripts.
+The project's own imports point one way: model ← clips ← corpora ← training, evaluation ← scripts.
 
-`reporting` turns results into documents. It knows nothing of where they come from.
+`reporting` turns results into documents and does not know where they come from.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-# A file may import from its own room and from those named here. Files of the root other than scripts are the model's.
+# A file may import from its own room and from those named here. Root files that are not scripts are the model's.
 ALLOWED = {
     "model": set(),
     "clips": {"model"},
@@ -32,13 +32,13 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path, files: dict[str, Path]) -> set[Path]:
-    """The project's files that a file imports, at its top or inside a function."""
+    """Lists the project's files that a file imports, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):  # `from package import module`, too
+        elif isinstance(node, ast.ImportFrom):  # also `from package import module`
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         found |= {files[name] for name in names if name in files}
     return found - {path}

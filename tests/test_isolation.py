@@ -1,4 +1,4 @@
-"""What isolation promises: a file that kills, hangs or bloats its process costs that file, and the run goes on."""
+"""What isolation promises: a file that kills, hangs or bloats its process only costs itself, and the run continues."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What the leakage report promises: every pair of the rule and no other, and no row that is lost on the way."""
+"""What the leakage report promises: all pairs that meet the rule and no others, and no lost row."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ LONG = "a calm piece of piano music that was recorded in a large hall at night"
 
 
 def by_hand(splits: dict[str, Clips], ngram: int, threshold: float, audio_threshold: float) -> dict:
-    """Every two captions, files and embeddings: for each two splits and kind the pairs of rows, with their values."""
+    """Compares all captions, files and embeddings: pairs of rows and their values, by pair of splits and kind."""
     limit, found = Fraction(str(threshold)), {}
 
     def grams(caption: str) -> set:
@@ -70,7 +70,7 @@ clip = st.tuples(st.lists(words, max_size=3), st.sampled_from([None, "x", "y", "
 def test_leaks_are_those_of_comparing_all(drawn, ngram, threshold):
     sounds = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
     sounds /= np.linalg.norm(sounds, axis=1, keepdims=True)
-    sounds[0] = 0  # a clip that has none
+    sounds[0] = 0  # a clip without an embedding
     splits = {}
     for name, rows in zip(["train", "validation", "test"], drawn):
         captions, hashes, embeds = zip(*rows) if rows else ((), (), ())
@@ -152,16 +152,16 @@ def test_only_files_of_a_size_that_two_splits_have_are_read_and_each_once(tmp_pa
         return hash_audio(audio, tmp_path / "hashed.jsonl")
 
     found = find("abcgh", "def")
-    assert sorted(read) == ["a", "b", "c", "d"]  # g and h are of one split
+    assert sorted(read) == ["a", "b", "c", "d"]  # g and h are in one split
     _, train, without = found["train"]
     files, test, without_test = found["test"]
     assert train[0] == test[0] != train[1] and train[2] == test[3] and train[3:] == [None, None]
     assert test[1:3] == [None, None] and (without, without_test) == (
         0,
         2,
-    )  # the empty one, and the one that is not there
+    )  # the empty file, and the missing one
     assert files[3:] == [None, "nowhere"]
-    assert find("abcgh", "def") == found and len(read) == 4  # what is known is not read again
+    assert find("abcgh", "def") == found and len(read) == 4  # known files are not read again
     (tmp_path / "d").write_bytes(b"99")
     assert find("abcgh", "def")["test"][1][0] != test[0] and read[4:] == ["d"]
 
@@ -171,7 +171,7 @@ def report_of(folder: Path) -> dict:
 
 
 def run(dataset: Path, output_dir: Path, **options) -> dict:
-    """Runs the command and returns the leaks by their two splits."""
+    """Runs the command, and returns the leaks by their two splits."""
     args = LeakageArguments(str(dataset), str(output_dir), **options)
     report = main(args, Accelerator())
     written = report_of(output_dir)
@@ -185,7 +185,7 @@ def counts(leak: dict) -> dict[str, tuple]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Splits in which a caption, an edited one, and a file under another name leak."""
+    """Splits that share a caption, an edited caption, and a file under another name."""
     captions = {"train": [*CAPTIONS, LONG], "validation": ["fresh one", CAPTIONS[5]], "test": ["new", "x", "y", "z"]}
     captions["test"][1:3] = [CAPTIONS[2].upper() + "!", f"{LONG} again"]
     folder = write_corpus(tmp_path / "corpus", captions)
@@ -272,7 +272,7 @@ def test_what_cannot_be_compared_is_an_error(folder, tmp_path):
         ({"splits": ["train", "test", "test"]}, "--splits train test test: expected two or more, each once"),
         ({"splits": ["validation", "test"]}, "--train_split train: expected one of --splits validation test"),
         ({"threshold": 1.0}, r"threshold 1.0: expected"),
-        ({"audio_threshold": -0.1}, r"audio_threshold -0.1, .*: expected from 0"),
+        ({"audio_threshold": -0.1}, r"audio_threshold -0.1, .*: expected 0 or more"),
         ({"splits": ["train", "dev2"]}, "no split 'dev2'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -342,5 +342,5 @@ def test_prepare_reports_the_leaks_of_its_splits(folder, tmp_path):
         assert "3 (75.00 %)" in text and f"{normalize_caption(LONG)} again" in text
 
     pandas.DataFrame(rows).assign(split="train").to_csv(tmp_path / "table.csv", index=False)
-    prepare.main([*options, "--output_dir", str(tmp_path / "out")])  # one split alone: nothing of before stays
+    prepare.main([*options, "--output_dir", str(tmp_path / "out")])  # only one split: the former file is deleted
     assert not (tmp_path / "out" / "leakage.json").exists()

@@ -1,6 +1,6 @@
 """
-What RGMC takes for granted of its libraries beyond their public interface, each in a test named after it: where a new
-release breaks one of these, the release has changed, and RGMC has not. docs/libraries.md lists them with reasons.
+What RGMC relies on in its libraries beyond their public interfaces, each in a test named after it. If a new release
+breaks one of these tests, the library has changed, not RGMC. docs/libraries.md lists them with reasons.
 """
 
 import importlib.util
@@ -91,7 +91,7 @@ def test_a_checkpoint_warns_once_under_a_newer_transformers(make_model, tmp_path
     monkeypatch.setattr(logger, "warning", said.append)
     type(logger).warning_once.cache_clear()
     monkeypatch.setattr(transformers, "__version__", "5.99.0.dev0")
-    for name in ("first", "second"):  # the code of two checkpoints
+    for name in ("first", "second"):  # as the code of two checkpoints
         load_configuration_of(tmp_path, name)
     (message,) = said
     assert "RGMC was tested with transformers 5.6 to 5.24; this is 5.99.0.dev0" in message
@@ -222,5 +222,5 @@ def test_a_checkpoint_with_old_code_is_renewed_in_its_place(tmp_path):
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert after.keys() == before.keys()
     changed = {path.name for path in after if after[path] != before[path]}
-    assert changed <= {"config.json"}  # a loaded configuration states the type of the weights
+    assert changed <= {"config.json"}  # a loaded configuration adds the weights' type
     assert caption() == said

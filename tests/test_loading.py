@@ -1,4 +1,4 @@
-"""What a checkpoint's folder promises to those who load it: precisions, attention, places, and clear errors."""
+"""What loading a checkpoint's folder promises: precisions, attention, any place on disk, and clear errors."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def checkpoint(make_model, processor, log_mels, tmp_path):
 def test_a_model_in_half_precision_takes_features_of_any(checkpoint, log_mels, dtype):
     model = RGMCModel.from_pretrained(checkpoint, dtype=dtype)
     assert {weight.dtype for weight in model.text_model.parameters()} == {dtype} == {model.mapper.linear1.weight.dtype}
-    assert {weight.dtype for weight in model.audio_tower.parameters()} == {torch.float32}  # as the datastore's
+    assert {weight.dtype for weight in model.audio_tower.parameters()} == {torch.float32}  # like the datastore's
     features, tokens = log_mels(2), torch.tensor([[5, 0], [6, 0]])
     found = {}
     for kind in (torch.float32, torch.bfloat16, torch.float16):
@@ -95,7 +95,7 @@ def test_saving_again_gives_the_same_bytes(checkpoint, tmp_path):
         path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
     )
     for file in files:
-        if file.name != "config.json":  # a loaded configuration states the type of the weights
+        if file.name != "config.json":  # a loaded configuration adds the weights' type
             assert (tmp_path / "again" / file).read_bytes() == (checkpoint / file).read_bytes(), file
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["custom_pipelines"]["music-captioning"]["impl"] == "pipeline_rgmc.MusicCaptioningPipeline"
@@ -138,12 +138,12 @@ def test_a_module_that_transformers_loads_names_all_modules_that_it_needs():
         name = f"{kind}_rgmc"
         module = ROOT / f"{name}.py"
         needed = {Path(file).stem for file in get_relative_import_files(module)}
-        assert needed - {name} == {*get_relative_imports(module)}, name  # transformers 5.6 copies the latter alone
+        assert needed - {name} == {*get_relative_imports(module)}, name  # transformers 5.6 only copies the latter
 
 
 @pytest.fixture
 def unknown_to_transformers(monkeypatch):
-    """As in a process that has not imported eval.py, which registers our configuration."""
+    """A state as in a process that has not imported eval.py, which registers our configuration."""
     monkeypatch.delitem(CONFIG_MAPPING._extra_content, "rgmc", raising=False)
 
 

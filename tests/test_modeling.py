@@ -1,7 +1,4 @@
-"""
-What RGMCModel promises: the paper's sizes and decoding, batches equal to single clips, guards against silent
-failures.
-"""
+"""What RGMCModel promises: the paper's sizes and decoding, batches equal to single clips, and no silent failures."""
 
 import re
 
@@ -120,7 +117,7 @@ def test_batched_captions_equal_single(make_model, processor, log_mels, text):
 @pytest.mark.parametrize("text", ["gpt2", "llama"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_leaves_the_logits_of_tokens_alone(make_model, log_mels, text, side):
-    # Guards positions: GPT-2 counts them from the left edge of the batch by default, padding included.
+    # Guards positions: by default GPT-2 counts them from the left edge of the batch, including padding.
     model = make_model(text)
     features = log_mels(1)
     tokens = torch.tensor([[5, 6, 7, 8]])
@@ -160,7 +157,7 @@ def test_the_loss_is_that_of_the_captions_tokens_alone(make_model, log_mels):
 def test_logits_of_the_captions_alone_give_the_same_loss_and_gradients(make_model, log_mels, text, items, side):
     model = make_model(text)
     embeds = model.embed_audio(log_mels(4)).detach()
-    rows = [(3, 5), (8, 2), (1, 1), (6, 0)]  # tokens of the candidate and of the caption; the last is not learned
+    rows = [(3, 5), (8, 2), (1, 1), (6, 0)]  # tokens of candidate and caption; the last row is not learned
     input_ids, mask, labels = (torch.full((4, 10), value) for value in (0, 0, -100))
     for row, (candidate, caption) in enumerate(rows):
         start = 10 - candidate - caption if side == "left" else 0
@@ -185,7 +182,7 @@ def test_logits_of_the_captions_alone_give_the_same_loss_and_gradients(make_mode
 
 
 def attention_pair(make_config) -> tuple[ClapAudioSelfAttention, RGMCAudioSelfAttention]:
-    """The original and ours, with the same weights."""
+    """The original attention and ours, with the same weights."""
     torch.manual_seed(0)
     pair = [make(make_config().audio_config, 16, 2, 8) for make in (ClapAudioSelfAttention, RGMCAudioSelfAttention)]
     torch.nn.init.normal_(pair[0].relative_position_bias_table)
@@ -215,7 +212,7 @@ def test_fused_attention_has_the_output_and_the_gradients_of_claps(make_config, 
     assert results[0]["relative_position_bias_table"].abs().max() > 0
     torch.testing.assert_close(results[1], results[0], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(results[1]["output"], results[0]["output"], atol=1e-6, rtol=0)
-    with torch.no_grad():  # here the CPU has a fused kernel
+    with torch.no_grad():  # without gradients the CPU has a fused kernel
         torch.testing.assert_close(ours(windows, mask)[0], results[0]["output"], atol=1e-6, rtol=0)
     attended = ours(windows, mask, output_attentions=True)
     torch.testing.assert_close(attended, original(windows, mask, output_attentions=True), atol=0, rtol=0)
@@ -249,8 +246,8 @@ def count_fused(monkeypatch):
 
 
 def test_the_encoder_runs_fused_attention_unless_eager_is_asked_for(make_config, log_mels, count_fused, tmp_path):
-    # Guards against a tower that falls back to CLAP's own attention, which is as right but slow.
-    config = make_config(audio={"depths": [2, 2]})  # the second layer is shifted
+    # Guards against a tower that falls back to CLAP's own attention, which is correct but slow.
+    config = make_config(audio={"depths": [2, 2]})  # the second layer has shifted windows
     RGMCModel(config).save_pretrained(tmp_path)
     features = log_mels(2)
     embeds = {}
@@ -263,7 +260,7 @@ def test_the_encoder_runs_fused_attention_unless_eager_is_asked_for(make_config,
         assert len(count_fused) == (0 if eager else 4), attention
         assert model.audio_tower.config._attn_implementation == ("eager" if eager else "sdpa")
         torch.testing.assert_close(embeds[str(attention)], embeds["None"], atol=1e-6, rtol=0)
-    again = RGMCModel(config)  # a configuration that a model was made with before
+    again = RGMCModel(config)  # from a configuration that has already made a model
     with torch.no_grad():
         again.eval().embed_audio(features)
     assert len(count_fused) == 4
@@ -285,7 +282,7 @@ def test_fused_attention_starts_as_claps_does(make_config):
 
 
 def test_gradient_checkpointing_leaves_the_gradients_of_fused_attention_alone(make_model, log_mels, monkeypatch):
-    # On a GPU the fused path is trained; on the CPU that must be asked for.
+    # On a GPU training uses the fused path; on the CPU the path has to be forced.
     monkeypatch.setattr(
         RGMCAudioSelfAttention, "forward", lambda self, states, mask=None, _=False: (self.fused_forward(states, mask),)
     )
@@ -307,7 +304,7 @@ def test_gradient_checkpointing_leaves_the_gradients_of_fused_attention_alone(ma
 
 
 def force_copy(model, monkeypatch, script: list[int]):
-    """Makes the decoder continue with the tokens of `script`, whatever it is given, as far as the rules let it."""
+    """Makes the decoder continue with the tokens of `script` on any input, as far as the generation rules allow."""
     forward = type(model.text_model).forward
 
     def scripted(self, *args, **kwargs):
@@ -315,7 +312,7 @@ def force_copy(model, monkeypatch, script: list[int]):
         scripted.step += 1
         output.logits = torch.full_like(output.logits, -30.0)
         output.logits[..., script[(scripted.step - 1) % len(script)]] = 0.0
-        output.logits[..., 20] = -20.0  # the next best
+        output.logits[..., 20] = -20.0  # the second best
         return output
 
     scripted.step = 0
@@ -341,7 +338,7 @@ def test_no_trigram_appears_twice_in_a_caption(make_model, processor, log_mels, 
     found = [trigrams(tokens.tolist()) for tokens in model.generate(**arguments)]
     assert all(len(set(caption)) == len(caption) for caption in found)
     free = [trigrams(tokens.tolist()) for tokens in model.generate(**arguments, no_repeat_ngram_size=0)]
-    assert any(len(set(caption)) < len(caption) for caption in free)  # or the rule had nothing to do
+    assert any(len(set(caption)) < len(caption) for caption in free)  # otherwise the rule would have nothing to do
 
 
 def test_saved_generation_configuration_is_applied_after_a_reload(make_model, log_mels, tmp_path):
@@ -497,7 +494,7 @@ def test_a_trained_encoder_has_dropout_but_fixed_mel_statistics(make_model, log_
 
 
 def test_stripes_are_masked_in_training_alone(make_model, log_mels):
-    features = log_mels(4) + 200  # dB that no mean has
+    features = log_mels(4) + 200  # dB, unlike any mean
     mean = torch.arange(64.0)
     masked = mask_stripes(features, mean)
     changed = masked != features
@@ -505,8 +502,8 @@ def test_stripes_are_masked_in_training_alone(make_model, log_mels):
     for clip in changed[:, 0]:
         frames, bins = clip.all(dim=1).sum(), clip.all(dim=0).sum()
         assert frames <= 2 * 63 and bins <= 2 * 7
-        assert clip.sum() == frames * 64 + bins * 1001 - frames * bins  # whole stripes, nothing else
-    assert changed.any() and len({clip.sum().item() for clip in changed}) > 1  # each clip its own
+        assert clip.sum() == frames * 64 + bins * 1001 - frames * bins  # whole stripes and nothing else
+    assert changed.any() and len({clip.sum().item() for clip in changed}) > 1  # each clip has its own stripes
     model = make_model(spec_augment=True, audio={"hidden_dropout_prob": 0.0})
     features = log_mels(2)
     assert torch.equal(model.embed_audio(features), model.embed_audio(features))
@@ -570,7 +567,7 @@ def test_eight_clips_are_learnt_until_beam_search_repeats_their_captions(make_mo
     processor.max_caption_length = processor.max_candidate_length = 40
     features = log_mels(8)
     model.set_log_mel_statistics(features.mean(dim=(0, 1, 2)), features.var(dim=(0, 1, 2)))
-    candidates = CAPTIONS[1:] + CAPTIONS[:1]  # each the caption of another clip
+    candidates = CAPTIONS[1:] + CAPTIONS[:1]  # each is the caption of another clip
     prompts = [processor.encode_prompt([candidate]) for candidate in candidates]
     captions = [processor.encode_caption(caption) for caption in CAPTIONS]
     length = max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions))
@@ -586,4 +583,4 @@ def test_eight_clips_are_learnt_until_beam_search_repeats_their_captions(make_mo
         optimizer.zero_grad()
     tokens = model.eval().generate(input_features=features, **processor(candidates=candidates))
     assert processor.batch_decode(tokens, skip_special_tokens=True) == CAPTIONS
-    assert tokens.shape[1] < 40  # every caption stopped by its EOS, not by the length
+    assert tokens.shape[1] < 40  # every caption ended by its EOS, not by the length limit

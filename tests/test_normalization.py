@@ -1,4 +1,4 @@
-"""The rule of captions goes with a checkpoint and its datastore, is named by what comes of them, and is not mixed."""
+"""The caption rule travels with a checkpoint and its datastore, is named in their results, and is never mixed."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     lists = {"train": WRITTEN, "validation": WRITTEN[:2], "test": WRITTEN[1:4]}
     write_corpus(folder, lists)
-    for split, captions in lists.items():  # some have commas
+    for split, captions in lists.items():  # some contain commas
         lines = [f'{row}.wav,{split}-{row},"{caption}"' for row, caption in enumerate(captions)]
         (folder / split / "metadata.csv").write_text("\n".join(["file_name,id,caption", *lines]) + "\n")
     return folder
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(corpus, tmp_path_factory) -> dict[str, Path]:
-    """One by each rule; `music` is what nobody asks for."""
+    """A checkpoint by each rule; `music` is the default."""
     folder = tmp_path_factory.mktemp("trained")
     music = run(folder, corpus, "--test_split", "test", name="music")
     return {"music": music, "paper": run(folder, corpus, "--caption_normalization", "paper", name="paper")}

@@ -1,4 +1,4 @@
-"""What the music-captioning pipeline promises: every kind of audio, batches that change nothing, candidates, scores."""
+"""What the music-captioning pipeline promises: any kind of audio, batches that change nothing, candidates, scores."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def make_captioner(make_model, processor, files):
-    """A pipeline; with the datastore, each file is its own nearest neighbour."""
+    """Makes a pipeline; with the datastore, each file is its own nearest neighbour."""
 
     def make(with_datastore=True, conditioning="audio+candidate", **options):
         model = make_model(conditioning=conditioning, max_new_tokens=12)
-        for weight in model.text_model.parameters():  # captions that differ
+        for weight in model.text_model.parameters():  # so that captions differ
             if weight.ndim == 2:
                 torch.nn.init.normal_(weight, std=0.5)
-        model.generation_config.eos_token_id = [0, *range(270, 290)]  # and have several lengths
+        model.generation_config.eos_token_id = [0, *range(270, 290)]  # and have different lengths
         if with_datastore:
             with torch.no_grad():
                 embeddings = model.embed_audio(processor(audio=files)["input_features"]).numpy()
@@ -61,7 +61,7 @@ def test_the_pipeline_says_what_the_model_says_and_what_it_was_shown(make_captio
     assert [clip["caption"] for clip in found] == captions
     assert len({*captions}) > 1
     lengths = {(tokens != captioner.processor.tokenizer.pad_token_id).sum().item() for tokens in said.sequences}
-    assert len(lengths) > 1  # scores count the end, and no padding after it
+    assert len(lengths) > 1  # scores include the end token but no padding
     assert [clip["score"] for clip in found] == pytest.approx(said.sequences_scores.tolist(), abs=1e-4)
     for row, clip in enumerate(found):
         (candidate,) = clip["candidates"]

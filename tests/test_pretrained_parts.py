@@ -1,4 +1,4 @@
-"""What the pretrained parts promise: LAION's own embeddings, no weight left to chance, known sources, any decoder."""
+"""What the pretrained parts promise: LAION's own embeddings, no random weight, known sources, any decoder."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def write_decoder(folder: Path, tokenizer, kind: str = "gpt2", dtype=torch.float
 
 
 def write_laion(path: Path, state: dict, **others) -> str:
-    """As LAION's training does: names of a distributed model, the optimizer beside them."""
+    """Writes a checkpoint as LAION's training does: a distributed model's names, with the optimizer beside them."""
     optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
     contents = {"epoch": 15, "name": "a run", "optimizer": optimizer, **others}
     torch.save({**contents, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
@@ -65,7 +65,7 @@ def decoder(tmp_path, tokenizer) -> str:
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
-    """The names and shapes of LAION's HTS-AT tiny and of what lies beside it; a number of each alone is stored."""
+    """Names and shapes of LAION's HTS-AT tiny and of the other parts in the file; each stores only one number."""
     with torch.device("meta"):
         weights = ClapAudioModelWithProjection(ClapAudioConfig()).state_dict()
     shapes = {_laion_name(name): tensor.shape for name, tensor in weights.items()}
@@ -96,7 +96,7 @@ def test_embeddings_equal_those_of_laion_clap(size, depths, hidden_size, process
     path = write_laion(tmp_path / f"{size}.pt", laion.model.state_dict())
     clips = sounds(2)
     with torch.no_grad():
-        # Its own log-mel of the same float waveform: the rounding to 16 bits that it does before is left out.
+        # LAION's own log-mel of the same float waveform, without its rounding to 16 bits.
         expected = laion.model.get_audio_embedding([{"waveform": torch.from_numpy(clip)} for clip in clips])
     model = RGMCModel.from_audio_text_pretrained(path, decoder).eval()
     features = processor.feature_extractor(clips, sampling_rate=48_000, return_tensors="pt")["input_features"]
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_laion_trains_is_saved_and_continued(state, processor, d
         assert getattr(config, name) == getattr(model.config, name)
     assert config.text_model_source["sha256"] == {"model.safetensors": sha256(Path(decoder) / "model.safetensors")}
     assert str(tmp_path) not in (tmp_path / "second" / "config.json").read_text(encoding="utf-8")
-    # As in LAION's own training, whole branches are dropped, and no single numbers.
+    # As in LAION's own training, whole branches are dropped, not single numbers.
     assert (config.audio_config.hidden_dropout_prob, config.audio_config.drop_path_rate) == (0.0, 0.1)
 
 

@@ -85,7 +85,7 @@ def test_a_processor_normalises_by_the_rule_that_is_saved_with_it(processor, tmp
     assert loaded.encode_caption("C#")[:-1] == loaded.tokenizer("c#")["input_ids"]
     path = tmp_path / "processor_config.json"
     settings = json.loads(path.read_text())
-    del settings["caption_normalization"]  # as checkpoints of before
+    del settings["caption_normalization"]  # as in checkpoints from before the setting
     path.write_text(json.dumps(settings))
     assert RGMCProcessor.from_pretrained(tmp_path).caption_normalization == "paper"
     with pytest.raises(ValueError, match="'jazz'"):
@@ -165,7 +165,7 @@ def test_the_repository_itself_is_the_papers_model(tmp_path):
     assert prefix_length == 10
     mapper = 512 * 3840 + 3840 + 3840 * 7680 + 7680
     assert (weights - mapper) / 1e6 == pytest.approx(68.61 + 124.44, abs=0.01)
-    # The files say the same as the code's defaults.
+    # The files agree with the code's defaults.
     default, root = RGMCConfig(), RGMCConfig.from_pretrained(ROOT)
     ignored = {"architectures", "auto_map"}
     assert {**root.to_dict(), **dict.fromkeys(ignored)} == {**default.to_dict(), **dict.fromkeys(ignored)}

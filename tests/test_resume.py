@@ -1,4 +1,4 @@
-"""What a run promises when it is killed, stopped, or out of disk: it goes on as if nothing had happened."""
+"""What a run promises when it is killed, stopped, or out of disk: it resumes as if nothing had happened."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from training.checkpoints import find_checkpoint, last_checkpoint
 
 EPOCHS = 3
 OPTIONS = ["--num_train_epochs", str(EPOCHS), "--max_grad_norm", "1", "--logging_steps", "2"]
-# What the tests' models leave out for the sake of other tests: here random numbers must go on where they were.
+# The other tests' models leave these out; here a resumed run must continue its random numbers.
 OPTIONS += ["--spec_augment", "true", "--text_config.resid_pdrop", "0.1", "--lr_scheduler_type", "cosine"]
 
 
@@ -31,12 +31,12 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory) -> Path:
-    """An uninterrupted run; its folder holds the cache of all others."""
+    """An uninterrupted run. Its folder holds the cache of all other runs."""
     return run(tmp_path_factory.mktemp("whole"), corpus, *OPTIONS)
 
 
 def timeless(folder: Path) -> list[dict]:
-    """The log without what a clock said."""
+    """The log without times and rates."""
     clocks = ("seconds", "clips_per_second", "tflops_per_second", "mfu")
     return [{name: value for name, value in line.items() if name not in clocks} for line in read_lines(folder)]
 
@@ -62,7 +62,7 @@ def train_quietly(argv: list[str]):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that have imported everything when they start."""
+    """Starts processes that have already imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train"])
     return context
@@ -70,7 +70,7 @@ def processes():
 
 @pytest.fixture
 def arguments(corpus, whole, tmp_path):
-    """The command line of a run that saves each step and goes on where its folder stands."""
+    """The command line of a run that saves each step and resumes from its folder."""
 
     def get(name: str) -> list[str]:
         argv = [str(config_file(tmp_path, corpus, name)), *OPTIONS, "--cache_dir", str(whole.parent / "cache")]
@@ -85,7 +85,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(processes, arguments, who
         process.start()
         return process
 
-    for name in ("first", "undisturbed"):  # the first one waits for the imports
+    for name in ("first", "undisturbed"):  # the first run waits for the imports
         started = time.perf_counter()
         process = start(name)
         process.join()
@@ -96,7 +96,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(processes, arguments, who
     for number in range(20):
         name = f"killed-{number}"
         process = start(name)
-        # From a step on, and not from a time: other work on the machine makes a run slower while it lasts.
+        # From a step and not from a time, because other work on the machine slows a run down.
         while process.is_alive() and (last_step(tmp_path / name) or 0) < number * steps // 20:
             process.join(0.005)
         process.join(random.uniform(0, 3) * duration / steps)
@@ -107,7 +107,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(processes, arguments, who
         process.join()
         assert process.exitcode == 0
         assert_same_run(tmp_path / name, whole)
-    assert len(set(resumed_at)) > 4, resumed_at  # kills before, between and after many a checkpoint
+    assert len(set(resumed_at)) > 4, resumed_at  # there were kills before, between and after checkpoints
 
 
 def last_step(folder: Path) -> int | None:
@@ -128,7 +128,7 @@ def test_two_processes_resume_where_they_were_killed(arguments, whole, tmp_path)
     deadline = time.monotonic() + 240
     while (last_step(tmp_path / "killed") or 0) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
-    # torchrun's workers have sessions of their own, and would outlive it.
+    # torchrun's workers have sessions of their own and would outlive it.
     for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
         process.kill()
     killed.wait()
@@ -201,7 +201,7 @@ def test_a_half_written_checkpoint_is_never_picked_up(whole, tmp_path):
     (tmp_path / "checkpoint-old").mkdir()
     assert find_checkpoint("last", tmp_path) == tmp_path / "checkpoint-2"
     assert find_checkpoint(None, tmp_path) is None
-    with pytest.raises(FileNotFoundError, match="is no checkpoint-<step>"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint-<step>"):
         find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path)
     with pytest.raises(ValueError, match="belongs to another run"):
         find_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path / "elsewhere")
@@ -213,7 +213,7 @@ def test_resuming_with_other_options_or_rows_is_refused(arguments, whole, tmp_pa
         train.main([*arguments("run"), "--learning_rate", "1e-2"])
     with pytest.raises(ValueError, match="another run: clips was"):
         train.main([*arguments("run"), "--max_train_samples", "9"])
-    with pytest.raises(FileExistsError, match="resume_from_checkpoint last goes on with it"):
+    with pytest.raises(FileExistsError, match="resume it with --resume_from_checkpoint last"):
         argv = arguments("run")
         train.main(argv[: argv.index("--resume_from_checkpoint")])
 
@@ -227,7 +227,7 @@ def test_only_the_newest_checkpoints_are_kept(arguments, tmp_path):
 def test_max_steps_within_an_epoch_can_be_raised(arguments, whole, tmp_path):
     argv = arguments("raised")
     argv = argv[: argv.index("--save_steps")] + argv[argv.index("--resume_from_checkpoint") :]
-    argv += ["--lr_scheduler_type", "constant"]  # another schedule depends on the number of steps, and is refused
+    argv += ["--lr_scheduler_type", "constant"]  # other schedules depend on the number of steps, so resuming is refused
     train.main([*argv, "--max_steps", "6"])
     train.main([*argv, "--max_steps", "12"])
     undisturbed = [argument.replace("raised.yaml", "undisturbed.yaml") for argument in argv]
@@ -239,7 +239,7 @@ def test_max_steps_within_an_epoch_can_be_raised(arguments, whole, tmp_path):
 def test_a_run_without_a_checkpoint_begins_anew_when_resumed(arguments, whole, tmp_path):
     argv = arguments("run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")  # a best model was saved, and no checkpoint-<step> yet
+    (tmp_path / "run" / "config.json").write_text("{}")  # a best model was saved, but no checkpoint-<step> yet
     train.main(argv)
     assert_same_run(tmp_path / "run", whole)
 

@@ -15,10 +15,10 @@ from retrieval_rgmc import CaptionDatastore
 from search_rgmc import STORAGES, search_exactly
 
 
-@pytest.mark.parametrize("queries", [3, 400])  # below and above the size from which FAISS multiplies matrices
+@pytest.mark.parametrize("queries", [3, 400])  # below and above the number from which FAISS multiplies matrices
 def test_search_is_exact_and_by_inner_product(queries):
     datastore, vectors = make_datastore(300), unit_vectors(queries, seed=1)
-    rows, similarities = datastore.search_rows(2 * vectors, k=3)  # for queries of another norm L2 would order otherwise
+    rows, similarities = datastore.search_rows(2 * vectors, k=3)  # L2 would order queries of another norm differently
     products = vectors @ datastore.embeddings.T
     expected = np.argsort(-products, axis=1)[:, :3]
     assert (rows == expected).all()
@@ -30,7 +30,7 @@ def test_no_row_is_its_own_candidate_even_among_identical_embeddings():
     datastore = CaptionDatastore(make_rows(20), vectors, "f00d")
     rows, _ = datastore.search_rows(vectors, k=2, exclude_ids=datastore.rows["id"])
     assert (rows != np.arange(20)[:, None]).all()
-    assert (rows // 4 == np.arange(20)[:, None] // 4).all()  # the copies under other ids are chosen
+    assert (rows // 4 == np.arange(20)[:, None] // 4).all()  # the copies with other ids are found
 
 
 def test_the_same_text_under_another_id_may_be_chosen():
@@ -57,7 +57,7 @@ def test_fewer_rows_than_candidates_give_fewer_candidates():
 def test_the_search_of_a_gpu_finds_what_faiss_finds():
     datastore, queries = make_datastore(300), unit_vectors(70, seed=1)
     expected_rows, expected_similarities = datastore.search_rows(queries, k=5)
-    torch.set_float32_matmul_precision("high")  # as the training sets it on a GPU
+    torch.set_float32_matmul_precision("high")  # as training does on a GPU
     try:
         rows, similarities = search_exactly(datastore.embeddings, queries, 5, "cpu", batch_size=32)
         assert torch.get_float32_matmul_precision() == "high"
@@ -107,7 +107,7 @@ def test_the_rows_are_a_dataset_whose_index_is_the_search(storage, string_factor
         np.testing.assert_array_equal(by_dataset.total_scores, similarities)
         scores, examples = store.rows.get_nearest_examples("embeddings", queries[7], 3)
         assert (examples["id"], examples["caption"]) == (found.ids[7], found.captions[7])
-        np.testing.assert_allclose(scores, similarities[7], atol=1e-6)  # one query is multiplied in another order
+        np.testing.assert_allclose(scores, similarities[7], atol=1e-6)  # a single query is multiplied in another order
         if string_factory == "Flat":
             products = queries @ store.read_embeddings(slice(None)).T
             np.testing.assert_array_equal(rows, np.argsort(-products, axis=1)[:, :3])

@@ -1,4 +1,4 @@
-"""What the search promises: smaller storage and every index find the same, and what cannot be searched is refused."""
+"""What the search promises: smaller storage and every index find the same, and unusable options are refused."""
 
 import re
 
@@ -64,14 +64,14 @@ def test_a_smaller_storage_is_smaller_and_finds_the_same(storage, size, tmp_path
     assert np.abs(np.array(found.similarities)[:, :1] - similarities).max() < {4: 1e-7, 2: 1e-3, 1: 0.02}[size]
     np.testing.assert_allclose(np.linalg.norm(datastore.read_embeddings(slice(None)), axis=1), 1, atol=1e-6)
     assert datastore.embeddings.nbytes == 300 * 16 * size
-    if storage == "int8":  # all of its range: numbers of 512 are small
+    if storage == "int8":  # the whole range is used, although the 512 numbers of a unit vector are small
         assert (np.abs(datastore.embeddings).max(axis=1) == 127).all()
     datastore.save_pretrained(tmp_path)
     assert (tmp_path / "embeddings.safetensors").stat().st_size < 300 * 16 * size + 200
     loaded = CaptionDatastore.from_pretrained(tmp_path)
     assert (loaded.storage, loaded.embeddings.dtype) == (storage, storage)
     assert loaded.search(queries, k=2) == found
-    # However it is cut into blocks, and on whatever device
+    # In blocks of any size, on any device
     monkeypatch.setattr(search_rgmc, "BLOCK_ROWS", 64)
     assert loaded.search(queries, k=2).ids == found.ids
     rows, similarities = search_exactly(loaded.embeddings, queries, 2, "cpu", batch_size=16, block_rows=7)

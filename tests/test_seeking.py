@@ -1,6 +1,6 @@
 """
-What a crop promises: the seconds that a decoding of the whole file has there, in every container and codec that PyAV's
-FFmpeg can write. `pytest -n 0 -s tests/test_seeking.py` prints by how much each is off.
+What a crop promises: the same seconds as in a decoding of the whole file, in every container and codec that PyAV's
+FFmpeg can write. `pytest -n 0 -s tests/test_seeking.py` prints how far off each is.
 """
 
 import io
@@ -20,7 +20,7 @@ LARGEST_ERROR = 0.05  # s
 
 
 def find(part: np.ndarray, whole: np.ndarray, expected: int, near: int) -> int:
-    """The sample of `whole` that `part` begins with."""
+    """Finds the sample of `whole` at which `part` begins."""
     part = part[: min(len(part), 16_000)]
     for begin, end in ((max(expected - near, 0), expected + near + len(part)), (0, None)):
         region = whole[begin:end]
@@ -33,7 +33,7 @@ def find(part: np.ndarray, whole: np.ndarray, expected: int, near: int) -> int:
 
 
 def offsets(content: bytes) -> dict[str, float]:
-    """By how many ms the crops at the start, in the middle and at the end are off, and if one was announced."""
+    """Measures by how many ms the crops at the start, middle and end are off, and whether a warning was given."""
     whole, rate, _ = decode_whole(content)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -56,7 +56,7 @@ def check_table(rows: Iterator[tuple[str, str, int, str, dict]], lengths: list[f
             try:
                 content = encode(codec, muxer, rate, layout, noise(seconds, rate), options)
                 whole, _, _ = decode_whole(content)
-            except (OSError, av.FFmpegError):  # FFmpeg cannot handle so much: GXF knows no such length
+            except (OSError, av.FFmpegError):  # FFmpeg cannot write so much: GXF does not support such a length
                 continue
             if len(whole) < seconds / 2 * rate:
                 continue

@@ -1,4 +1,4 @@
-"""Tables of captions as spreadsheets leave them: read, and what was guessed said once; or an error with the way out."""
+"""Tables of captions as spreadsheets write them are read, with each guess announced once, or give a helpful error."""
 
 import json
 from pathlib import Path
@@ -30,14 +30,14 @@ def messages(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two sounds."""
+    """A folder of two sounds."""
     for name, hertz in (("1.wav", 220), ("2.wav", 330)):
         write_tone(tmp_path / name, hertz, seconds=1)
     return tmp_path
 
 
 def prepared(folder: Path, name: str) -> tuple[dict, pandas.DataFrame]:
-    """The report and the table that prepare.py makes of a table."""
+    """Prepares a table, and returns the report and the prepared table."""
     out = folder / f"of-{name}"
     report = run("any", "--source", folder / name, "--output_dir", out, "--validation", 0, "--test", 0)
     return report, read_prepared(out)
@@ -90,7 +90,7 @@ def test_other_bytes_are_an_error_with_the_line_the_byte_and_a_command(folder):
         with pytest.raises(ValueError, match=expected) as error:
             read()
         assert f"iconv -f CP1252 -t UTF-8 {path} > {folder / 'train-utf8.csv'}" in str(error.value)
-    path.write_bytes("file_name,caption\n1.wav,x\n".encode("utf-16-le"))  # without a mark
+    path.write_bytes("file_name,caption\n1.wav,x\n".encode("utf-16-le"))  # without a byte order mark
     with pytest.raises(ValueError, match=r"zero bytes, as UTF-16 without a byte order mark.*iconv -f UTF-16LE"):
         load_captions(str(path), "train")
 
@@ -98,8 +98,8 @@ def test_other_bytes_are_an_error_with_the_line_the_byte_and_a_command(folder):
 def test_columns_may_be_in_capitals_where_one_alone_is_meant(folder, messages):
     (folder / "table.csv").write_text("Caption , File_Name,ID,Split,mood\nx,1.wav,a,Train,sad\ny,2.wav,b,train,\n")
     rows = load_captions(str(folder / "table.csv"), "train")
-    assert rows["id"][:] == ["b"] and rows["captions"][:] == [["y"]]  # what is in cells stays as it is
-    assert len(messages) == 4 and f"{folder / 'table.csv'}: the column 'Caption' is taken for 'caption'" in messages
+    assert rows["id"][:] == ["b"] and rows["captions"][:] == [["y"]]  # cells are not changed
+    assert len(messages) == 4 and f"{folder / 'table.csv'}: the column 'Caption' is used as 'caption'" in messages
     report, table = prepared(folder, "table.csv")
     assert sorted(table["caption"]) == ["x", "y"] and len(report["tables"]) == 4
 
@@ -107,7 +107,7 @@ def test_columns_may_be_in_capitals_where_one_alone_is_meant(folder, messages):
     for read in (lambda: load_captions(str(folder / "table.csv"), "all"), lambda: prepared(folder, "table.csv")):
         with pytest.raises(ValueError, match="no column 'caption', but 'CAPTION' and 'Caption': rename one"):
             read()
-    (folder / "table.csv").write_text("CAPTION,caption,file_name,Audio\nx,y,1.wav,not a file\n")  # exact ones win
+    (folder / "table.csv").write_text("CAPTION,caption,file_name,Audio\nx,y,1.wav,not a file\n")  # exact names win
     (row,) = load_captions(str(folder / "table.csv"), "all")
     assert row["captions"] == ["y"] and row["audio"]["path"] == str(folder / "1.wav")
 
@@ -131,14 +131,14 @@ def test_a_row_without_an_id_goes_by_its_file(folder, messages):
     (folder / "train.csv").write_text("file_name,id,caption\n1.wav,,x\n2.wav,007,y\n")
     lines = [{"file_name": "1.wav", "id": None, "caption": "x"}, {"file_name": "2.wav", "id": 7, "caption": "y"}]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pandas.DataFrame(lines).to_parquet(folder / "train.parquet")  # whose ids are now NaN and 7.0
+    pandas.DataFrame(lines).to_parquet(folder / "train.parquet")  # its ids are now NaN and 7.0
     for name, own in (("train.csv", "007"), ("train.jsonl", "7"), ("train.parquet", "7")):
         messages.clear()
         assert load_captions(str(folder / name), "train")["id"][:] == ["1.wav", own]
         assert len(messages) == 1 and "1 of 2 rows have no id" in messages[0]
         report, table = prepared(folder, name)
         assert sorted(table["id"]) == sorted(["1.wav", own])
-        assert report["notes"]["without an id: its file's name is taken"] == 1
+        assert report["notes"]["without an id: its file's name is its id"] == 1
 
 
 @pytest.mark.parametrize("placeholder", ["nan", "NaN", "None", "NULL", " N/A ", "#N/A", "NA", "<NA>"])
@@ -164,11 +164,11 @@ def test_html_is_removed_and_counted(folder, messages):
     options = {"skipped_file": folder / "skipped.jsonl", "cache_dir": str(folder / "cache")}
     features = compute_features(rows, RGMCFeatureExtractor(), "train", **options)
     assert features.captions[0] == ["loud drums bass"]
-    assert "1 of 2 rows of train have HTML in their captions, which is removed" in messages
+    assert "1 of 2 rows of train have HTML in their captions; it is removed" in messages
     report, table = prepared(folder, "train.csv")
     assert table.loc["a", "caption"] == "loud drums & bass"
     assert table.loc["a", "caption_original"] == "<b>loud</b> drums &amp; bass"
-    assert report["notes"]["there was HTML in its caption, which is removed"] == 1
+    assert report["notes"]["its caption had HTML, which was removed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_html_is_removed_and_counted(folder, messages):
         ("<b>loud</b>", "loud"),
         ("<p class='x'>one<br/>two</p>", " one two "),
         ("R&amp;B &lt;3 &#39;n&#x27; roll&nbsp;!", "R&B <3 'n' roll\xa0!"),
-        ("&amp;lt;b&amp;gt;loud&amp;lt;/b&amp;gt;", "loud"),  # escaped again
+        ("&amp;lt;b&amp;gt;loud&amp;lt;/b&amp;gt;", "loud"),  # escaped twice
         ("I <3 this", "I <3 this"),
         ("tempo a < b and c > d", "tempo a < b and c > d"),
         ("a<b and c>d", "a<b and c>d"),

@@ -1,7 +1,4 @@
-"""
-What train.py and eval.py promise: from a folder of audio to a checkpoint that captions, and to a table that can be
-trusted.
-"""
+"""What train.py and eval.py promise: a folder of audio becomes a checkpoint that captions, and a table to trust."""
 
 import json
 import os
@@ -28,13 +25,13 @@ from retrieval_rgmc import CaptionDatastore
 
 @pytest.fixture
 def broken_corpus(tmp_path):
-    """A corpus of its own for a test that changes it."""
+    """A new corpus for a test that changes it."""
     return write_corpus(tmp_path / "corpus", SPLITS)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(corpus, tmp_path_factory):
-    """A trained checkpoint with its evaluation; read by the tests, not changed."""
+    """A trained checkpoint with its evaluation, which tests read but do not change."""
     folder = tmp_path_factory.mktemp("trained")
     return run(folder, corpus, "--test_split", "test", "--num_train_epochs", "2", "--text_config.n_layer", "1")
 
@@ -142,7 +139,7 @@ def test_a_checkpoint_captions_files_in_a_fresh_process_offline(corpus, checkpoi
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["processor"] == "RGMCProcessor"  # without auto_map AutoProcessor hands back a tokenizer
+    assert found["processor"] == "RGMCProcessor"  # without auto_map, AutoProcessor returns a tokenizer
     assert found["classes"] == ["RGMCConfig", "RGMCFeatureExtractor"]
     assert found["together"] == found["alone"]
     assert len(found["together"]) == len(files) + len(music)
@@ -166,7 +163,7 @@ def test_no_clip_is_its_own_candidate_in_training(checkpoint):
 
 
 def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
-    # torchrun: `accelerate launch --cpu --num_processes 2` quietly runs a single process.
+    # torchrun, because `accelerate launch --cpu --num_processes 2` silently runs a single process.
     options = ["--learning_rate", "3e-4", "--num_train_epochs", "2", "--test_split", "test"]
     alone = run(tmp_path, corpus, *options)
     config = config_file(tmp_path, corpus, "two")
@@ -413,13 +410,13 @@ def test_every_layout_gives_the_same_rows(broken_corpus, tmp_path):
         tmp_path / "saved"
     )
     (corpus / "validation").rename(corpus / "val")
-    (corpus / "validation").symlink_to(corpus / "val")  # the paths above stay readable
+    (corpus / "validation").symlink_to(corpus / "val")  # so that the paths above stay readable
     for place in ("dev.jsonl", "all.parquet", "all.csv", "saved", "corpus"):
         found = load_captions(str(tmp_path / place), "validation")
         assert found["id"] == expected["id"], place
         assert found["captions"] == expected["captions"], place
         assert [Path(entry["path"]).name for entry in found["audio"]] == ["0.wav", "1.wav", "2.wav"], place
-        # save_to_disk takes the files' contents along
+        # save_to_disk includes the files' contents
         assert all(entry["bytes"] or Path(entry["path"]).is_file() for entry in found["audio"]), place
 
 

@@ -1,4 +1,4 @@
-"""From options to what is trained: features of the corpus, processor and model."""
+"""Builds what the options ask for: features of the corpus, processor, model and optimizer."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def prepare_data(
     feature_extractor: RGMCFeatureExtractor,
     normalization: str,
 ) -> tuple[ClipFeatures, ClipFeatures]:
-    """Features of the training and the validation split. The main process computes them, the others read its cache."""
+    """Returns the features of the training and the validation split, computed by the main process, cached for all."""
     with accelerator.main_process_first():
         if data_args.demo_clips and accelerator.is_main_process:
             from corpora.demo import write_demo_corpus
@@ -46,7 +46,7 @@ def prepare_data(
         validation = load_captions(validation_dataset, data_args.validation_split, *columns)
         same_name = data_args.validation_split == data_args.train_split
         validation_name = f"{data_args.validation_split} (validation)" if same_name else data_args.validation_split
-        if args.test_split:  # better missed now than after the training
+        if args.test_split:  # a missing split is an error now, not after the training
             load_captions(data_args.dataset, args.test_split, *columns)
         return tuple(
             compute_features(
@@ -69,7 +69,7 @@ def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProc
     if model_args.model:
         processor = RGMCProcessor.from_pretrained(model_args.model)
         vars(processor).update(lengths)
-        return processor  # of whose rule `caption_rule` has made sure
+        return processor  # `caption_rule` has checked its rule
     if model_args.text_config:
         tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
     else:
@@ -79,7 +79,7 @@ def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProc
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, as GPT-2's, of these captions."""
+    """Trains a byte-level BPE tokenizer like GPT-2's on these captions."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -100,7 +100,7 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Cli
     choices = model_choices(model_args)
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
-        model.set_datastore(None)  # this corpus makes its own
+        model.set_datastore(None)  # this corpus gets its own
         changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
         if changed:
             raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
@@ -121,15 +121,15 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Cli
     else:
         parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
         model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
-        # Where the decoder has no BOS of its own, the tokenizer's choice of a separator counts.
+        # A decoder without a BOS of its own takes the tokenizer's separator.
         model.config.text_config.bos_token_id = processor.separator_token_id
     longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
     longest += processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)
     if longest > positions:
         raise ValueError(
-            f"Prefix, candidates and caption may take {longest} positions and the decoder has {positions}: lower "
-            "max_candidate_length or max_caption_length"
+            f"Prefix, candidates and caption may take {longest} positions, but the decoder has {positions}: "
+            "lower max_candidate_length or max_caption_length"
         )
     model.generation_config.update(
         bos_token_id=processor.separator_token_id,
@@ -149,14 +149,14 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Cli
 
 
 def enable_checkpointing(model: RGMCModel):
-    """Computes activations again in the backward pass instead of keeping them."""
-    # The first is the name since transformers 5.23, which takes the other as deprecated.
+    """Makes the model recompute activations in the backward pass instead of keeping them."""
+    # The first name exists since transformers 5.23, which deprecates the other.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each mel bin over a corpus, each `(F,)`."""
+    """Computes the mean and the variance of each mel bin over a corpus, each `(F,)`."""
     count, total, squares = 0, 0.0, 0.0
     for start in range(0, len(features), batch_size):
         log_mels = features.read(list(range(start, min(start + batch_size, len(features))))).double()
@@ -168,7 +168,7 @@ def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[t
 
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
-    """Adam, as in the paper, over the weights that are trained; each part may have a learning rate of its own."""
+    """Makes Adam (section 4) for the trainable weights; each part may have its own learning rate."""
     rates = {
         model.audio_tower: args.audio_learning_rate,
         model.mapper: args.mapper_learning_rate,
@@ -184,5 +184,5 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("every part is frozen: nothing would be trained")
+        raise ValueError("every part is frozen, so nothing would be trained: leave out one of the --freeze options")
     return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))

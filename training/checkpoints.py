@@ -1,7 +1,7 @@
 """
-What a run writes: the model to use, in `output_dir` itself, and `checkpoint-<step>`, to resume from.
+Writes what a run leaves: the model to use, in `output_dir` itself, and `checkpoint-<step>`, to resume from.
 
-Both appear whole or not at all: they are written beside their place and renamed.
+Both appear whole or not at all: they are written to a staging folder and then renamed.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import DATASTORE_FILES, INDEX_FILE
 from training.refresh import Neighbors
 
-# Options that a resumed run may change: they do not change what is learned, but for where it ends and, with
-# micro_batch_size, for which numbers dropout draws. What the schedule takes of them is in the settings of its own.
+# Options that a resumed run may change. They only change where the training ends and, for micro_batch_size, which
+# numbers dropout draws. The number of steps that the schedule takes from them is a setting of its own.
 FREE_OPTIONS = {
     *("output_dir", "overwrite_output_dir", "num_train_epochs", "max_steps", "patience", "micro_batch_size"),
     *("dataloader_num_workers", "num_proc", "cache_dir", "max_skipped", "save_steps", "save_total_limit"),
@@ -35,13 +35,13 @@ FREE_OPTIONS = {
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "model_license", "datastore_license"),
 }
 
-# What is pushed to the Hub, and nothing else: `is_model_file`.
+# Only these files are pushed to the Hub (`is_model_file`).
 MODEL_FILES = [
     *("README.md", "config.json", "generation_config.json", "*_rgmc.py", ".eval_results/*.yaml"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *(f"datastore/{name}" for name in DATASTORE_FILES),
     *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-    # Of tokenizers that have no tokenizer.json.
+    # Tokenizers without a tokenizer.json.
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model"),
 ]
 
@@ -51,7 +51,7 @@ MODEL_FILES = [
 
 @dataclass
 class TrainingState:
-    """Where a run stands. Weights, optimizer, schedule and random numbers are accelerate's to save."""
+    """How far a run has come. accelerate itself saves weights, optimizer, schedule and random numbers."""
 
     epoch: int = 1
     step_in_epoch: int = 0
@@ -59,7 +59,7 @@ class TrainingState:
     best_loss: float = math.inf
     best_epoch: int = 0
     neighbors: Neighbors | None = None
-    # Summed loss of this process and tokens of all: [of the epoch, since the last line of the log].
+    # This process's summed loss and all processes' tokens: [in the epoch, since the last line of the log].
     losses: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -73,10 +73,10 @@ class TrainingState:
 
 
 def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState, settings: dict, limit: int):
-    """Writes `checkpoint-<step>` and deletes all but the `limit` newest ones."""
+    """Writes `checkpoint-<step>` and deletes all but the newest `limit` checkpoints."""
     place = output_dir / f"checkpoint-{state.step}"
     staging = output_dir / f".incomplete-{place.name}"
-    # One sum, which the main process takes on: from here a resumed run adds up as this one does.
+    # The main process takes over the sum, so that this run and a resumed one add up in the same order.
     total = accelerator.reduce(state.losses, "sum")
     state.losses = total if accelerator.is_main_process else torch.zeros_like(total)
     if accelerator.is_main_process:
@@ -87,10 +87,10 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
         if accelerator.is_main_process:
             (staging / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         accelerator.wait_for_everyone()
-    except Exception as error:  # safetensors and torch have their own for a full disk
+    except Exception as error:  # for a full disk, safetensors and torch raise their own errors
         shutil.rmtree(staging, ignore_errors=True)
         last = last_checkpoint(output_dir)
-        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "there is none before"
+        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "it is the first one"
         raise OSError(f"{place} cannot be written ({error}); {left}") from error
     if accelerator.is_main_process:
         os.replace(staging, place)
@@ -100,7 +100,7 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete ones, the oldest first."""
+    """Lists the complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
@@ -110,13 +110,13 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 
 def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names."""
+    """Returns the checkpoint that `--resume_from_checkpoint` names."""
     if name in (None, "last"):
         return last_checkpoint(output_dir) if name else None
     if Path(name).resolve().parent != output_dir.resolve():
-        raise ValueError(f"{name} belongs to another run: --output_dir {Path(name).parent} goes on with that")
+        raise ValueError(f"{name} belongs to another run: resume it with --output_dir {Path(name).parent}")
     if not (Path(name) / "settings.json").is_file():
-        raise FileNotFoundError(f"{name} is no checkpoint-<step> of a run: expected the folder of one, or 'last'")
+        raise FileNotFoundError(f"{name} is not a checkpoint-<step> of a run: expected the folder of one, or 'last'")
     return Path(name)
 
 
@@ -124,17 +124,17 @@ def load_state(
     checkpoint: Path, output_dir: Path, accelerator: Accelerator, state: TrainingState, settings: dict
 ) -> TrainingState:
     """
-    Takes up a run where `checkpoint` left it, and forgets what was written after that.
+    Resumes a run from `checkpoint`, and deletes later checkpoints and lines of the log.
 
     Raises:
-        `ValueError`: when the run was started on other rows or with other options.
+        `ValueError`: If the run was started with other rows or options.
     """
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
-    former.setdefault("caption_normalization", "paper")  # the only one of before
+    former.setdefault("caption_normalization", "paper")  # of checkpoints from before the option
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
     if changed:
         changes = ", ".join(f"{name} was {former.get(name)!r}, is {settings.get(name)!r}" for name in changed)
-        raise ValueError(f"{checkpoint} belongs to another run: {changes}. Resume with the same, or start a new run")
+        raise ValueError(f"{checkpoint} belongs to another run: {changes}. Keep the former values, or start a new run")
     accelerator.load_state(str(checkpoint))
     if not accelerator.is_main_process:
         state.losses.zero_()
@@ -154,7 +154,7 @@ def load_state(
 
 
 def _is_former(text: str, state: TrainingState) -> bool:
-    """Whether a line of the log was written before `state`; the line of an epoch comes after its last step."""
+    """Whether a line of the log was written before `state`. An epoch's line comes after its last step."""
     try:
         line = json.loads(text)
     except json.JSONDecodeError:  # cut off when the run was killed
@@ -163,7 +163,7 @@ def _is_former(text: str, state: TrainingState) -> bool:
 
 
 def run_settings(arguments: tuple, **others) -> dict:
-    """What must be the same when a run is resumed."""
+    """Collects the settings that must not change when a run is resumed."""
     options = {name: value for part in arguments for name, value in asdict(part).items()}
     return {**{name: value for name, value in options.items() if name not in FREE_OPTIONS}, **others}
 
@@ -173,9 +173,22 @@ def run_settings(arguments: tuple, **others) -> dict:
 
 def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, card: str, state_dict: dict | None = None):
     """
-    Writes model, processor, datastore, code and card beside their place and moves them there, `config.json` last:
-    without that file a folder is no checkpoint, so that an interruption leaves the former one, this one, or none.
-    `state_dict` stands for the model's own weights where it is given.
+    Writes model, processor, datastore, code and card to a staging folder and moves them to `output_dir`.
+
+    `config.json` comes last. A folder without it is not a checkpoint, so an interruption leaves the former checkpoint,
+    this one, or none.
+
+    Args:
+        output_dir (`Path`):
+            Folder of the checkpoint.
+        model ([`RGMCModel`]):
+            Saved with its datastore and its code.
+        processor ([`RGMCProcessor`]):
+            Saved with the model.
+        card (`str`):
+            Text of `README.md`.
+        state_dict (`dict`, *optional*):
+            Saved in place of the model's own weights.
     """
     staging = output_dir / ".incomplete"
     shutil.rmtree(staging, ignore_errors=True)
@@ -196,22 +209,31 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
 
 
 def is_model_file(name: str) -> bool:
-    """Whether `name`, a file's path in its checkpoint, is one of `MODEL_FILES`, where a star stands for no folder."""
+    """Whether `name`, a path within a checkpoint, matches `MODEL_FILES`; a star does not match a slash."""
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in MODEL_FILES)
 
 
 def push_model(output_dir: Path, repo_id: str | None, private: bool):
     """
-    Pushes the model in `output_dir`, and of the folder nothing else. Files of a former model that this one does not
-    have, such as a datastore, are deleted from the repository.
+    Pushes the model in `output_dir`, and nothing else in that folder, to the Hub.
+
+    Files of an earlier model that this one lacks, for example a datastore, are deleted from the repository.
+
+    Args:
+        output_dir (`Path`):
+            Folder of a checkpoint.
+        repo_id (`str`, *optional*):
+            Repository, `owner/name`; by default the folder's name under the user's own account.
+        private (`bool`):
+            Whether a new repository is private.
 
     Raises:
-        `FileNotFoundError`: when the folder does not hold a whole checkpoint.
+        `FileNotFoundError`: If the folder does not hold a whole checkpoint.
     """
     needed = ["README.md", "config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"]
     missing = [name for name in [*needed, "modeling_rgmc.py", "processing_rgmc.py"] if not [*output_dir.glob(name)]]
     if missing:
-        raise FileNotFoundError(f"{output_dir} is no checkpoint that train.py wrote: it has no {', '.join(missing)}")
+        raise FileNotFoundError(f"{output_dir} is not a checkpoint that train.py wrote: it has no {', '.join(missing)}")
     repo_id = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True).repo_id
     files = [path.relative_to(output_dir).as_posix() for path in output_dir.rglob("*") if path.is_file()]
     upload_folder(
@@ -225,7 +247,7 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool):
 
 TRAINING_SECTION = """## Training
 
-{started}Validation loss {loss:.4f} per token after epoch {epoch}.
+{started}The validation loss is {loss:.4f} per token after epoch {epoch}.
 
 ```yaml
 {settings}```
@@ -234,7 +256,7 @@ TRAINING_SECTION = """## Training
 
 
 def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> str:
-    """The model card of a run. No path of the machine gets there: a local corpus goes by the name of its folder."""
+    """Writes the model card of a run. It holds no local path: a corpus on disk goes by the name of its folder."""
     _, data_args, args = arguments
     settings = {name: value for part in arguments for name, value in asdict(part).items() if value not in (None, {})}
     for name, value in settings.items():
@@ -256,8 +278,8 @@ def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> s
 
 def renew_model(checkpoint: Path):
     """
-    Saves a checkpoint of `train.py` again in its own place: the same model with the code of this repository. For one
-    whose own code is too old for the transformers that is installed.
+    Saves a checkpoint of `train.py` again in place: the same model with the code of this repository, for a checkpoint
+    whose own code is too old for the installed transformers.
     """
     model, processor = RGMCModel.from_pretrained(checkpoint, dtype="auto"), RGMCProcessor.from_pretrained(checkpoint)
     card = checkpoint / "README.md"
@@ -271,13 +293,13 @@ if __name__ == "__main__":
     parser.add_argument(
         "repo_id",
         nargs="?",
-        help="owner/name on the Hub, made where it does not exist; the model is pushed, nothing else",
+        help="owner/name on the Hub, created if it does not exist; only the model is pushed",
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--renew", action="store_true", help="first save it again with this repository's code")
     options = parser.parse_args()
     if not options.repo_id and not options.renew:
-        parser.error("nothing to do: name a repository to push to, or --renew")
+        parser.error("nothing to do: name a repository to push to, or give --renew")
     if options.renew:
         renew_model(options.checkpoint)
         print(f"{options.checkpoint} now holds the code of this repository")

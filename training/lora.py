@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the decoder (Hu et al., 2022), by peft."""
+"""Low-rank adaptation of the decoder (Hu et al., 2022) with peft."""
 
 import torch
 
@@ -6,7 +6,7 @@ from modeling_rgmc import RGMCModel
 
 
 def add_lora(model: RGMCModel, rank: int, alpha: int | None = None):
-    """Freezes the decoder; adds matrices of `rank`, scaled by `alpha / rank` (2 by default), to its linear layers."""
+    """Freezes the decoder and adds matrices of `rank`, scaled by `alpha / rank` (default 2), to its linear layers."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -18,7 +18,7 @@ def add_lora(model: RGMCModel, rank: int, alpha: int | None = None):
 
 
 def merged_state_dict(model: RGMCModel) -> dict[str, torch.Tensor]:
-    """The weights of a plain model that computes the same; those of `model` stay as they are, to the bit."""
+    """Returns the weights of a plain model that computes the same. The weights of `model` do not change by a bit."""
     state = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }

@@ -1,4 +1,4 @@
-"""The retrieval refresh (section 3.2): embed every training song with the current encoder, look up its neighbours."""
+"""The neighbours of a retrieval refresh (section 3.2): the nearest training songs by the current encoder."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,17 @@ from retrieval_rgmc import CaptionDatastore
 
 @dataclass
 class Neighbors:
-    """Candidates of both splits: row numbers of the training split `(N, K)`, -1 for none, and similarities `(N, K)`."""
+    """
+    Candidates of both splits.
+
+    Args:
+        train (`np.ndarray` of shape `(N, K)`):
+            For each training clip, row numbers of the training split; -1 for none.
+        train_similarities (`np.ndarray` of shape `(N, K)`):
+            Inner products of these rows' embeddings with the clip's.
+        validation (`np.ndarray` of shape `(M, K)`):
+            For each of the `M` validation clips, row numbers of the training split; -1 for none.
+    """
 
     train: np.ndarray
     train_similarities: np.ndarray
@@ -31,7 +41,26 @@ def find_neighbors(
     accelerator: Accelerator,
     batch_size: int,
 ) -> Neighbors:
-    """The most similar training songs of every song of both splits, itself excluded by id."""
+    """
+    Finds the training songs that are most similar to each song of both splits; the song itself is excluded by id.
+
+    Args:
+        model ([`RGMCModel`]):
+            The current encoder; its `num_candidates` is `K`.
+        datastore ([`CaptionDatastore`]):
+            The training songs, embedded by this encoder.
+        train ([`ClipFeatures`]):
+            The training split, in the datastore's order.
+        validation ([`ClipFeatures`]):
+            The validation split, which is embedded here.
+        accelerator (`Accelerator`):
+            Shares the training queries and the embedding out between its processes.
+        batch_size (`int`):
+            Clips per forward pass and process.
+
+    Returns:
+        [`Neighbors`]: The same on every process.
+    """
     k, world = model.config.num_candidates, accelerator.num_processes
     own = slice(accelerator.process_index, None, world)
     found = datastore.search_rows(datastore.embeddings[own], k, exclude_ids=train.ids[own], device=accelerator.device)
@@ -43,7 +72,7 @@ def find_neighbors(
 
 
 def write_neighbors(path: Path, ids: list[str], neighbors: Neighbors, epoch: int):
-    """The table of the epoch: for each training clip the ids of its candidates and their similarities, a line each."""
+    """Writes the epoch's table: a line for each training clip with its candidates' ids and similarities."""
     with path.open("w", encoding="utf-8") as file:
         for row_id, rows, similarities in zip(ids, neighbors.train, neighbors.train_similarities):
             found = [(ids[row], round(float(score), 6)) for row, score in zip(rows, similarities) if row >= 0]

@@ -1,4 +1,4 @@
-"""FSDP2: what a model needs whose weights are sharded over the processes."""
+"""Checks and settings for FSDP2, which shards a model's weights over the processes."""
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -7,13 +7,13 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 def check_distributed_type(accelerator: Accelerator):
     """
-    Refuses what the training cannot do, and has FSDP keep to float32 weights.
+    Refuses distributed types that the training does not support, and keeps FSDP's weights in float32.
 
     Raises:
-        `ValueError`: for DeepSpeed, Megatron-LM, the first FSDP, and for options of FSDP2 that would not work.
+        `ValueError`: For DeepSpeed, Megatron-LM, the first FSDP, and options of FSDP2 that would not work.
     """
     kind = accelerator.distributed_type
-    ways = "choose data parallel processes, or FSDP2: configs/accelerate has an example of each"
+    ways = "choose data parallelism or FSDP2, each with an example in configs/accelerate"
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(f"{kind} is not supported: {ways}")
     if kind != DistributedType.FSDP:
@@ -22,13 +22,13 @@ def check_distributed_type(accelerator: Accelerator):
     if plugin.fsdp_version != 2:
         raise ValueError(f"FSDP of fsdp_version {plugin.fsdp_version} is not supported: {ways}")
     if plugin.auto_wrap_policy is not transformer_auto_wrap_policy or plugin.transformer_cls_names_to_wrap:
-        # The audio encoder must stay in one unit with the mapper: `whole_encoder` gathers just that.
+        # The audio encoder must share a unit with the mapper, because `whole_encoder` gathers one unit.
         raise ValueError(
-            "FSDP shards the decoder block by block: expected fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP without "
-            "fsdp_transformer_layer_cls_to_wrap"
+            "FSDP shards the decoder block by block: "
+            "expected fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP without fsdp_transformer_layer_cls_to_wrap"
         )
     if plugin.cpu_ram_efficient_loading:
         raise ValueError("fsdp_cpu_ram_efficient_loading cannot load a model with buffers: set it to false")
-    # Autocast chooses the precision, as without FSDP. FSDP's own policy would cast all weights and log-mels: neighbours
-    # and datastore would be looked up with another encoder than the float32 one that is saved.
+    # Autocast chooses the precision, as without FSDP. FSDP's own policy would cast all weights and log-mels, so that
+    # neighbours and datastore would come from another encoder than the float32 one that is saved.
     plugin.mixed_precision_policy = None

@@ -1,4 +1,4 @@
-"""How much of a device a training uses: operations counted, and the rate of a matrix product measured."""
+"""How much of a device a training uses: counts its operations and measures the device's peak."""
 
 import time
 
@@ -14,8 +14,9 @@ from modeling_rgmc import RGMCModel
 
 def forward_flops(config: RGMCConfig, batch: dict) -> tuple[float, float]:
     """
-    Operations (2 per multiply-add) of the encoder, and of mapper and decoder, in a forward pass over `batch`. Counted
-    on tensors without data, and in eager attention, because the counter does not know every device's fused kernel.
+    Counts the operations (2 per multiply-add) of a forward pass over `batch`: those of the encoder, and those of mapper
+    and decoder together. The pass uses tensors without data and eager attention, because the counter does not know
+    every device's fused kernel.
     """
     config = RGMCConfig.from_dict(config.to_dict())
     config._attn_implementation = "eager"
@@ -34,8 +35,8 @@ def forward_flops(config: RGMCConfig, batch: dict) -> tuple[float, float]:
 
 
 def matrix_peak(device: str | torch.device, dtype: torch.dtype, size: int, loops: int = 3, rounds: int = 3) -> float:
-    """Operations per second of a square matrix product, the best of several rounds of `loops` products."""
-    generator = torch.Generator(device).manual_seed(0)  # the global one decides the training
+    """Measures a square matrix product, in operations per second: the best of `rounds` rounds of `loops` products."""
+    generator = torch.Generator(device).manual_seed(0)  # drawing from the global one would change the training
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     times = []
     for _ in range(rounds + 1):
@@ -54,7 +55,7 @@ def _wait_for(device: str | torch.device):
 
 
 def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
-    """Of a clip with a caption and candidates of mean length, forward and backward."""
+    """Counts the operations per clip, forward and backward, with captions and candidates of mean length."""
     length = round(np.mean([len(tokens) for tokens in caption_ids]))
     labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
     labels[:, :-length] = -100
@@ -63,16 +64,18 @@ def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[in
     trained = [
         all(weight.requires_grad for weight in part.parameters()) for part in (model.audio_tower, model.text_model)
     ]
-    # Gradients of inputs and of weights cost as much as the forward pass each; a frozen decoder needs the first.
+    # Gradients of inputs and of weights each cost as much as the forward pass; a frozen decoder only needs the first.
     encoder = (3 if trained[0] else 1) * model.config.uses_audio
     return counts[0] * encoder + counts[1] * (3 if trained[1] else 2)
 
 
 def measure_peak(accelerator: Accelerator) -> float:
     """
-    Operations per second that the devices together reach in a matrix product: the best of several sizes, and of the
-    training's precision and float32, in which autocast leaves a part. On a CPU, products that fit into its cache may be
-    four times as fast as larger ones, and small ones in bfloat16 far slower than in float32.
+    Measures how many operations per second the devices together reach in a matrix product.
+
+    The best of several sizes counts, in the training's precision and in float32, which autocast keeps for some layers.
+    On a CPU, products that fit into its cache may be four times as fast as larger ones, and small ones may be far
+    slower in bfloat16 than in float32.
     """
     dtypes = {"bf16": [torch.bfloat16], "fp16": [torch.float16]}.get(accelerator.mixed_precision, [])
     sizes = (256, 512, 1024) if accelerator.device.type == "cpu" else (4096, 8192)

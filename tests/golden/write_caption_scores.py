@@ -1,5 +1,5 @@
 """
-Writes caption_scores.json: what the COCO caption code itself, with its Java tokenizer and METEOR, makes of these pairs.
+Writes caption_scores.json: scores of these pairs by the COCO caption code itself, with its Java tokenizer and METEOR.
 
     python tests/golden/write_caption_scores.py
 """
