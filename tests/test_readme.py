@@ -139,7 +139,7 @@ def check_command(command: str):
             files = [after for option, after in itertools.pairwise(packages) if option == "-r"]
             assert all((ROOT / file).is_file() for file in files), command
             wanted = re.findall(r"^[\w-]+", read(ROOT / "requirements-dev.txt"), re.M)
-            assert {*packages} <= {"-r", *files, *wanted}, command
+            assert {*packages} <= {"-r", *files, *wanted, "pre-commit"}, command
         case ["pytest", *options]:
             files = [option.split("::")[0] for option in options if "test_" in option]
             assert all((ROOT / file).is_file() for file in files), command
@@ -148,7 +148,9 @@ def check_command(command: str):
             assert {*targets} <= {*re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.M)}, command
         case ["bash", script]:
             assert (ROOT / script).is_file(), command
-        case ["accelerate", "config"] | ["ruff" | "mypy" | "pre-commit" | "git" | "java", *_]:
+        case ["python3.11", "-m", "venv", ".venv"] | ["source", ".venv/bin/activate"]:
+            pass
+        case ["accelerate", "config"] | ["pre-commit", "install"]:
             pass
         case ["accelerate", "launch", *options]:
             launched = launch_command_parser().parse_args(options)
@@ -228,6 +230,20 @@ def test_the_files_that_a_page_names_exist(page):
         is_file = re.fullmatch(r"[\w./-]+\.py", span) or re.fullmatch(r"[\w.-]+/[\w./-]*", span)
         if is_file and (span.endswith(".py") or span.split("/")[0] in rooms):
             assert (ROOT / span).exists(), f"{page.name}: there is no {span}"
+
+
+@each_page
+def test_the_names_that_a_page_finds_in_files_are_there(page):
+    for name, file in re.findall(r"`(\w+)` (?:in|into) `([\w./-]+\.py)`", " ".join(prose(page).split())):
+        assert re.search(rf"^\s*(?:class |def )?{name}\b(?: =|:|\()", read(ROOT / file), re.M), f"no {name} in {file}"
+
+
+def test_every_place_states_the_same_version():
+    version = re.search(r'^version = "(.*)"$', read(ROOT / "pyproject.toml"), re.M)[1]
+    citation = yaml.safe_load(read(ROOT / "CITATION.cff"))
+    newest = re.findall(r"^## \[(\d.*)\] - (.*)$", read(ROOT / "CHANGELOG.md"), re.M)[0]
+    assert newest == (version, citation["date-released"]) and citation["version"] == version
+    assert citation["preferred-citation"]["doi"] in read(ROOT / "README.md")
 
 
 @each_page
