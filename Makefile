@@ -18,7 +18,7 @@ lint: ## Find problems and check the format
 	ruff format --check .
 
 types: ## Check the types of the shipped files and of clips/
-	mypy
+	bash .ci/types
 
 ci: ## Run everything in a new environment
 	bash .ci/run
