@@ -27,8 +27,9 @@ CARD = """---
 
 # RGMC: {name}
 
-Captions music from its sound and from the caption of the most similar song of a datastore: Retrieval Guided Music
-Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
+RGMC listens to ten seconds of a song, looks up how people described the most similar song in its datastore, and writes
+a description of its own: [Retrieval Guided Music Captioning via Multimodal
+Prefixes](https://doi.org/10.24963/ijcai.2024/859) (Srivatsan et al., IJCAI 2024).
 
 ```python
 from transformers import pipeline
@@ -38,7 +39,8 @@ captioner = pipeline("music-captioning", model=checkpoint, trust_remote_code=Tru
 print(captioner("song.mp3"))  # {{"caption": …, "score": …, "candidates": [{{"id": …, "text": …, "similarity": …, …}}]}}
 ```
 
-Or, with the parts in hand:
+`trust_remote_code=True` runs the code in this repository, which knows the task `music-captioning`
+(`audio-text-to-text` is the category of the Hub). The model and the processor can also be loaded by themselves:
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -49,18 +51,21 @@ inputs = processor(audio=["song.mp3"], return_tensors="pt")
 print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True))
 ```
 
-This runs code of this repository. It needs transformers {oldest} or newer (tested up to {newest}), torch, av and soxr,
-and for a datastore datasets and faiss-cpu.
+Both need transformers {oldest} or newer (tested up to {newest}), torch, av and soxr. A datastore also needs datasets
+and faiss-cpu.
 {datastore}
-Captions are normalised by the rule `{rule}` (`caption_normalization`; `normalize_caption` in `processing_rgmc.py`).
+Captions are normalised by the rule `{rule}` (`caption_normalization`; see `normalize_caption` in `captions_rgmc.py`).
 
 {sections}## Limits and biases
 
-The model describes the middle 10 seconds of a song, in the wording of its training captions. The paper's ethical
-statement applies: to those who rely on captions for accessibility, a machine's are no substitute for people's; genres
-that are rare in the training data are described worse; problematic descriptions that people wrote return, such as
-Eurocentric phrases ("oriental", "exotic"); singers may be misgendered; and what copyright says of training on such
-corpora is unsettled. Captions of the datastore may be repeated word by word.
+The model describes the middle 10 seconds of a song in the wording of its training captions, and may repeat captions of
+the datastore word for word. The paper's ethical statement applies:
+
+- Captions by a machine do not replace those by people, least of all for those who rely on captions for accessibility.
+- Genres that are rare in the training data are described worse.
+- Problematic descriptions that people wrote return, such as Eurocentric phrases ("oriental", "exotic").
+- Singers may be misgendered.
+- What copyright says about training on such corpora is unsettled.
 
 ## Licence
 

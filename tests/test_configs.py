@@ -71,9 +71,10 @@ def test_every_run_goes_through_on_made_up_rows(parts, tmp_path):
     assert 0 < max(moved) < 1e-3  # it started from the other's weights
 
 
-def test_the_commands_of_the_readme_are_understood(monkeypatch):
+def test_the_commands_of_the_pages_are_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     commands = [shlex.split(command, comments=True) for command in re.findall(r"accelerate launch ([^`\n]+)", text)]
     counts = Counter(script for script, *_ in commands)
     assert counts["train.py"] >= 9 and counts["eval.py"] >= 4

@@ -715,10 +715,8 @@ def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
     assert r"| \<b>\|\`x\` \$y\$ |" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
-def test_the_commands_of_the_readme_are_understood():
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + prepare_script.__doc__
-    commands = [
-        shlex.split(command) for command in re.findall(r"python prepare_script.py (\w+ --(?!help)[^`\n]+)", text)
-    ]
+def test_the_commands_of_the_pages_are_understood():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8") + prepare_script.__doc__
+    commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
     assert {prepare_script.parse(command)[0] for command in commands} == set(prepare_script.READERS)
     assert len(commands) >= 11
