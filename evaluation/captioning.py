@@ -17,6 +17,7 @@ from clips.embedding import build_datastore, datastore_rows, embed_rows, is_rgmc
 from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from reporting.results import Checkpoint, Prediction
 from retrieval_rgmc import CaptionDatastore
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
@@ -53,7 +54,7 @@ class Captioner:
         return cls(name, model, processor, split.features(processor, accelerator), accelerator, batch_size, parts_dir)
 
     @cached_property
-    def checkpoint(self) -> dict:
+    def checkpoint(self) -> Checkpoint:
         """What identifies the checkpoint: the SHA-256 of its files, and its commit on the Hub."""
         folder = Path(cached_file(self.name, "config.json")).parent  # in the Hub's cache it has the commit's name
         revision = None if Path(self.name).is_dir() else folder.name
@@ -66,7 +67,9 @@ class Captioner:
         return own_ids(self.features, self.model.datastore)
 
     @torch.no_grad()
-    def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:
+    def caption(
+        self, title: str, candidates: list[str] | None = None, masked_to: str | None = None
+    ) -> list[Prediction]:
         """
         Captions every clip.
 

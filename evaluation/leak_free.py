@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from corpora.leaks import FORMAT_VERSION, fingerprint
 from evaluation.systems import System
+from reporting.results import LeakFreeResults, Prediction
 
 
 @dataclass
@@ -74,10 +75,10 @@ def read_leaks(file: str, split: str, rows: Dataset) -> Leaks:
 def score_without_leaks(
     leaks: Leaks,
     systems: dict[str, System],
-    lines: list[dict],
+    lines: list[Prediction],
     clap_scores: dict[str, dict] | None,
     score: Callable[..., tuple],
-) -> dict:
+) -> LeakFreeResults:
     """
     The clips that do not leak, scored as a test split of their own: what they are captioned with stays.
 
@@ -111,10 +112,5 @@ def score_without_leaks(
                 for key, found in clap_scores.items()
             }
         described, *_ = score(systems, take([line["references"] for line in lines]), clap_scores=clap_scores)
-    return {
-        "n": len(kept),
-        "left_out": dict(Counter(kind for line in lines for kind in line["leaks"])),
-        "train_split": leaks.train_split,
-        "options": leaks.options,
-        "systems": described,
-    }
+    left_out = dict(Counter(kind for line in lines for kind in line["leaks"]))
+    return LeakFreeResults(len(kept), left_out, leaks.train_split, leaks.options, described)

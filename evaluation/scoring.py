@@ -8,7 +8,7 @@ from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
 from evaluation.systems import System
-from reporting.results import METRIC_TITLES
+from reporting.results import METRIC_TITLES, ItemScores, Score, SystemResult
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
@@ -32,7 +32,7 @@ def score_systems(
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
-) -> tuple[dict[str, dict], dict[str, dict[str, list[float]]], dict[str, str]]:
+) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str]]:
     """
     Args:
         systems (`dict[str, System]`): `"gold"` and `"rgmc"` are among them.
@@ -93,15 +93,10 @@ def score_systems(
 
     described = {}
     for key, system in systems.items():
-        described[key] = {
-            "title": system.title,
-            "source": system.source,
-            "scores": {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()},
-        }
-        if key in truncated:
-            described[key]["truncated_texts"] = truncated[key]
+        with_intervals = {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()}
+        described[key] = SystemResult(system.title, system.source, with_intervals, truncated.get(key))
         if key != "rgmc":
-            described[key]["difference"] = {
+            described[key].difference = {
                 name: with_interval(
                     scores["rgmc"][name] - scores[key][name],
                     np.subtract(resamples["rgmc"][name], resamples[key][name]),
@@ -124,11 +119,11 @@ def score_captions(
     return zeros
 
 
-def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> dict[str, float | None]:
+def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> Score:
     if resamples is None:
-        return {"value": value}
+        return Score(value)
     low, high = np.percentile(resamples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return {"value": value, "low": float(low), "high": float(high)}
+    return Score(value, float(low), float(high))
 
 
 def check_gold(scores: dict[str, float | None], references: list[list[str]]):

@@ -13,6 +13,7 @@ from clips.embedding import is_rgmc_checkpoint
 from clips.features import Split
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner, nearest_of_frozen_encoder
+from reporting.results import Prediction
 
 TITLES = {
     "gold": "Gold Caption",
@@ -112,7 +113,7 @@ def make_systems(
     predictions: dict[str, tuple[str, list[str]]],
     masked: bool,
     seed: int,
-) -> tuple[dict[str, System], list[dict]]:
+) -> tuple[dict[str, System], list[Prediction]]:
     """
     Captions the split with everything that the tables ask for.
 

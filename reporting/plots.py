@@ -7,25 +7,26 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
+from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import metric_stem, system_title, table_columns
 
 METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
 COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
 
 
-def plot_scores(results: dict) -> Figure | None:
+def plot_scores(results: EvaluationResults) -> Figure | None:
     """Per metric a point and an interval per system."""
     shown = {}
     for key, title in table_columns(results, "3").items():
         # What gold captions score against themselves says nothing and would squeeze the others together.
-        scores = {name: system["scores"].get(key) or {} for name, system in results["systems"].items()}
+        scores = {name: system.scores[key] for name, system in results.systems.items() if key in system.scores}
         if metric_stem(key) != "clap_at":
             scores.pop("gold", None)
-        if metric_stem(key) in METRICS and any(score.get("value") is not None for score in scores.values()):
+        if metric_stem(key) in METRICS and any(score.value is not None for score in scores.values()):
             shown[title] = scores
     if not shown:
         return None
-    systems = [name for name in results["systems"] if any(name in scores for scores in shown.values())]
+    systems = [name for name in results.systems if any(name in scores for scores in shown.values())]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.5 + 3 * columns, rows * (0.9 + 0.28 * len(systems))), layout="constrained")
@@ -34,12 +35,13 @@ def plot_scores(results: dict) -> Figure | None:
         axis.set_visible(False)
     for axis, (title, scores) in zip(axes, shown.items()):
         for y, name in enumerate(systems):
-            score = scores.get(name, {})
+            score = scores.get(name)
+            if score is None or score.value is None:
+                continue
             color = COLORS["rgmc" if name == "rgmc" else "nearest_neighbor"]
-            if score.get("low") is not None:
-                axis.hlines(y, score["low"], score["high"], color=color, linewidth=2)
-            if score.get("value") is not None:
-                axis.plot(score["value"], y, "o", color=color, markersize=5)
+            if score.low is not None:
+                axis.hlines(y, score.low, score.high, color=color, linewidth=2)
+            axis.plot(score.value, y, "o", color=color, markersize=5)
         axis.set_title(_short(title), fontsize=10)
         axis.set_yticks(range(len(systems)), [_short(system_title(results, name)) for name in systems], fontsize=9)
         axis.set_ylim(len(systems) - 0.5, -0.5)
@@ -47,7 +49,7 @@ def plot_scores(results: dict) -> Figure | None:
     return figure
 
 
-def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figure | None:
+def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_scores: ItemScores) -> Figure | None:
     """Mean CIDEr-D of the clips in quantile bins of the candidate's similarity."""
     similarity = np.array([np.nan if line["similarity"] is None else line["similarity"] for line in lines], float)
     found = np.flatnonzero(np.isfinite(similarity))
@@ -79,7 +81,7 @@ def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figu
     return figure
 
 
-def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
+def plot_lengths(results: EvaluationResults, item_scores: ItemScores) -> Figure | None:
     """Histograms of the number of words."""
     systems = [name for name in ("gold", "nearest_neighbor", "rgmc") if "words" in item_scores.get(name, {})]
     if not systems:

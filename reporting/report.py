@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reporting import published
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import METRICS, plot_lengths, plot_scores, plot_similarity
+from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import (
     caption_table,
     difference_table,
@@ -35,9 +36,9 @@ SAMPLING_RATE = 48_000  # Hz
 
 def write_report(
     output_dir: str | Path,
-    results: dict,
-    lines: list[dict],
-    item_scores: dict,
+    results: EvaluationResults,
+    lines: list[Prediction],
+    item_scores: ItemScores,
     load_clip: Callable[[int], np.ndarray] | None = None,
     num_examples: int = 12,
 ):
@@ -73,9 +74,9 @@ def write_report(
             figure.savefig(path, dpi=120)
             data = base64.b64encode(path.read_bytes()).decode()
             plots.append({"path": f"plots/{name}.png", "text": text, "data": data})
-    names = results["tables"]
+    names = results.tables
     report = {
-        "title": f"RGMC {results['checkpoint']['name']} on {results['dataset']}",
+        "title": f"RGMC {results.checkpoint['name']} on {results.dataset}",
         "headline": _headline(results),
         "tables": [(table_title(results, name), *table(results, name), table_notes(results, name)) for name in names],
         "interval_note": interval_note(results),
@@ -112,28 +113,28 @@ def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:
     return {"audio": base64.b64encode(file.getvalue()).decode(), "silence": None}
 
 
-def _candidate_source(line: dict) -> str:
+def _candidate_source(line: Prediction) -> str:
     similarity = [] if line["similarity"] is None else [f"similarity {line['similarity']:.3f}"]
     return ", ".join([line["candidate_id"] or "no id", *similarity])
 
 
-def _headline(results: dict) -> str:
-    scores = results["systems"]["rgmc"]["scores"]
-    keys = [key for key in results["metrics"] if metric_stem(key) in METRICS and scores.get(key)]
-    shown = ", ".join(f"{results['metrics'][key]} {format_score(scores[key], True)}" for key in keys)
-    return f"{results['n']} clips of {results['split']}: {shown}"
+def _headline(results: EvaluationResults) -> str:
+    scores = results.systems["rgmc"].scores
+    keys = [key for key in results.metrics if metric_stem(key) in METRICS and key in scores]
+    shown = ", ".join(f"{results.metrics[key]} {format_score(scores[key], True)}" for key in keys)
+    return f"{results.n} clips of {results.split}: {shown}"
 
 
-def _facts(results: dict) -> list[tuple[str, str]]:
-    checkpoint, bootstrap = results["checkpoint"], results["bootstrap"]
+def _facts(results: EvaluationResults) -> list[tuple[str, str]]:
+    checkpoint, bootstrap = results.checkpoint, results.bootstrap
     return [
-        ("Command", results["command"]),
+        ("Command", results.command),
         ("Checkpoint", checkpoint["name"] + (f", revision {checkpoint['revision']}" if checkpoint["revision"] else "")),
         *((f"SHA-256 of {file}", digest) for file, digest in checkpoint["sha256"].items()),
-        ("Data", f"{results['dataset']}, split {results['split']}, {results['n']} clips"),
-        ("Seed", str(results["seed"])),
+        ("Data", f"{results.dataset}, split {results.split}, {results.n} clips"),
+        ("Seed", str(results.seed)),
         ("Bootstrap", f"{bootstrap['samples']} samples, level {bootstrap['level']:g}, unit {bootstrap['unit']}"),
-        ("Text", results["text"]),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+        ("Text", results.text),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in results.versions.items())),
         ("Reported rows", published.SOURCE),
     ]

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from helpers import AUDIO, CAPTIONS, ROOT, write_corpus, write_tone
+from helpers import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
 from huggingface_hub import ModelCard
-from laion_reference import TEXT, save_checkpoint, tiny_clap
+from laion_reference import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from audio_rgmc import load_audio
@@ -33,6 +34,7 @@ from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from reporting.results import EvaluationResults, Score
 from retrieval_rgmc import CaptionDatastore
 
 SPLITS = {"train": [*CAPTIONS, "solo flute", "warm organ"], "test": CAPTIONS[2:7]}
@@ -95,8 +97,9 @@ def run(corpus, checkpoints, tmp_path):
         args = arguments(corpus, model or checkpoints["both"], tmp_path / name, **options)
         results = evaluate_checkpoint(args, Accelerator())
         lines = (tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        assert json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) == results
-        return results, [json.loads(line) for line in lines]
+        saved = json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8"))
+        assert EvaluationResults.from_dict(saved) == results
+        return saved, [json.loads(line) for line in lines]
 
     return run
 
@@ -307,7 +310,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
     results = evaluate_checkpoint(
         arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", **options), Accelerator()
     )
-    assert (results["n"], results["skipped"]) == (4, 1)
+    assert (results.n, results.skipped) == (4, 1)
     lines = (tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     captions = {line["id"]: line["captions"]["other"] for line in map(json.loads, lines)}
     assert captions == {row_id: f"of {row_id}".replace("-", "") for row_id in IDS if row_id != "test-1"}
@@ -410,7 +413,7 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
 
 
 def test_intervals_hold_95_percent_of_the_resamples():
-    assert with_interval(1, np.arange(101)) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
+    assert asdict(with_interval(1, np.arange(101))) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
@@ -418,16 +421,16 @@ def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
     systems = {name: System(name, "", captions, ["a b", "x", None, ""]) for name, captions in texts.items()}
     references = [[caption] for caption in CAPTIONS[:4]]
     described, items, unavailable = score_systems(systems, references, ["c", CAPTIONS[0]], False, 50, 0)
-    found = {name: score["value"] for name, score in described["rgmc"]["scores"].items()}
+    found = {name: score.value for name, score in described["rgmc"].scores.items()}
     assert (found["copy"], found["novel"], found["distinct"]) == (50, 75, 100)
     assert found["words"] == pytest.approx((2 + 1 + len(CAPTIONS[2].split())) / 4)
     assert items["rgmc"]["copy"] == [100, 0, 0, 100] and not unavailable
-    silent = described["silent"]["scores"]
-    assert all(silent[name]["value"] == silent[name]["high"] == 0 for name in ("bleu_1", "rouge_l", "cider_d", "words"))
-    score = described["rgmc"]["scores"]["rouge_l"]
-    assert score["low"] < score["value"] < score["high"]
-    difference = described["gold"]["difference"]["rouge_l"]
-    assert difference["value"] == pytest.approx(score["value"] - 100) and difference["high"] < 0
+    silent = described["silent"].scores
+    assert all(silent[name].value == silent[name].high == 0 for name in ("bleu_1", "rouge_l", "cider_d", "words"))
+    score = described["rgmc"].scores["rouge_l"]
+    assert score.low < score.value < score.high
+    difference = described["gold"].difference["rouge_l"]
+    assert difference.value == pytest.approx(score.value - 100) and difference.high < 0
 
 
 def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
@@ -489,9 +492,10 @@ def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leaka
         wanted, *_ = score_systems(systems, references, SPLITS["train"], False, 20, 0, clap_scores)
         assert found.keys() == wanted.keys()
         for key, system in wanted.items():
+            system = asdict(system)
             for part in ("scores", "difference"):
-                for name, score in system.get(part, {}).items():
-                    assert found[key][part][name] == pytest.approx(score), (key, name)
+                for name, score in (system[part] or {}).items():
+                    assert asdict(Score(**found[key][part][name])) == pytest.approx(score), (key, name)
     printed = capsys.readouterr().out
     assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
     for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):

@@ -1,5 +1,6 @@
 """The report, the published numbers beside ours, and the results in a model card."""
 
+import json
 import re
 import shlex
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from model_card_rgmc import model_card
 from reporting.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
 from reporting.published import REPORTED
 from reporting.report import write_report
+from reporting.results import EvaluationResults, Score
 from reporting.tables import format_table, interval_note, table
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
@@ -32,7 +34,11 @@ TITLES = {
 }
 
 
-def make_results(n: int = 60, **changes) -> dict:
+def make_results(n: int = 60, **changes) -> EvaluationResults:
+    return EvaluationResults.from_dict({**results_json(n), **changes})
+
+
+def results_json(n: int = 60) -> dict:
     generator = np.random.default_rng(0)
 
     def scores(shift: float = 0) -> dict:
@@ -46,23 +52,24 @@ def make_results(n: int = 60, **changes) -> dict:
     }
     del systems["rgmc"]["difference"]
     return {
-        "n": n,
         "model": "/somewhere/outputs/demo",
         "checkpoint": {"name": "outputs/demo", "revision": None, "sha256": {"model.safetensors": "ab" * 32}},
         "dataset": "/somewhere/data/tunes",
         "split": "test",
         "seed": 0,
         "command": "accelerate launch eval.py --model=/somewhere/outputs/demo --dataset '/somewhere/my data/tunes'",
+        "caption_normalization": "paper",
         "text": "lower case",
         "versions": {"python": "3.11.7"},
         "bootstrap": {"samples": 1000, "level": 0.95, "unit": "clip"},
-        "unavailable": {"meteor_1.5": "no java on the PATH"},
+        "n": n,
+        "skipped": 0,
         "metrics": TITLES,
+        "unavailable": {"meteor_1.5": "no java on the PATH"},
         "systems": systems,
         "tables": {"3": [*SYSTEMS, "rgmc_audio_only"], "4": ["rgmc"]},
         "side_by_side": [*SYSTEMS],
         "missing": {"rgmc_audio_only": "RGMC (Audio Only): give --audio_only_model"},
-        **changes,
     }
 
 
@@ -197,6 +204,25 @@ def test_one_clip_makes_a_report(tmp_path, candidates):
     assert ("train-0, similarity 0.500" in page.text) == candidates and "None" not in page.text
 
 
+# -- results.json ----------------------------------------------------------------------------------------------------
+
+
+def test_results_are_the_same_after_a_round_trip_through_json():
+    plain = results_json()
+    difference = plain["systems"]["lp"].pop("difference")
+    plain["systems"]["lp"] |= {"truncated_texts": 0, "difference": difference}
+    plain["systems"]["random"]["difference"] = {}  # without resamples
+    options = {"ngram": 5, "model": None}
+    leaks = {"n": 2, "left_out": {}, "train_split": "train", "options": options, "systems": plain["systems"]}
+    with_leaks = {}
+    for key, value in plain.items():
+        with_leaks |= {key: value, "without_leaks": leaks} if key == "systems" else {key: value}
+    for values in (plain, with_leaks):
+        text = json.dumps(values)
+        assert json.dumps(EvaluationResults.from_dict(json.loads(text)).to_dict()) == text
+    assert EvaluationResults.from_dict(plain).systems["rgmc"].scores["distinct"] == Score(80.0)
+
+
 # -- the tables -------------------------------------------------------------------------------------------------------
 
 
@@ -219,9 +245,9 @@ def test_our_rows_come_first_with_intervals():
     header, rows = table(results, "3")
     assert [row[0] for row in rows[:5]] == [" ".join(title.split()) for title in SYSTEMS.values()]
     for row, system in enumerate(SYSTEMS):
-        score = results["systems"][system]["scores"]["cider_d"]
+        score = results.systems[system].scores["cider_d"]
         cells = dict(zip(header, rows[row]))
-        assert cells["CIDEr-D"] == f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+        assert cells["CIDEr-D"] == f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
     assert cells["METEOR 1.5"] == "-" and cells["Distinct %"] == "80.00"
 
 
@@ -236,7 +262,7 @@ def test_terminal_table_is_aligned_and_says_what_is_missing():
         "CLAP A-T: by org/clap@1a2b",
     ]
     results = make_results()
-    results["systems"]["rgmc"]["truncated_texts"] = 4
+    results.systems["rgmc"].truncated_texts = 4
     cut = "for which up to 4 texts of a system and its references were cut"
     assert format_table(results, "3").endswith(f"CLAP A-T: by org/clap@1a2b, {cut}")
     assert interval_note(make_results(bootstrap={"samples": 0, "level": 0.95, "unit": "clip"})).startswith("Rows")
@@ -249,11 +275,11 @@ def test_two_variants_of_a_metric_are_two_columns():
 
 
 def test_clips_that_do_not_leak_have_rows_of_their_own(tmp_path):
-    plain = make_results()
+    plain = results_json()
     without = {name: {**system, "scores": {"cider_d": {"value": 1.5}}} for name, system in plain["systems"].items()}
     options = {"ngram": 5, "threshold": 0.8, "model": "/somewhere/clap", "audio_threshold": 0.9}
     leaks = {"n": 48, "left_out": {"near_audio": 12}, "train_split": "train", "options": options, "systems": without}
-    results = make_results(without_leaks=leaks)
+    plain, results = make_results(), make_results(without_leaks=leaks)
     header, rows = table(results, "3")
     assert header[:2] == ["System", "Clips"] and "Clips" not in table(plain, "3")[0]
     ours = [dict(zip(header, row)) for row in rows[: 2 * len(SYSTEMS)]]
@@ -325,7 +351,7 @@ def test_results_of_other_corpora_stay_in_the_card(checkpoint):
     path = update_model_card(checkpoint, second)
     path.write_text(path.read_text("utf-8") + "\n## Thanks\n\nTo all.\n", "utf-8")
     once = path.read_bytes()
-    first["systems"]["rgmc"]["scores"]["cider_d"] = {"value": 77.77}
+    first.systems["rgmc"].scores["cider_d"] = Score(77.77)
     update_model_card(checkpoint, first)
     card = ModelCard.load(path)
     found = [entry for entry in card.data.eval_results if entry.metric_type == "cider_d"]
