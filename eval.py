@@ -38,6 +38,7 @@ from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.scoring import LEVEL, TEXT, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
+from model_card_rgmc import from_scratch_warning
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
@@ -221,13 +222,23 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     output_dir.mkdir(parents=True, exist_ok=True)
     write_lines(output_dir / "predictions.jsonl", lines)
     (output_dir / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    warning = from_scratch_warning(captioner.model.config)
     write_report(
-        output_dir, results, lines, item_scores, lambda row: load_audio(audio[row]["audio"]), args.num_examples
+        output_dir,
+        results,
+        lines,
+        item_scores,
+        load_clip=lambda row: load_audio(audio[row]["audio"]),
+        num_examples=args.num_examples,
+        side_by_side=1 in args.table,
+        warning=warning,
     )
     if args.update_model_card:
         update_model_card(args.model, results)
         write_eval_results(args.model, results)
     print_tables(args, results, lines)
+    if warning:
+        print(warning)
     shutil.rmtree(parts_dir)
     # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
     # that is destroyed before they got it hangs for ever.

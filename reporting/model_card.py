@@ -1,7 +1,7 @@
 """
-An evaluation in the model card of the checkpoint that it scored, where the Hub looks for results.
+The results of an evaluation in the model card of the checkpoint, where the Hub looks for them.
 
-No path of the machine gets there: a local corpus or checkpoint goes by the name of its folder.
+A path of this machine never gets there: a local corpus or checkpoint goes by the name of its folder.
 """
 
 import re
@@ -28,7 +28,7 @@ TASK = "audio-text-to-text"  # the card's pipeline_tag
 
 
 def eval_results(results: EvaluationResults) -> list[EvalResult]:
-    """The scores of RGMC, with their intervals as `metric_args`."""
+    """The scores of RGMC for the metadata of a card; `metric_args` holds the number of clips and the interval."""
     dataset = _dataset_name(results)
     found = []
     for key, score in _scores(results).items():
@@ -58,11 +58,15 @@ def model_index(results: EvaluationResults, checkpoint_name: str) -> list[dict]:
 
 def update_model_card(checkpoint_dir: str | Path, results: EvaluationResults) -> Path | None:
     """
-    Writes the results into `README.md` of a local checkpoint: into its metadata, and into a table under `## Results`.
-    Those of other corpora and splits stay, and so does the rest of the card.
+    Writes the results into `README.md` of a local checkpoint: into its metadata and into a table under `## Results`.
+    Results of other corpora and splits stay, and so does the rest of the card.
+
+    Args:
+        checkpoint_dir (`str` or `Path`): Folder of the checkpoint.
+        results ([`EvaluationResults`]): Of an evaluation with at least one of the Tables 3 to 5.
 
     Returns:
-        The card, or None where `checkpoint_dir` holds none.
+        The path of the card, or None where `checkpoint_dir` holds none.
     """
     path = Path(checkpoint_dir) / "README.md"
     if not path.is_file():
@@ -78,7 +82,7 @@ def update_model_card(checkpoint_dir: str | Path, results: EvaluationResults) ->
 
 
 def eval_result_entries(results: EvaluationResults) -> list[EvalResultEntry]:
-    """The scores of RGMC as entries of `.eval_results`, which are about datasets on the Hub: else there are none."""
+    """The scores of RGMC as entries of `.eval_results`; none unless the dataset is on the Hub."""
     if not is_hub_id(results.dataset):
         return []
     entries = []
@@ -94,7 +98,7 @@ def eval_result_entries(results: EvaluationResults) -> list[EvalResultEntry]:
 
 
 def write_eval_results(checkpoint_dir: str | Path, results: EvaluationResults) -> Path | None:
-    """Writes `.eval_results/<owner>--<name>-<split>.yaml` for a dataset on the Hub; None, and no file, for others."""
+    """Writes `.eval_results/<owner>--<name>-<split>.yaml` for a dataset on the Hub; returns its path, or None."""
     entries = eval_result_entries(results)
     if not entries:
         return None
@@ -119,12 +123,13 @@ def _scores(results: EvaluationResults) -> dict[str, Score]:
 def _results_text(results: EvaluationResults) -> str:
     name = "3" if "3" in results.tables else next(iter(results.tables))
     parts = [f"{results.n} clips. Captions: {results.text}.", markdown_table(*table(results, name))]
-    parts += [interval_note(results), *map(markdown_text, clap_notes(results, name) + leak_notes(results))]
+    notes = [interval_note(results, name), *clap_notes(results, name), *leak_notes(results)]
+    parts += [markdown_text(note) for note in notes if note]
     return "\n\n".join([*parts, f"```bash\n{_public_command(results.command)}\n```"])
 
 
 def _public_command(command: str) -> str:
-    """`command` with the last part of each absolute path, which is a word or what stands after its first `=`."""
+    """`command` with each absolute path cut to its last part, whether it is a word or follows the first `=` of one."""
 
     def public(word: str) -> str:
         name, equals, value = ("", "", word) if word.startswith("/") else word.partition("=")
@@ -134,7 +139,7 @@ def _public_command(command: str) -> str:
 
 
 def _set_section(text: str, heading: str, body: str) -> str:
-    """`text` with `body` under `heading` of `## Results`: in place of what stands there, else at that section's end."""
+    """`text` with `body` under `heading`, in place of what is there, or else at the end of the section `## Results`."""
     newline = "\r\n" if "\r\n" in text else "\n"
     section = f"{heading}\n\n{body}\n".replace("\n", newline)
     former = re.search(rf"^{re.escape(heading)}\r?$.*?(?=^#{{1,3}} |\Z)", text, re.M | re.S)

@@ -15,11 +15,11 @@ COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
 
 
 def plot_scores(results: EvaluationResults) -> Figure | None:
-    """Per metric a point and an interval per system."""
+    """For each metric a point and an interval per system; None without a score to show."""
     shown = {}
     for key, title in table_columns(results, "3").items():
-        # What gold captions score against themselves says nothing and would squeeze the others together.
         scores = {name: system.scores[key] for name, system in results.systems.items() if key in system.scores}
+        # The gold captions are perfect against themselves, which would squeeze the other systems together.
         if metric_stem(key) != "clap_at":
             scores.pop("gold", None)
         if metric_stem(key) in METRICS and any(score.value is not None for score in scores.values()):
@@ -50,7 +50,7 @@ def plot_scores(results: EvaluationResults) -> Figure | None:
 
 
 def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_scores: ItemScores) -> Figure | None:
-    """Mean CIDEr-D of the clips in quantile bins of the candidate's similarity."""
+    """Mean CIDEr-D of the clips, in bins of about equal size by how similar the candidate sounds; None without any."""
     similarity = np.array([np.nan if line["similarity"] is None else line["similarity"] for line in lines], float)
     found = np.flatnonzero(np.isfinite(similarity))
     systems = [name for name in ("rgmc", "nearest_neighbor") if "cider_d" in item_scores.get(name, {})]
@@ -58,7 +58,7 @@ def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_sc
         return None
     order = found[np.argsort(similarity[found], kind="stable")]
     bins = np.array_split(order, max(1, min(8, len(order) // 10)))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
     for i, name in enumerate(systems):
         scores = [np.asarray(item_scores[name]["cider_d"], float)[rows] for rows in bins]
@@ -71,25 +71,25 @@ def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_sc
             color=COLORS[name],
             label=_short(system_title(results, name)),
         )
-    labels = [f"{similarity[rows[0]]:.3f} to {similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
+    labels = [f"{similarity[rows[0]]:.3f} to\n{similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
     axis.set_xticks(np.arange(len(bins)), labels, fontsize=8)
     axis.set_xlabel("similarity of the candidate's audio")
     axis.set_ylim(bottom=0)
     axis.set_ylabel("CIDEr-D, mean ± standard error")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend()
+    _add_legend(figure)
     return figure
 
 
 def plot_lengths(results: EvaluationResults, item_scores: ItemScores) -> Figure | None:
-    """Histograms of the number of words."""
+    """Histograms of the number of words in a caption; None without any."""
     systems = [name for name in ("gold", "nearest_neighbor", "rgmc") if "words" in item_scores.get(name, {})]
     if not systems:
         return None
     words = {name: np.asarray(item_scores[name]["words"], float) for name in systems}
     low, high = (int(limit(np.concatenate(list(words.values())))) for limit in (np.min, np.max))
     step = 1 + (high - low) // 40
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, counts in words.items():
         shares, edges = np.histogram(counts, np.arange(low - 0.5, high + step + 0.5, step))
@@ -98,15 +98,20 @@ def plot_lengths(results: EvaluationResults, item_scores: ItemScores) -> Figure 
     axis.set_xlabel("words of a caption")
     axis.set_ylabel("% of clips")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend()
+    _add_legend(figure)
     return figure
-
-
-def _short(text: str) -> str:
-    return plot_text(textwrap.shorten(text, 40, placeholder=" …"))
 
 
 def plot_text(text: str) -> str:
     """`text` for a plot: a box in place of a letter that the font lacks, and no `$` that would begin a formula."""
     glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")
+
+
+def _short(text: str) -> str:
+    return plot_text(textwrap.shorten(text, 40, placeholder=" …"))
+
+
+def _add_legend(figure: Figure):
+    """Above the axes, where it covers nothing."""
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)

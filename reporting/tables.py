@@ -1,4 +1,4 @@
-"""The tables of an evaluation: one definition for the terminal, Markdown and HTML."""
+"""The tables of an evaluation: one definition for the terminal, Markdown, HTML and the model card."""
 
 from pathlib import Path
 
@@ -26,17 +26,19 @@ Table = tuple[list[str], list[list[str]]]
 
 def table(results: EvaluationResults, name: str, intervals: bool = True) -> Table:
     """
-    Header and rows of the paper's table `name`: our systems, then the rows that the paper reports.
+    Header and rows of the paper's table `name`. A column without any value is left out.
+
+    Where leaks were looked for, each system has a row for all clips and one for those that do not leak. The paper's
+    rows follow ours where the corpus is the paper's.
 
     Args:
-        results: Of an evaluation.
-        name: "3", "4" or "5".
-        intervals: Whether cells are `value [low, high]` where there is an interval, rather than `value`.
-
-    Where leaks were looked for, each of our systems has a row of all clips, and one of those that do not leak.
+        results ([`EvaluationResults`]): What `results.json` holds.
+        name (`str`): `"3"`, `"4"` or `"5"`.
+        intervals (`bool`, *optional*, defaults to `True`):
+            Whether cells are `value [low, high]` where there is an interval, rather than `value`.
     """
     columns = table_columns(results, name)
-    header = ["Candidate" if name == "4" else "System", *_of_clips(results, "Clips"), *columns.values()]
+    header = [_first_column(name), *_of_clips(results, "Clips"), *columns.values()]
     rows = []
     for system in results.tables[name]:
         for clips, systems in scored_clips(results).items():
@@ -44,10 +46,22 @@ def table(results: EvaluationResults, name: str, intervals: bool = True) -> Tabl
                 scores = systems[system].scores
                 cells = [format_score(scores.get(key), intervals) for key in columns]
                 rows.append([system_title(results, system), *_of_clips(results, clips), *cells])
-    for title, reported in published.REPORTED.get(name, {}).items():
-        cells = [format_score(Score(reported.get(metric_stem(key))), False) for key in columns]
-        rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
-    return header, rows
+    if has_reported_rows(results, name):
+        for title, cells in _reported(name, columns):
+            rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
+    return _without_empty_columns(header, rows)
+
+
+def has_reported_rows(results: EvaluationResults, name: str) -> bool:
+    """Whether the paper's rows stand in the table `name`: only where both are about the same corpus."""
+    return published.is_corpus(results.dataset, published.CORPORA[name])
+
+
+def reported_table(name: str) -> Table:
+    """The paper's own table `name`, without our systems."""
+    columns = {key: METRIC_TITLES[key] for key in COLUMNS[name]}
+    header = [_first_column(name), *columns.values()]
+    return _without_empty_columns(header, [[title, *cells] for title, cells in _reported(name, columns)])
 
 
 def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult]]:
@@ -56,11 +70,6 @@ def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult
     if results.without_leaks:
         found[f"{results.without_leaks.n} without leaks"] = results.without_leaks.systems
     return found
-
-
-def _of_clips(results: EvaluationResults, cell: str) -> list[str]:
-    """A cell of the column that says which clips are scored; none where there are no others than all."""
-    return [cell] if results.without_leaks else []
 
 
 def format_table(results: EvaluationResults, name: str) -> str:
@@ -80,13 +89,12 @@ def table_title(results: EvaluationResults, name: str) -> str:
 
 
 def table_notes(results: EvaluationResults, name: str) -> list[str]:
-    """What a reader of the table `name` has to know: what is missing in it and why, and how CLAP scored."""
-    stems = COLUMNS.get(name, COLUMNS["3"])
+    """What a reader of the table `name` has to know: what is missing and why, which CLAP scored, and what leaks."""
     elsewhere = {system for other, systems in results.tables.items() if other != name for system in systems}
     elsewhere -= set(results.tables[name])
     reasons = {}
     for key, reason in results.unavailable.items():
-        if metric_stem(key) in stems:
+        if metric_stem(key) in COLUMNS[name]:
             reasons.setdefault(reason, []).append(results.metrics.get(key, key))
     notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
@@ -94,38 +102,39 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
 
 
 def clap_notes(results: EvaluationResults, name: str) -> list[str]:
-    """Which CLAP scored in the table `name`, and whether it cut texts."""
+    """Which CLAP scored in the table `name`, and how many texts it cut."""
     variants = {}
     for key, title in table_columns(results, name).items():
         if metric_variant(key) and key not in results.unavailable:
             variants.setdefault(metric_variant(key), []).append(title)
     cut = max((system.truncated_texts or 0 for system in results.systems.values()), default=0)
-    too_long = f", for which up to {cut} texts of a system and its references were cut" if cut else ""
+    too_long = f"; it cut up to {cut} texts of a system and its references" if cut else ""
     return [f"{', '.join(titles)}: by {variant}{too_long}" for variant, titles in variants.items()]
 
 
 def leak_notes(results: EvaluationResults) -> list[str]:
     """Which clips leak from the training split; nothing where leaks were not looked for."""
-    if not results.without_leaks:
-        return []
     without = results.without_leaks
+    if without is None:
+        return []
     kinds = [f"{LEAK_TITLES[kind]} {count}" for kind, count in without.left_out.items()]
     note = f"Without leaks: {results.n - without.n} of {results.n} clips leak from the split "
     note += f"{without.train_split} and are left out{': ' + ', '.join(kinds) if kinds else ''}. "
     if not without.systems:
         note += "None is left to score. "
-    return [note + leak_rule({**without.options, "model": metric_variant(f"[{without.options['model']}]")})]
+    model = without.options["model"]
+    return [note + leak_rule({**without.options, "model": model and public_name(model)})]
 
 
-def interval_note(results: EvaluationResults) -> str:
-    """What the intervals of a table are, and where its last rows are from."""
-    bootstrap = results.bootstrap
-    intervals = (
-        f"[low, high]: {100 * bootstrap['level']:g} % bootstrap interval, {bootstrap['samples']} samples over "
-        f"{bootstrap['unit']}s. "
-    )
-    reported = "Rows marked as reported are those of the paper, on its own test split."
-    return intervals * bool(bootstrap["samples"]) + reported
+def interval_note(results: EvaluationResults, name: str) -> str:
+    """What the brackets in the table `name` mean and where its last rows come from; empty if it has neither."""
+    bootstrap, notes = results.bootstrap, []
+    if bootstrap["samples"]:
+        interval = f"{100 * bootstrap['level']:g} % bootstrap interval"
+        notes.append(f"[low, high]: {interval}, {bootstrap['samples']} samples over {bootstrap['unit']}s.")
+    if has_reported_rows(results, name):
+        notes.append(f"Rows marked as reported are those of the paper, on its own test split ({published.SOURCE}).")
+    return " ".join(notes)
 
 
 def difference_table(results: EvaluationResults) -> Table:
@@ -142,7 +151,7 @@ def difference_table(results: EvaluationResults) -> Table:
 
 
 def caption_table(results: EvaluationResults, lines: list[Prediction]) -> Table:
-    """Table 1: what systems say about the same clips."""
+    """Table 1: what the systems say about the same clips."""
     rows = [
         [line["id"] if i == 0 else "", system_title(results, system), line["captions"][system] or "-"]
         for line in lines
@@ -159,17 +168,21 @@ def format_caption_table(results: EvaluationResults, lines: list[Prediction]) ->
 
 
 def draw_examples(results: EvaluationResults, lines: list[Prediction], number: int) -> list[int]:
-    """Rows of `lines` to show, by the seed of `results`, in their order."""
+    """Row numbers of the clips to show, in ascending order, drawn with the seed of `results`."""
     return sorted(np.random.default_rng(results.seed).permutation(len(lines))[:number].tolist())
 
 
 def table_columns(results: EvaluationResults, name: str) -> dict[str, str]:
-    """`{metric: title}`; a metric of several variants, `clap_at[checkpoint]`, has a column for each."""
+    """
+    `{metric: title}` of the columns that the table `name` may have.
+
+    A metric of several variants, `clap_at[checkpoint]`, has a column for each.
+    """
     columns = {}
-    for stem in COLUMNS.get(name, COLUMNS["3"]):
-        keys = [key for key in results.metrics if metric_stem(key) == stem]
-        for key in keys or [stem] * (stem in published.METRICS):
-            title = results.metrics.get(key) or METRIC_TITLES[stem]
+    for stem in COLUMNS[name]:
+        keys = [key for key in results.metrics if metric_stem(key) == stem] or [stem]
+        for key in keys:
+            title = results.metrics.get(key, METRIC_TITLES[stem])
             columns[key] = f"{title} [{metric_variant(key)}]" if len(keys) > 1 else title
     return columns
 
@@ -180,13 +193,17 @@ def metric_stem(key: str) -> str:
 
 
 def metric_variant(key: str) -> str:
-    """The checkpoint that a metric key names, of an absolute path the folder's name."""
-    variant = key.partition("[")[2].removesuffix("]")
-    return Path(variant).name if Path(variant).is_absolute() else variant
+    """The checkpoint that a metric's key names, as it is shown; empty where it names none."""
+    return public_name(key.partition("[")[2].removesuffix("]"))
+
+
+def public_name(checkpoint: str) -> str:
+    """The name of a checkpoint as it is shown: for an absolute path only that of the folder."""
+    return Path(checkpoint).name if Path(checkpoint).is_absolute() else checkpoint
 
 
 def system_title(results: EvaluationResults, system: str) -> str:
-    """The title of a system on one line; its name where it has none."""
+    """The title of a system on one line; its key where it was not scored."""
     title = results.systems[system].title if system in results.systems else system
     return " ".join(title.split())
 
@@ -199,3 +216,25 @@ def format_score(score: Score | None, interval: bool, form: str = ".2f") -> str:
     if interval and score.low is not None:
         text += f" [{score.low:{form}}, {score.high:{form}}]"
     return text
+
+
+def _first_column(name: str) -> str:
+    return "Candidate" if name == "4" else "System"
+
+
+def _of_clips(results: EvaluationResults, cell: str) -> list[str]:
+    """A cell of the column that says which clips are scored; that column exists where leaks were looked for."""
+    return [cell] if results.without_leaks else []
+
+
+def _reported(name: str, columns: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """The paper's rows of the table `name`: a title and a cell for each of `columns`."""
+    return [
+        (title, [format_score(Score(scores.get(metric_stem(key))), interval=False) for key in columns])
+        for title, scores in published.REPORTED[name].items()
+    ]
+
+
+def _without_empty_columns(header: list[str], rows: list[list[str]]) -> Table:
+    kept = [0, *(column for column in range(1, len(header)) if any(row[column] != "-" for row in rows))]
+    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]

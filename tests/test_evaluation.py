@@ -107,7 +107,8 @@ def run(corpus, checkpoints, tmp_path):
 def arguments(corpus: Path, model: str, output_dir: Path, **options) -> EvaluationArguments:
     options = {"cache_dir": str(corpus.parent / "cache"), "meteor": False, "clap_model": None, **options}
     options = {"batch_size": 2, "bootstrap": 20, "num_examples": 1, **options}
-    return EvaluationArguments(model, str(corpus), str(output_dir), **options)
+    options = {"dataset": str(corpus), **options}
+    return EvaluationArguments(model=model, output_dir=str(output_dir), **options)
 
 
 def captions_of(checkpoint: str, corpus: Path, candidates: list[str] | None) -> list[str]:
@@ -237,14 +238,35 @@ def test_a_model_of_another_kind_is_refused(run, checkpoints):
         run(table=[2])
 
 
-def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, checkpoints, capsys):
-    results, lines = run(table=[1, 5], transfer_model=checkpoints["both"])
+def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, corpus, checkpoints, tmp_path, capsys):
+    (tmp_path / "MusicCaps").symlink_to(corpus)
+    options = {"dataset": str(tmp_path / "MusicCaps"), "transfer_model": checkpoints["both"]}
+    results, lines = run(table=[1, 5], **options)
     assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
     assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
     printed = capsys.readouterr().out
     assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
     assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
     assert printed.startswith("Table 1\ntest-")
+    assert "Table 1" in (tmp_path / "eval" / "report.html").read_text(encoding="utf-8")
+    run("other", table=[5])
+    assert "(reported, " not in capsys.readouterr().out
+    assert "Table 1" not in (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_last_line_says_that_a_model_from_scratch_is_of_no_use_elsewhere(run, checkpoints, tmp_path, capsys):
+    run(masked=False)
+    warning = "This model was trained from scratch on 10 clips; do not expect useful captions of other music."
+    assert capsys.readouterr().out.endswith(f"{warning}\n")
+    for name in ("report.html", "report.md"):
+        assert warning in (tmp_path / "eval" / name).read_text(encoding="utf-8")
+    shutil.copytree(checkpoints["both"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["text_model_source"] = {"name": "owner/gpt2", "revision": None, "sha256": {}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    run("pretrained", model=str(tmp_path / "model"), masked=False)
+    assert "from scratch" not in capsys.readouterr().out
+    assert "from scratch" not in (tmp_path / "pretrained" / "report.html").read_text(encoding="utf-8")
 
 
 # -- other systems ---------------------------------------------------------------------------------------------------
@@ -306,7 +328,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
     file = write_predictions(tmp_path / "p.jsonl", {row_id: f"of {row_id}" for row_id in IDS})
     options = {"max_skipped": 0.5, "masked": False, "predictions": [f"other={file}"]}
     players = []
-    monkeypatch.setattr("eval.write_report", lambda *args: players.append(args[4]))
+    monkeypatch.setattr("eval.write_report", lambda *args, **options: players.append(options["load_clip"]))
     results = evaluate_checkpoint(
         arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", **options), Accelerator()
     )
