@@ -152,7 +152,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     output_dir = Path(args.output_dir)
     parts_dir = output_dir / "unfinished"
 
-    # 1. The clips, and what other systems say of them; what cannot work is better known before the captioning
+    # 1. The clips and the captions of other systems; what cannot work fails here, before hours of captioning
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
     rule = check_checkpoints(args.model, checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
@@ -166,7 +166,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
-    # 2. What each system of the tables says
+    # 2. The captions of each system
     systems, lines = make_systems(
         captioner,
         args.table,
@@ -240,8 +240,8 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     if warning:
         print(warning)
     shutil.rmtree(parts_dir)
-    # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
-    # that is destroyed before they got it hangs for ever.
+    # Waiting also lets Gloo's threads release the last gathered tensors. They need the interpreter's lock for that, and
+    # a group that is destroyed before they got it hangs forever.
     accelerator.wait_for_everyone()
     return results
 
@@ -257,13 +257,13 @@ def load_rows(args: EvaluationArguments, name: str) -> Split:
 
 
 def usable_audio(split: Split, ids: list[str]) -> Dataset:
-    """The audio of these clips, in their order, which is that of the split."""
+    """The audio of these clips, in the order of the split, which is also that of `ids`."""
     wanted = set(ids)
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
 
 def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate.EvaluationModule, dict]:
-    """The metric with its checkpoint loaded, and what to compute it with; fails where no score can come of it."""
+    """The metric with its checkpoint loaded, and the options to compute it with; fails now if it cannot score."""
     metric = load_metric("clap_score")
     options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
     metric.compute(predictions=["music"], references=["music"], **options)
@@ -283,7 +283,7 @@ def score_by_clap(
 
 
 def metric_titles(names: list[str]) -> dict[str, str]:
-    """What the columns of tables are called, by metric."""
+    """The title of each metric, for the columns of a table."""
     return {name: METRIC_TITLES[name.partition("[")[0]] for name in names}
 
 

@@ -8,7 +8,7 @@ METRIC_TITLES = {
     **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
     "meteor_1.5": "METEOR 1.5",
     "rouge_l": "ROUGE-L",
-    "clap_at": "CLAP A-T",  # a key of results names the CLAP, too: `clap_at[checkpoint]`
+    "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
     "copy": "Copy %",
     "distinct": "Distinct %",
@@ -105,7 +105,8 @@ class SystemResult:
 
     @classmethod
     def from_dict(cls, values: dict) -> "SystemResult":
-        scores = {name: {key: Score(**score) for key, score in values[name].items()} for name in _score_fields(values)}
+        fields = {"scores", "difference"} & values.keys()
+        scores = {name: {key: Score(**score) for key, score in values[name].items()} for name in fields}
         return cls(**{**values, **scores})
 
 
@@ -188,22 +189,18 @@ class EvaluationResults:
 
 def leak_rule(options: dict) -> str:
     """What counts as a leak, by the `options` of `leakage.json`."""
-    rule = "Captions are compared as normalised by the rule paper, whatever the model's. "
+    rule = "Captions are compared after normalisation by the rule paper, whatever the model's rule. "
     rule += f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
-    rule += "identical audio: files of the same bytes; near-identical audio: "
+    rule += "identical audio: files with the same bytes; near-identical audio: "
     if options["model"]:
         rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "
     else:
-        rule += "not looked for, which python -m corpora.leakage --model does. "
-    return rule + "What is the same is not counted as near."
+        rule += "not looked for (find_leaks.py --model does). "
+    return rule + "What is identical is not counted as near."
 
 
 def _systems(values: dict) -> dict[str, SystemResult]:
     return {key: SystemResult.from_dict(system) for key, system in values["systems"].items()}
-
-
-def _score_fields(values: dict) -> set[str]:
-    return {"scores", "difference"} & values.keys()
 
 
 def _without_absent(fields: list[tuple]) -> dict:

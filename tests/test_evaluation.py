@@ -540,7 +540,7 @@ def test_leaks_are_looked_at_without_captioning_again(run, leakage, tmp_path, mo
         with pytest.raises(TypeError):
             run("cut", masked=False)
     monkeypatch.setattr(Captioner, "_caption_batch", None)
-    with pytest.raises(ValueError, match="is no report of leaks"):  # before anything else
+    with pytest.raises(ValueError, match="is not a report of leaks"):  # before anything else
         run("cut", masked=False, leakage=str(tmp_path / "nowhere"))
     results, lines = run("cut", masked=False, leakage=leakage)
     assert [line["captions"] for line in lines] == [line["captions"] for line in wanted]
