@@ -38,9 +38,10 @@ from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.scoring import LEVEL, TEXT, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
+from model_card_rgmc import from_scratch_warning
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
-from reporting.results import METRIC_TITLES
+from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
 from reporting.tables import draw_examples, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
@@ -143,15 +144,15 @@ class EvaluationArguments:
             raise ValueError(f"--update_model_card true: {self.model} is no local folder with a README.md")
 
 
-def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> dict:
+def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> EvaluationResults | None:
     """
     Writes `predictions.jsonl`, `results.json`, `report.md` and `report.html` to `args.output_dir`, prints the tables,
-    and returns the results. An interrupted run goes on with the clips that have no caption yet.
+    and returns the results, on the main process. An interrupted run resumes with the clips that have no caption yet.
     """
     output_dir = Path(args.output_dir)
     parts_dir = output_dir / "unfinished"
 
-    # 1. The clips, and what other systems say of them; what cannot work is better known before the captioning
+    # 1. The clips and the captions of other systems; what cannot work fails here, before hours of captioning
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
     rule = check_checkpoints(args.model, checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
@@ -165,7 +166,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
-    # 2. What each system of the tables says
+    # 2. The captions of each system
     systems, lines = make_systems(
         captioner,
         args.table,
@@ -178,7 +179,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     )
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
-        return {}
+        return None
 
     # 3. Scores
     audio = usable_audio(split, ids)
@@ -194,43 +195,53 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     described, item_scores, unavailable = score(
         systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
     )
-    without_leaks = {}
+    without_leaks = None
     if leaks is not None:
         score = partial(score, meteor=args.meteor and "meteor_1.5" not in unavailable)
-        without_leaks = {"without_leaks": score_without_leaks(leaks, systems, lines, clap_scores, score)}
+        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score)
     if not args.meteor:
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
     if not args.clap_model:
         unavailable.update(dict.fromkeys(("clap_at", "clap_tt"), "not asked for (eval.py --clap_model)"))
     rows = {table: rows_of(table, systems, others) for table in sorted({1, *args.table})}
     side_by_side, _ = rows.pop(1)
-    results = {
+    results = EvaluationResults(
         **describe_run(args, captioner),
-        "n": len(lines),
-        "skipped": len(split.rows) - len(lines),
-        "metrics": metric_titles([*described["rgmc"]["scores"], *unavailable]),
-        "unavailable": unavailable,
-        "systems": described,
-        **without_leaks,
-        "tables": {str(table): keys for table, (keys, _) in rows.items()},
-        "side_by_side": side_by_side,
-        "missing": {key: way for _, missing in rows.values() for key, way in missing.items()},
-    }
+        n=len(lines),
+        skipped=len(split.rows) - len(lines),
+        metrics=metric_titles([*described["rgmc"].scores, *unavailable]),
+        unavailable=unavailable,
+        systems=described,
+        without_leaks=without_leaks,
+        tables={str(table): keys for table, (keys, _) in rows.items()},
+        side_by_side=side_by_side,
+        missing={key: way for _, missing in rows.values() for key, way in missing.items()},
+    )
 
     # 4. Results, report, tables
     output_dir.mkdir(parents=True, exist_ok=True)
     write_lines(output_dir / "predictions.jsonl", lines)
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (output_dir / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+    warning = from_scratch_warning(captioner.model.config)
     write_report(
-        output_dir, results, lines, item_scores, lambda row: load_audio(audio[row]["audio"]), args.num_examples
+        output_dir,
+        results,
+        lines,
+        item_scores,
+        load_clip=lambda row: load_audio(audio[row]["audio"]),
+        num_examples=args.num_examples,
+        side_by_side=1 in args.table,
+        warning=warning,
     )
     if args.update_model_card:
         update_model_card(args.model, results)
         write_eval_results(args.model, results)
     print_tables(args, results, lines)
+    if warning:
+        print(warning)
     shutil.rmtree(parts_dir)
-    # Also lets Gloo's threads release the last gathered tensors: they need the interpreter's lock for that, and a group
-    # that is destroyed before they got it hangs for ever.
+    # Waiting also lets Gloo's threads release the last gathered tensors. They need the interpreter's lock for that, and
+    # a group that is destroyed before they got it hangs forever.
     accelerator.wait_for_everyone()
     return results
 
@@ -246,13 +257,13 @@ def load_rows(args: EvaluationArguments, name: str) -> Split:
 
 
 def usable_audio(split: Split, ids: list[str]) -> Dataset:
-    """The audio of these clips, in their order, which is that of the split."""
+    """The audio of these clips, in the order of the split, which is also that of `ids`."""
     wanted = set(ids)
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
 
 def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate.EvaluationModule, dict]:
-    """The metric with its checkpoint loaded, and what to compute it with; fails where no score can come of it."""
+    """The metric with its checkpoint loaded, and the options to compute it with; fails now if it cannot score."""
     metric = load_metric("clap_score")
     options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
     metric.compute(predictions=["music"], references=["music"], **options)
@@ -260,7 +271,7 @@ def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate
 
 
 def score_by_clap(
-    clap: tuple[evaluate.EvaluationModule, dict], systems: dict[str, System], lines: list[dict], audio, rule: str
+    clap: tuple[evaluate.EvaluationModule, dict], systems: dict[str, System], lines: list[Prediction], audio, rule: str
 ) -> dict[str, dict]:
     """The CLAP scores of each system; the clips are embedded once."""
     metric, options = clap
@@ -272,7 +283,7 @@ def score_by_clap(
 
 
 def metric_titles(names: list[str]) -> dict[str, str]:
-    """What the columns of tables are called, by metric."""
+    """The title of each metric, for the columns of a table."""
     return {name: METRIC_TITLES[name.partition("[")[0]] for name in names}
 
 
@@ -303,16 +314,16 @@ def command(args: EvaluationArguments) -> str:
     return shlex.join(words)
 
 
-def print_tables(args: EvaluationArguments, results: dict, lines: list[dict]):
+def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: list[Prediction]):
     if 1 in args.table:
         examples = draw_examples(results, lines, args.num_examples)
         print(format_caption_table(results, [lines[row] for row in examples]))
-    for table in results["tables"]:
+    for table in results.tables:
         print(format_table(results, table))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 
-def write_lines(path: Path, lines: list[dict]):
+def write_lines(path: Path, lines: list[Prediction]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 

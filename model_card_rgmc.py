@@ -97,6 +97,7 @@ def model_card(
     sources = [getattr(config, f"{part}_model_source", None) for part in ("audio", "text")]
     repositories = ["/".join(source["name"].split("/")[:2]) for source in sources if source and source["revision"]]
     rows = getattr(config, "datastore_rows", 0)
+    warning = from_scratch_warning(config)
     data = ModelCardData(
         **{
             "library_name": "transformers",
@@ -117,10 +118,25 @@ def model_card(
         checkpoint=name,
         datastore=f"The datastore in `datastore/` holds {rows} captions.\n" if rows else "",
         rule=getattr(config, "caption_normalization", "paper"),
-        sections=sections,
+        sections=f"{warning}\n\n{sections}" if warning else sections,
         model_license=model_license or UNKNOWN,
         datastore_license=datastore_license or UNKNOWN,
     )
+
+
+def from_scratch_warning(config: PreTrainedConfig | None) -> str | None:
+    """
+    What to tell the user of a model that was trained from scratch; None for a model of pretrained parts.
+
+    Args:
+        config ([`RGMCConfig`], *optional*):
+            Of the model. Without a source of its audio encoder and of its decoder it was trained from scratch; its
+            datastore says on how many clips.
+    """
+    if config is None or config.audio_model_source or config.text_model_source:
+        return None
+    clips = f" on {config.datastore_rows:,} clips" if config.datastore_rows else ""
+    return f"This model was trained from scratch{clips}; do not expect useful captions of other music."
 
 
 def is_hub_id(name) -> bool:

@@ -1,4 +1,4 @@
-"""Captions of a split by a checkpoint: each clip once, shared by the processes, and resumed after an interruption."""
+"""A checkpoint captions a split: each clip once, shared among the processes, resumed after an interruption."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from clips.embedding import build_datastore, datastore_rows, embed_rows, is_rgmc
 from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from reporting.results import Checkpoint, Prediction
 from retrieval_rgmc import CaptionDatastore
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
@@ -25,7 +26,17 @@ CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
 
 @dataclass
 class Captioner:
-    """A checkpoint and the clips that it captions."""
+    """
+    A checkpoint and the clips that it captions.
+
+    Args:
+        name (`str`): Folder or Hub id of the checkpoint.
+        model ([`RGMCModel`]), processor ([`RGMCProcessor`]): Of the checkpoint.
+        features ([`ClipFeatures`]): The clips.
+        accelerator (`Accelerator`): Whose processes share the clips.
+        batch_size (`int`): Clips per forward pass and process.
+        parts_dir (`Path`): Folder where each process writes its captions as it goes.
+    """
 
     name: str
     model: RGMCModel
@@ -33,29 +44,31 @@ class Captioner:
     features: ClipFeatures
     accelerator: Accelerator
     batch_size: int
-    parts_dir: Path  # of what is captioned so far
+    parts_dir: Path
 
     @classmethod
     def load(cls, name: str, split: Split, accelerator: Accelerator, batch_size: int, parts_dir: Path) -> "Captioner":
         """
+        Loads a checkpoint to caption a split. The arguments are those of the class.
+
         Raises:
-            `ValueError`: when the checkpoint has no datastore, or its model and processor are of two rules.
+            `ValueError`: If the checkpoint has no datastore, or its model and processor normalise by different rules.
         """
         processor = RGMCProcessor.from_pretrained(name)
         model = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         if model.datastore is None:
-            raise ValueError(f"{name} holds no datastore, so there are no candidates and no baselines to score")
+            raise ValueError(f"{name} has no datastore, so there are no candidates and no baselines to score")
         if model.config.caption_normalization != processor.caption_normalization:
             raise ValueError(
                 f"{name}: caption_normalization is '{model.config.caption_normalization}' in config.json and "
-                f"'{processor.caption_normalization}' in processor_config.json: they are files of two checkpoints"
+                f"'{processor.caption_normalization}' in processor_config.json: expected files of one checkpoint"
             )
         return cls(name, model, processor, split.features(processor, accelerator), accelerator, batch_size, parts_dir)
 
     @cached_property
-    def checkpoint(self) -> dict:
-        """What identifies the checkpoint: the SHA-256 of its files, and its commit on the Hub."""
-        folder = Path(cached_file(self.name, "config.json")).parent  # in the Hub's cache it has the commit's name
+    def checkpoint(self) -> Checkpoint:
+        """What identifies the checkpoint: the SHA-256 of its files and its commit on the Hub."""
+        folder = Path(cached_file(self.name, "config.json")).parent  # named after the commit in the Hub's cache
         revision = None if Path(self.name).is_dir() else folder.name
         files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
         digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
@@ -66,23 +79,24 @@ class Captioner:
         return own_ids(self.features, self.model.datastore)
 
     @torch.no_grad()
-    def caption(self, title: str, candidates: list[str] | None = None, masked_to: str | None = None) -> list[dict]:
+    def caption(
+        self, title: str, candidates: list[str] | None = None, masked_to: str | None = None
+    ) -> list[Prediction]:
         """
         Captions every clip.
 
         Args:
-            title (`str`): Of the progress bar.
+            title (`str`): Title of the progress bar.
             candidates (`list[str]`, *optional*): One per clip, in place of its nearest neighbour's caption.
-            masked_to (`str`, *optional*): `"audio"` or `"candidate"`: what the decoder is shown of the two.
+            masked_to (`str`, *optional*): `"audio"` or `"candidate"`, the only one of the two that the decoder sees.
 
         Returns:
-            A line per clip, in their order: `id`, `caption_normalization`, `prediction`, `references`, `candidate`,
-            `candidate_id` and `similarity`, the last two of the nearest neighbour.
+            A [`Prediction`] per clip, in the order of the clips, on every process.
         """
         kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
-        self.accelerator.wait_for_everyone()  # all have read what is there before anyone goes on
+        self.accelerator.wait_for_everyone()  # every process has read the parts before any writes
         left = [row for row in range(len(self.features)) if row not in lines]
         own = left[self.accelerator.process_index :: self.accelerator.num_processes]
         progress = tqdm(total=len(own), desc=title, unit="clip", disable=not self.accelerator.is_main_process)
@@ -100,7 +114,7 @@ class Captioner:
         progress.close()
         lines.update({line["row"]: line for line in gather_object(written)})
         if sorted(lines) != list(range(len(self.features))):
-            raise RuntimeError(f"{len(lines)} predictions were gathered for {len(self.features)} clips")
+            raise RuntimeError(f"gathered {len(lines)} predictions for {len(self.features)} clips, expected one each")
         return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
 
     def _caption_batch(self, batch: list[int], candidates: list[str] | None) -> list[dict]:
@@ -127,19 +141,28 @@ class Captioner:
 
 @contextmanager
 def conditioned_on(model: RGMCModel, conditioning: str | None):
-    """Masks what the decoder of a model of audio and candidate is shown: the prefix `e(x)` or the candidate alone."""
-    trained_so = model.config.conditioning
-    model.config.conditioning = conditioning or trained_so
+    """
+    Shows the decoder of a model of audio and candidate only one of the two.
+
+    Args:
+        model ([`RGMCModel`])
+        conditioning (`str`, *optional*):
+            `"audio"` for the prefix `e(x)` alone, `"candidate"` for the candidate alone; None changes nothing.
+    """
+    trained = model.config.conditioning
+    model.config.conditioning = conditioning or trained
     try:
         yield
     finally:
-        model.config.conditioning = trained_so
+        model.config.conditioning = trained
 
 
 def own_ids(clips: ClipFeatures, datastore: CaptionDatastore) -> list[str | None]:
     """
-    By clip the id of its own row of the datastore, which is no candidate of it, and None for a clip that is not in
-    there. The id alone does not tell: where the ids are file names, other splits have the same.
+    For each clip the id of its own row in the datastore, which must not be its candidate; None if it has no row there.
+
+    A row is the clip's own if both the id and the caption agree. Where ids are file names, the clips of other splits
+    have the same ids.
     """
     captions = dict(zip(datastore.rows["id"][:], datastore.rows["caption"][:]))
     return [row_id if captions.get(row_id) in own else None for row_id, own in zip(clips.ids, clips.captions)]
@@ -147,19 +170,27 @@ def own_ids(clips: ClipFeatures, datastore: CaptionDatastore) -> list[str | None
 
 def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> list[str | None]:
     """
-    By clip the caption that a frozen encoder retrieves (section 6.1, "Nearest Neighbor").
+    For each clip the caption that a frozen encoder retrieves (section 6.1, "Nearest Neighbor").
 
     Args:
         name (`str`):
             A CLAP, as [`RGMCModel.from_audio_text_pretrained`] takes it, which embeds the training split first, or the
-            Hub id or folder of an RGMC checkpoint, whose encoder and datastore are taken as they are.
+            Hub id or folder of an RGMC checkpoint, whose encoder and datastore are used as they are.
+        captioner ([`Captioner`]): Has the clips.
+        train ([`Split`]): The training split, from which a CLAP retrieves.
+
+    Returns:
+        A caption per clip; None where the datastore has nothing but the clip itself.
+
+    Raises:
+        `ValueError`: If the RGMC checkpoint has no datastore.
     """
     accelerator, features = captioner.accelerator, captioner.features
     if is_rgmc_checkpoint(name):
         frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
         datastore = frozen.datastore
         if datastore is None:
-            raise ValueError(f"--frozen_encoder {name} holds no datastore to retrieve from")
+            raise ValueError(f"--frozen_encoder {name} has no datastore to retrieve from")
     else:
         frozen = with_audio_tower_of(name).to(accelerator.device).eval()
         clips = train.features(captioner.processor, accelerator)
@@ -172,11 +203,11 @@ def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> 
 
 def _whole_lines(path: Path) -> list[dict]:
     lines = []
-    # Where a kill cut a character in two, that line is lost, and no other.
+    # A kill may have cut the last line, and a character in it. Only that line is lost.
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:  # cut off when the evaluation was killed
+        except json.JSONDecodeError:
             continue
     return lines
 

@@ -8,7 +8,7 @@ from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
 from evaluation.systems import System
-from reporting.results import METRIC_TITLES
+from reporting.results import METRIC_TITLES, ItemScores, Score, SystemResult
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
@@ -19,6 +19,7 @@ TEXT = {
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
+    """A metric of the folder `metrics/`."""
     return evaluate.load(str(Path(__file__).parent.parent / "metrics" / name))
 
 
@@ -32,29 +33,34 @@ def score_systems(
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
-) -> tuple[dict[str, dict], dict[str, dict[str, list[float]]], dict[str, str]]:
+) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str]]:
     """
+    Scores systems on the same clips, with intervals of the scores and of RGMC's difference from each other system.
+
     Args:
         systems (`dict[str, System]`): `"gold"` and `"rgmc"` are among them.
-        references (`list[list[str]]`): Of each clip.
-        training_captions (`list[str]`): A caption that is none of these is novel.
+        references (`list[list[str]]`): One or more for each clip.
+        training_captions (`list[str]`): A caption that is not among these is novel.
         meteor (`bool`): Whether METEOR is computed.
         samples (`int`): Resamples of the clips, the same for all systems; 0 for no intervals.
-        seed (`int`): Of the resamples.
-        clap_scores (`dict`, *optional*): By system the result of the metric `clap_score` with `per_item=True`.
-        metric (`EvaluationModule`, *optional*): `caption_metrics`, which remembers what METEOR said of a caption.
-        normalization (`str`, defaults to `"paper"`): Rule of the captions.
+        seed (`int`): Seed of the resamples.
+        clap_scores (`dict[str, dict]`, *optional*):
+            For each system the result of the metric `clap_score` with `per_item=True`.
+        metric (`EvaluationModule`, *optional*):
+            A loaded `caption_metrics`, which remembers METEOR's scores of captions that it has seen.
+        normalization (`str`, *optional*, defaults to `"paper"`): Rule by which the captions are normalised.
 
     Returns:
-        For each system its `title`, `source`, `scores` (`{metric: {"value", "low", "high"}}`, x 100 but for `words`),
-        `difference` (the same of RGMC minus this system, from the same resamples) and, with CLAP scores,
-        `truncated_texts` (how many of its and the references' texts CLAP cut); for each system and metric the scores of
-        the clips; and the metrics that cannot be computed, with the reason.
+        `tuple`: for each system its [`SystemResult`], for each system and metric the scores of the clips, and for each
+        metric that cannot be computed the reason.
+
+    Raises:
+        `RuntimeError`: If the gold captions do not score what they must against themselves.
     """
     metric = metric or load_metric("caption_metrics")
     training_captions = set(training_captions)
     n = len(references)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # those of the metric
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # the metric draws the same
     scores, resamples, item_scores, truncated, unavailable = {}, {}, {}, {}, {}
     if meteor:
         said = [(caption, own) for system in systems.values() for caption, own in zip(system.captions, references)]
@@ -84,7 +90,7 @@ def score_systems(
             scores[key][name] = float(np.mean(values))
             if samples:
                 resamples[key][name] = (draws @ np.array(values) / n).tolist()
-        # Of a resample, which has clips twice, the share of distinct captions says nothing.
+        # No interval: a resample repeats clips, so its share of distinct captions means nothing.
         scores[key]["distinct"] = 100 * len(set(system.captions)) / n
         item_scores[key] = {**found["per_item"], **items}
     if clap_scores is not None:
@@ -93,15 +99,10 @@ def score_systems(
 
     described = {}
     for key, system in systems.items():
-        described[key] = {
-            "title": system.title,
-            "source": system.source,
-            "scores": {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()},
-        }
-        if key in truncated:
-            described[key]["truncated_texts"] = truncated[key]
+        with_intervals = {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()}
+        described[key] = SystemResult(system.title, system.source, with_intervals, truncated.get(key))
         if key != "rgmc":
-            described[key]["difference"] = {
+            described[key].difference = {
                 name: with_interval(
                     scores["rgmc"][name] - scores[key][name],
                     np.subtract(resamples["rgmc"][name], resamples[key][name]),
@@ -115,7 +116,7 @@ def score_systems(
 def score_captions(
     metric: evaluate.EvaluationModule, captions: list[str], references: list[list[str]], options: dict
 ) -> dict:
-    """As `metric.compute`, to which a system that says nothing of any clip is an error: here its scores are 0."""
+    """As `metric.compute`, but a system whose captions are all empty scores 0, where the metric raises an error."""
     if any(captions):
         return metric.compute(predictions=captions, references=references, **options)
     zeros = metric.compute(predictions=["nothing", *captions[1:]], references=references, **options)
@@ -124,20 +125,21 @@ def score_captions(
     return zeros
 
 
-def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> dict[str, float | None]:
+def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> Score:
+    """A score with the interval of its resamples, from the 2.5th to the 97.5th percentile."""
     if resamples is None:
-        return {"value": value}
+        return Score(value)
     low, high = np.percentile(resamples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return {"value": value, "low": float(low), "high": float(high)}
+    return Score(value, float(low), float(high))
 
 
 def check_gold(scores: dict[str, float | None], references: list[list[str]]):
     """
-    The reference as its own prediction is perfect: 100, and 1000 of CIDEr-D where every clip has one reference of four
-    words or more (Table 3).
+    Checks that references score perfectly against themselves: 100, and 1000 CIDEr-D where every clip has one reference
+    of four words or more (Table 3).
 
     Raises:
-        `RuntimeError`: when it is not, so that no other number of this run can be trusted.
+        `RuntimeError`: If they do not. Then no number of this run can be trusted.
     """
     words = [NLTKWordTokenizer().tokenize(captions[0]) for captions in references]
     lengths = np.array(list(map(len, words)))
@@ -155,8 +157,9 @@ def check_gold(scores: dict[str, float | None], references: list[list[str]]):
 
 def gold_cider_d(captions: list[list[str]]) -> float:
     """
-    CIDEr-D of captions, as words, against themselves: 250 for each n from 1 to 4 of which a caption has an n-gram that
-    tells anything, which one that stands in all captions does not.
+    The CIDEr-D that captions, as lists of words, must score against themselves.
+
+    A caption gets 250 for each n from 1 to 4 for which it has an n-gram with a weight: one that some captions lack.
     """
     shares = []
     for n in range(1, 5):

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: what each system says of each clip."""
+"""The rows of the paper's tables: the captions of each system."""
 
 import json
 from collections import Counter
@@ -13,6 +13,7 @@ from clips.embedding import is_rgmc_checkpoint
 from clips.features import Split
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner, nearest_of_frozen_encoder
+from reporting.results import Prediction
 
 TITLES = {
     "gold": "Gold Caption",
@@ -58,10 +59,10 @@ class System:
     A row of a table.
 
     Args:
-        title (`str`)
+        title (`str`): As it is shown in the table.
         source (`str`): Where its captions come from.
         captions (`list[str]`): One per clip, normalised.
-        candidates (`list[str | None]`): What a copy would be a copy of, by clip.
+        candidates (`list[str | None]`): One per clip: the caption that this one would be a copy of.
     """
 
     title: str
@@ -72,14 +73,18 @@ class System:
 
 def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
     """
-    Looks at the configurations of the checkpoints that make the rows of `OPTIONS`, before hours of captioning.
+    Checks the configurations of the checkpoints behind the rows of `OPTIONS` before hours of captioning.
+
+    Args:
+        model (`str`): The checkpoint that is evaluated.
+        checkpoints (`dict[str, str | None]`): For each key of `OPTIONS` the checkpoint that makes this row, or None.
 
     Returns:
-        The rule of captions of `model`, the checkpoint that is evaluated.
+        `str`: The rule by which `model` normalises captions.
 
     Raises:
-        `ValueError`: when one was trained with another conditioning than its row says, or by another rule of captions
-        than `model`.
+        `ValueError`: If a checkpoint was trained with another conditioning than its row says, or normalises captions
+        by another rule than `model`.
     """
     rule = RGMCConfig.get_config_dict(model)[0].get("caption_normalization", "paper")
     for key, name in checkpoints.items():
@@ -97,8 +102,8 @@ def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
             expected = conditioning.get(TITLES[key], "audio+candidate")
             if config.get("conditioning") != expected:
                 raise ValueError(
-                    f"{OPTIONS[key]} {name} was trained with --conditioning {config.get('conditioning')}: expected "
-                    f"{expected}"
+                    f"{OPTIONS[key]} {name} was trained with --conditioning {config.get('conditioning')}: "
+                    f"expected {expected}"
                 )
     return rule
 
@@ -112,26 +117,29 @@ def make_systems(
     predictions: dict[str, tuple[str, list[str]]],
     masked: bool,
     seed: int,
-) -> tuple[dict[str, System], list[dict]]:
+) -> tuple[dict[str, System], list[Prediction]]:
     """
-    Captions the split with everything that the tables ask for.
+    Captions the split with every system that the tables need.
 
     Args:
-        captioner ([`Captioner`]): Of the checkpoint that is evaluated.
-        tables (`list[int]`): Of `TABLES`.
-        checkpoints (`dict`): By a key of `OPTIONS` the checkpoint that makes this row, or `None`.
-        load: Makes a [`Captioner`] of another checkpoint, for the same clips.
-        train: The training split, for a frozen encoder.
-        predictions (`dict`): By name the file and the captions of other systems.
-        masked (`bool`): Whether the rows of masked inputs are made.
-        seed (`int`): Of the random captions and of the shuffling.
+        captioner ([`Captioner`]): With the checkpoint that is evaluated.
+        tables (`list[int]`): Keys of `TABLES`.
+        checkpoints (`dict[str, str | None]`): For each key of `OPTIONS` the checkpoint that makes this row, or None.
+        load (`Callable`): Loads another checkpoint for the same clips.
+        train (`Callable`): Loads the training split, from which a frozen encoder retrieves.
+        predictions (`dict[str, tuple[str, list[str]]]`): The file and the captions of other systems, by name.
+        masked (`bool`): Whether the rows with masked inputs are made.
+        seed (`int`): Seed of the random captions and of the shuffling.
 
     Returns:
-        The systems by key, and the lines of `predictions.jsonl`.
+        `tuple`: the systems by key, in the order of a table, and a [`Prediction`] per clip.
+
+    Raises:
+        `ValueError`: If Table 4 is wanted of a model without candidates, or another checkpoint reads other clips.
     """
     conditioning = captioner.model.config.conditioning
     if 4 in tables and conditioning == "audio":
-        raise ValueError(f"Table 4 compares candidates, and {captioner.name} is a model that sees none")
+        raise ValueError(f"Table 4 compares candidates, and {captioner.name} sees none: evaluate it without --table 4")
     lines = captioner.caption("Captioning")
     gold = [line["references"][0] for line in lines]
     nearest = [line["candidate"] for line in lines]
@@ -186,9 +194,9 @@ def make_systems(
 
 
 def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
-    """The keys of a table's systems in its order, and the rows that are missing, with the option that makes them."""
+    """The systems of a table in its order, and its missing rows with the option that makes each of them."""
     keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
-    there = {system.title for system in systems.values()}  # where the checkpoint itself is an ablation
+    there = {system.title for system in systems.values()}  # the checkpoint itself may be an ablation
     missing = {
         key: f"{TITLES[key]}: give {OPTIONS[key]}"
         for key in keys
@@ -201,19 +209,22 @@ def read_predictions(
     entries: list[str], ids: list[str], skipped: set[str], normalization: str = "paper"
 ) -> dict[str, tuple[str, list[str]]]:
     """
-    Captions of other systems, in the order of the clips.
+    Reads the captions of other systems, in the order of the clips.
 
     Args:
-        entries (`list[str]`): `name=file.jsonl`; a line of a file is `{"id": …, "prediction": …}`.
-        ids (`list[str]`): Of the clips, each of which a file must have once.
-        skipped (`set[str]`): Ids of the split that a file may have too: their clips cannot be used.
-        normalization (`str`, defaults to `"paper"`):
-            Rule by which the captions are normalised. A line of eval.py's `predictions.jsonl` names the rule by which
-            it is normalised already.
+        entries (`list[str]`): Each `name=file.jsonl`, with lines `{"id": …, "prediction": …}`.
+        ids (`list[str]`): The clips. A file must have each of them exactly once.
+        skipped (`set[str]`): Clips of the split that cannot be used. A file may have them, too.
+        normalization (`str`, *optional*, defaults to `"paper"`):
+            Rule by which the captions are normalised. A line of `predictions.jsonl`, which is normalised already,
+            names its own rule.
+
+    Returns:
+        `dict[str, tuple[str, list[str]]]`: the file and the captions of each system, by name.
 
     Raises:
-        `ValueError`: for a name that stands twice or is taken, a file that cannot be read, a line that is none or of
-        another rule, and ids that are missing, not of the split, or there twice.
+        `ValueError`: If a name is used twice or taken, a file cannot be read, a line is malformed or of another rule,
+        or ids are missing, duplicate or not of the split.
     """
     found = {}
     for entry in entries:
@@ -242,9 +253,9 @@ def read_predictions(
                 ) from error
             if own != normalization:
                 raise ValueError(
-                    f"{file}, line {number}: a caption by the rule '{own}', but the model's is '{normalization}': what "
-                    "one deletes, the other cannot bring back. Evaluate that model with the same rule, or give its "
-                    "captions as they were before"
+                    f"{file}, line {number}: a caption by the rule '{own}', but the model's rule is '{normalization}', "
+                    "and what one rule deletes the other cannot bring back. "
+                    "Evaluate that model with the same rule, or give its captions as they were before"
                 )
             counts[row_id] += 1
         known = {*ids, *skipped}
@@ -256,6 +267,6 @@ def read_predictions(
         if any(wrong.values()):
             counted = ", ".join(f"{len(those)} {what}" for what, those in wrong.items())
             examples = [row_id for those in wrong.values() for row_id in those][:3]
-            raise ValueError(f"{file}: of {len(ids)} ids {counted}, such as {examples}; each must stand there once")
+            raise ValueError(f"{file}: of {len(ids)} ids {counted}, such as {examples}; expected each id once")
         found[name] = (file, [captions[row_id] for row_id in ids])
     return found

@@ -7,25 +7,26 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
+from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import metric_stem, system_title, table_columns
 
 METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
 COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
 
 
-def plot_scores(results: dict) -> Figure | None:
-    """Per metric a point and an interval per system."""
+def plot_scores(results: EvaluationResults) -> Figure | None:
+    """For each metric a point and an interval per system; None without a score to show."""
     shown = {}
     for key, title in table_columns(results, "3").items():
-        # What gold captions score against themselves says nothing and would squeeze the others together.
-        scores = {name: system["scores"].get(key) or {} for name, system in results["systems"].items()}
+        scores = {name: system.scores[key] for name, system in results.systems.items() if key in system.scores}
+        # The gold captions are perfect against themselves, which would squeeze the other systems together.
         if metric_stem(key) != "clap_at":
             scores.pop("gold", None)
-        if metric_stem(key) in METRICS and any(score.get("value") is not None for score in scores.values()):
+        if metric_stem(key) in METRICS and any(score.value is not None for score in scores.values()):
             shown[title] = scores
     if not shown:
         return None
-    systems = [name for name in results["systems"] if any(name in scores for scores in shown.values())]
+    systems = [name for name in results.systems if any(name in scores for scores in shown.values())]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.5 + 3 * columns, rows * (0.9 + 0.28 * len(systems))), layout="constrained")
@@ -34,12 +35,13 @@ def plot_scores(results: dict) -> Figure | None:
         axis.set_visible(False)
     for axis, (title, scores) in zip(axes, shown.items()):
         for y, name in enumerate(systems):
-            score = scores.get(name, {})
+            score = scores.get(name)
+            if score is None or score.value is None:
+                continue
             color = COLORS["rgmc" if name == "rgmc" else "nearest_neighbor"]
-            if score.get("low") is not None:
-                axis.hlines(y, score["low"], score["high"], color=color, linewidth=2)
-            if score.get("value") is not None:
-                axis.plot(score["value"], y, "o", color=color, markersize=5)
+            if score.low is not None:
+                axis.hlines(y, score.low, score.high, color=color, linewidth=2)
+            axis.plot(score.value, y, "o", color=color, markersize=5)
         axis.set_title(_short(title), fontsize=10)
         axis.set_yticks(range(len(systems)), [_short(system_title(results, name)) for name in systems], fontsize=9)
         axis.set_ylim(len(systems) - 0.5, -0.5)
@@ -47,8 +49,8 @@ def plot_scores(results: dict) -> Figure | None:
     return figure
 
 
-def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figure | None:
-    """Mean CIDEr-D of the clips in quantile bins of the candidate's similarity."""
+def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_scores: ItemScores) -> Figure | None:
+    """Mean CIDEr-D of the clips, in bins of about equal size by how similar the candidate sounds; None without any."""
     similarity = np.array([np.nan if line["similarity"] is None else line["similarity"] for line in lines], float)
     found = np.flatnonzero(np.isfinite(similarity))
     systems = [name for name in ("rgmc", "nearest_neighbor") if "cider_d" in item_scores.get(name, {})]
@@ -56,7 +58,7 @@ def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figu
         return None
     order = found[np.argsort(similarity[found], kind="stable")]
     bins = np.array_split(order, max(1, min(8, len(order) // 10)))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()
     for i, name in enumerate(systems):
         scores = [np.asarray(item_scores[name]["cider_d"], float)[rows] for rows in bins]
@@ -69,25 +71,25 @@ def plot_similarity(results: dict, lines: list[dict], item_scores: dict) -> Figu
             color=COLORS[name],
             label=_short(system_title(results, name)),
         )
-    labels = [f"{similarity[rows[0]]:.3f} to {similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
+    labels = [f"{similarity[rows[0]]:.3f} to\n{similarity[rows[-1]]:.3f}\nn = {len(rows)}" for rows in bins]
     axis.set_xticks(np.arange(len(bins)), labels, fontsize=8)
     axis.set_xlabel("similarity of the candidate's audio")
     axis.set_ylim(bottom=0)
     axis.set_ylabel("CIDEr-D, mean ± standard error")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend()
+    _add_legend(figure)
     return figure
 
 
-def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
-    """Histograms of the number of words."""
+def plot_lengths(results: EvaluationResults, item_scores: ItemScores) -> Figure | None:
+    """Histograms of the number of words in a caption; None without any."""
     systems = [name for name in ("gold", "nearest_neighbor", "rgmc") if "words" in item_scores.get(name, {})]
     if not systems:
         return None
     words = {name: np.asarray(item_scores[name]["words"], float) for name in systems}
     low, high = (int(limit(np.concatenate(list(words.values())))) for limit in (np.min, np.max))
     step = 1 + (high - low) // 40
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis = figure.subplots()
     for name, counts in words.items():
         shares, edges = np.histogram(counts, np.arange(low - 0.5, high + step + 0.5, step))
@@ -96,15 +98,20 @@ def plot_lengths(results: dict, item_scores: dict) -> Figure | None:
     axis.set_xlabel("words of a caption")
     axis.set_ylabel("% of clips")
     axis.grid(axis="y", alpha=0.3)
-    axis.legend()
+    _add_legend(figure)
     return figure
-
-
-def _short(text: str) -> str:
-    return plot_text(textwrap.shorten(text, 40, placeholder=" …"))
 
 
 def plot_text(text: str) -> str:
     """`text` for a plot: a box in place of a letter that the font lacks, and no `$` that would begin a formula."""
     glyphs = FT2Font(findfont("DejaVu Sans")).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "□" for letter in text).replace("$", r"\$")
+
+
+def _short(text: str) -> str:
+    return plot_text(textwrap.shorten(text, 40, placeholder=" …"))
+
+
+def _add_legend(figure: Figure):
+    """Above the axes, where it covers nothing."""
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)

@@ -1,13 +1,16 @@
 """
-The scores that the paper reports (Tables 3, 4 and 5), to stand beside our own.
+The scores that the paper reports in Tables 3, 4 and 5.
 
-CIDEr, BLEU@4, METEOR and ROUGE-L are those of a fork of the COCO caption code, CLAP those of "the default checkpoint".
-Rows of other systems on MusicCaps (LP-MusicCaps, LTU, LTU-AS) are those that the paper took from the literature.
+The paper computed CIDEr, BLEU@4, METEOR and ROUGE-L with a fork of the COCO caption code, and CLAP scores with "the
+default checkpoint". It took the rows LP-MusicCaps, LTU and LTU-AS of Table 5 from the literature.
 """
+
+import os
+from pathlib import Path
 
 SOURCE = "Srivatsan et al., Retrieval Guided Music Captioning via Multimodal Prefixes, IJCAI 2024"
 
-# Corpus whose test split each table is about.
+# The corpus on whose test split each table was measured.
 CORPORA = {"3": "Audiostock", "4": "Audiostock", "5": "MusicCaps"}
 
 _SCORES = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
@@ -40,10 +43,24 @@ _TABLES = {
     },
 }
 
-# `{table: {row: {metric: value, or None for a "-"}}}`
+# `{table: {row: {metric: value}}}`; None where the paper has a "-".
 REPORTED = {
     name: {title: dict(zip(_COPY_FIRST if name == "4" else _SCORES, values)) for title, values in rows.items()}
     for name, rows in _TABLES.items()
 }
 
-METRICS = {metric for rows in REPORTED.values() for row in rows.values() for metric in row}
+
+def is_corpus(dataset: str, corpus: str) -> bool:
+    """
+    Whether a dataset is a corpus of the paper, judged by its name alone.
+
+    The name is the last part of a Hub id, the name of a folder or, for a file, the name of the folder that holds it;
+    case does not matter. `data/audiostock`, `google/MusicCaps` and `data/musiccaps/metadata.parquet` are the paper's,
+    `data/my_audiostock` is not.
+
+    Args:
+        dataset (`str`): Folder, file or Hub id.
+        corpus (`str`): `"Audiostock"` or `"MusicCaps"`.
+    """
+    path = Path(os.path.abspath(dataset))  # not resolved: what counts is the name that the user gave
+    return (path.parent if path.is_file() else path).name.lower() == corpus.lower()

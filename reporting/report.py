@@ -1,9 +1,7 @@
 """
-The results of an evaluation to read: tables on the terminal, `report.md`, and `report.html`, one file that holds its
-plots and sounds itself.
+The report of an evaluation: `report.md`, and `report.html`, a single file that contains its plots and its sound.
 
-`results` is what `results.json` holds, `lines` those of `predictions.jsonl`, `item_scores` a score per clip,
-`{system: {metric: [float, …]}}`.
+It opens with a plain summary and clips to listen to. Tables, plots and how it was made follow.
 """
 
 import base64
@@ -17,14 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import published
 from reporting.markdown import markdown_table, markdown_text
-from reporting.plots import METRICS, plot_lengths, plot_scores, plot_similarity
+from reporting.plots import plot_lengths, plot_scores, plot_similarity
+from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.tables import (
     caption_table,
     difference_table,
     draw_examples,
-    format_score,
+    has_reported_rows,
     interval_note,
-    metric_stem,
+    reported_table,
+    system_title,
     table,
     table_notes,
     table_title,
@@ -35,21 +35,28 @@ SAMPLING_RATE = 48_000  # Hz
 
 def write_report(
     output_dir: str | Path,
-    results: dict,
-    lines: list[dict],
-    item_scores: dict,
+    results: EvaluationResults,
+    lines: list[Prediction],
+    item_scores: ItemScores,
     load_clip: Callable[[int], np.ndarray] | None = None,
     num_examples: int = 12,
+    side_by_side: bool = False,
+    warning: str | None = None,
 ):
     """
     Writes `report.md`, `plots/*.png` and `report.html` to `output_dir`.
 
     Args:
-        output_dir: A folder; made where there is none.
-        results, lines, item_scores: Of an evaluation.
-        load_clip: Gives for a row of `lines` the 10 s that the model hears, float32, mono, 48 kHz. A row for which it
-            fails has no player but the reason.
-        num_examples: Clips to show, drawn with the seed of `results`.
+        output_dir (`str` or `Path`): A folder; created if it does not exist.
+        results ([`EvaluationResults`]), lines (`list[Prediction]`), item_scores (`ItemScores`):
+            What the evaluation found: for all clips, and for each clip.
+        load_clip (`Callable`, *optional*):
+            Returns the 10 s that the model hears of a row of `lines`: float32, mono, 48 kHz. Where it raises, the
+            report shows the reason in place of a player. Without it there are no players.
+        num_examples (`int`, *optional*, defaults to 12): Clips to show, drawn with the seed of `results`.
+        side_by_side (`bool`, *optional*, defaults to `False`):
+            Whether Table 1 is added: the captions of every system for the clips that are shown.
+        warning (`str`, *optional*): What a reader must know about the model, shown below the summary.
     """
     output_dir = Path(output_dir)
     (output_dir / "plots").mkdir(parents=True, exist_ok=True)
@@ -72,19 +79,19 @@ def write_report(
         if figure is not None:
             figure.savefig(path, dpi=120)
             data = base64.b64encode(path.read_bytes()).decode()
-            plots.append({"path": f"plots/{name}.png", "text": text, "data": data})
-    names = results["tables"]
+            plots.append({"name": name, "path": f"plots/{name}.png", "text": text, "data": data})
     report = {
-        "title": f"RGMC {results['checkpoint']['name']} on {results['dataset']}",
-        "headline": _headline(results),
-        "tables": [(table_title(results, name), *table(results, name), table_notes(results, name)) for name in names],
-        "interval_note": interval_note(results),
+        "title": f"RGMC {results.checkpoint['name']} on {results.dataset}",
+        "summary": summary(results),
+        "warning": warning,
+        "examples": examples,
+        "captions": caption_table(results, examples) if side_by_side else None,
+        "tables": [_described_table(results, name) for name in results.tables],
+        "source": published.SOURCE,
         "differences": difference_table(results),
         "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "
         "not cover what another seed of the training would change.",
         "plots": plots,
-        "captions": caption_table(results, examples),
-        "examples": examples,
         "facts": _facts(results),
     }
     environment = Environment(
@@ -100,6 +107,56 @@ def write_report(
         (output_dir / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
+def summary(results: EvaluationResults) -> str:
+    """
+    RGMC's CIDEr-D beside that of its nearest neighbour's captions, and whether the difference is more than chance.
+
+    Where leaks were looked for, the same follows for the clips that do not leak.
+    """
+    clips = f"the {results.n} clips of {results.split}" if results.n != 1 else f"the one clip of {results.split}"
+    found = [_compare(results, results.systems, clips, results.n)]
+    without = results.without_leaks
+    if without and without.n:
+        clips = f"the {without.n} of them that do not leak from {without.train_split}"
+        found.append(_compare(results, without.systems, clips, without.n))
+    return " ".join(found)
+
+
+def _compare(results: EvaluationResults, systems: dict[str, SystemResult], clips: str, n: int) -> str:
+    title, level = system_title(results, "rgmc"), f"{100 * results.bootstrap['level']:g} %"
+    own, nearest = (systems[key].scores["cider_d"].value for key in ("rgmc", "nearest_neighbor"))
+    text = f"{title} scores {own:.2f} CIDEr-D on {clips}; "
+    text += f"the captions of the most similar songs in its datastore score {nearest:.2f}. "
+    difference = systems["nearest_neighbor"].difference.get("cider_d")
+    if n == 1:
+        return text + "A single clip cannot show a difference."
+    if difference is None or difference.low is None:
+        return text + f"The difference is {own - nearest:.2f}, without an interval."
+    interval = f"{difference.low:.2f} to {difference.high:.2f}"
+    if difference.low <= 0 <= difference.high:
+        return text + (
+            f"No difference is shown: the {level} interval of the difference of {difference.value:.2f}, {interval}, "
+            "includes zero."
+        )
+    comparison = "better" if difference.value > 0 else "worse"
+    return text + (
+        f"{title} is {comparison} by {abs(difference.value):.2f}: the {level} interval of the difference, {interval}, "
+        "excludes zero."
+    )
+
+
+def _described_table(results: EvaluationResults, name: str) -> dict:
+    """A table with its notes and, where the paper's rows are about another corpus, those in a table of their own."""
+    return {
+        "title": table_title(results, name),
+        "scores": table(results, name),
+        "interval_note": interval_note(results, name),
+        "notes": table_notes(results, name),
+        "reported": None if has_reported_rows(results, name) else reported_table(name),
+        "reported_corpus": published.CORPORA[name],
+    }
+
+
 def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:
     """The sound of a row as an mp3 in base64, or why there is none."""
     if load_clip is None:
@@ -107,33 +164,25 @@ def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:
     try:
         file = io.BytesIO()
         soundfile.write(file, np.clip(load_clip(row), -1, 1), SAMPLING_RATE, format="MP3")
-    except Exception as error:  # decoders raise their own; the report of the other clips is worth having
+    except Exception as error:  # decoders raise errors of many types; the report of the other clips is worth having
         return {"audio": None, "silence": f"{type(error).__name__}: {error}"}
     return {"audio": base64.b64encode(file.getvalue()).decode(), "silence": None}
 
 
-def _candidate_source(line: dict) -> str:
+def _candidate_source(line: Prediction) -> str:
     similarity = [] if line["similarity"] is None else [f"similarity {line['similarity']:.3f}"]
     return ", ".join([line["candidate_id"] or "no id", *similarity])
 
 
-def _headline(results: dict) -> str:
-    scores = results["systems"]["rgmc"]["scores"]
-    keys = [key for key in results["metrics"] if metric_stem(key) in METRICS and scores.get(key)]
-    shown = ", ".join(f"{results['metrics'][key]} {format_score(scores[key], True)}" for key in keys)
-    return f"{results['n']} clips of {results['split']}: {shown}"
-
-
-def _facts(results: dict) -> list[tuple[str, str]]:
-    checkpoint, bootstrap = results["checkpoint"], results["bootstrap"]
+def _facts(results: EvaluationResults) -> list[tuple[str, str]]:
+    checkpoint, bootstrap = results.checkpoint, results.bootstrap
     return [
-        ("Command", results["command"]),
+        ("Command", results.command),
         ("Checkpoint", checkpoint["name"] + (f", revision {checkpoint['revision']}" if checkpoint["revision"] else "")),
         *((f"SHA-256 of {file}", digest) for file, digest in checkpoint["sha256"].items()),
-        ("Data", f"{results['dataset']}, split {results['split']}, {results['n']} clips"),
-        ("Seed", str(results["seed"])),
+        ("Data", f"{results.dataset}, split {results.split}, {results.n} clips"),
+        ("Seed", str(results.seed)),
         ("Bootstrap", f"{bootstrap['samples']} samples, level {bootstrap['level']:g}, unit {bootstrap['unit']}"),
-        ("Text", results["text"]),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
-        ("Reported rows", published.SOURCE),
+        ("Text", results.text),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in results.versions.items())),
     ]

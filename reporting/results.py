@@ -1,11 +1,14 @@
-"""What an evaluation finds, and what its metrics and the kinds of leaks are called."""
+"""The results of an evaluation: what `results.json` and `predictions.jsonl` hold, and what its parts are called."""
+
+from dataclasses import asdict, dataclass
+from typing import NotRequired, TypedDict
 
 METRIC_TITLES = {
     "cider_d": "CIDEr-D",
     **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
     "meteor_1.5": "METEOR 1.5",
     "rouge_l": "ROUGE-L",
-    "clap_at": "CLAP A-T",  # in brackets after it stands the checkpoint
+    "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
     "copy": "Copy %",
     "distinct": "Distinct %",
@@ -18,15 +21,187 @@ LEAK_TITLES = {
     "identical_audio": "identical audio",
     "near_audio": "near-identical audio",
 }
+OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks"}  # fields that results.json may lack
+
+# A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
+ItemScores = dict[str, dict[str, list[float]]]
+
+
+class Prediction(TypedDict):
+    """
+    A line of `predictions.jsonl`: a clip and what is said of it.
+
+    Args:
+        id (`str`): Of the clip.
+        caption_normalization (`str`): Rule by which the captions of the line are normalised.
+        prediction (`str`): The model's caption.
+        references (`list[str]`): The captions of the corpus, one or more.
+        candidate (`str`, *optional*): The caption that the model was shown.
+        candidate_id, similarity (`str` and `float`, *optional*): Of the clip's nearest neighbour.
+        captions (`dict[str, str]`): The caption of each system.
+        leaks (`list[str]`): The kinds of leaks that the clip is part of, where leaks were looked for.
+    """
+
+    id: str
+    caption_normalization: str
+    prediction: str
+    references: list[str]
+    candidate: str | None
+    candidate_id: str | None
+    similarity: float | None
+    captions: NotRequired[dict[str, str]]
+    leaks: NotRequired[list[str]]
+
+
+class Checkpoint(TypedDict):
+    """Name, commit on the Hub (None for a folder) and the SHA-256 of each file of a checkpoint."""
+
+    name: str
+    revision: str | None
+    sha256: dict[str, str]
+
+
+class Bootstrap(TypedDict):
+    """How the intervals were made: resamples, level from 0 to 1, and what is resampled."""
+
+    samples: int
+    level: float
+    unit: str
+
+
+@dataclass
+class Score:
+    """
+    A score of a system, or the difference between two.
+
+    Args:
+        value (`float`, *optional*): x 100, except for `words`; None where it cannot be computed.
+        low, high (`float`, *optional*): Limits of the bootstrap interval; None where there is none.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class SystemResult:
+    """
+    The scores of one system.
+
+    Args:
+        title (`str`): Its row in a table.
+        source (`str`): Where its captions come from.
+        scores (`dict[str, Score]`): By metric.
+        truncated_texts (`int`, *optional*): How many of its texts and of the references' CLAP cut.
+        difference (`dict[str, Score]`, *optional*): RGMC minus this system, by metric, from the same resamples.
+    """
+
+    title: str
+    source: str
+    scores: dict[str, Score]
+    truncated_texts: int | None = None
+    difference: dict[str, Score] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SystemResult":
+        fields = {"scores", "difference"} & values.keys()
+        scores = {name: {key: Score(**score) for key, score in values[name].items()} for name in fields}
+        return cls(**{**values, **scores})
+
+
+@dataclass
+class LeakFreeResults:
+    """
+    The scores of the clips that do not leak from the training split.
+
+    Args:
+        n (`int`): Clips that are left.
+        left_out (`dict[str, int]`): Clips left out, by kind of leak; a clip may be of several kinds.
+        train_split (`str`), options (`dict`): What the clips were compared with, and how: those of `leakage.json`.
+        systems (`dict[str, SystemResult]`): Empty where no clip is left.
+    """
+
+    n: int
+    left_out: dict[str, int]
+    train_split: str
+    options: dict
+    systems: dict[str, SystemResult]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "LeakFreeResults":
+        return cls(**{**values, "systems": _systems(values)})
+
+
+@dataclass(kw_only=True)
+class EvaluationResults:
+    """
+    What `results.json` holds.
+
+    Args:
+        model, dataset, split, seed: Options of the evaluation.
+        checkpoint ([`Checkpoint`])
+        command (`str`): The command that makes these results.
+        caption_normalization, text (`str`): Rule of the captions, and in words how they are compared.
+        versions (`dict[str, str]`): Of Python and the packages that the scores depend on.
+        bootstrap ([`Bootstrap`])
+        n, skipped (`int`): Clips that are scored, and rows that cannot be used.
+        metrics (`dict[str, str]`): Title by metric, in the order of the columns.
+        unavailable (`dict[str, str]`): Why a metric has no scores.
+        systems (`dict[str, SystemResult]`): In the order of a table.
+        without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
+        tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
+        side_by_side (`list[str]`): The systems of Table 1.
+        missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
+    """
+
+    model: str
+    checkpoint: Checkpoint
+    dataset: str
+    split: str
+    seed: int
+    command: str
+    caption_normalization: str
+    text: str
+    versions: dict[str, str]
+    bootstrap: Bootstrap
+    n: int
+    skipped: int
+    metrics: dict[str, str]
+    unavailable: dict[str, str]
+    systems: dict[str, SystemResult]
+    without_leaks: LeakFreeResults | None = None
+    tables: dict[str, list[str]]
+    side_by_side: list[str]
+    missing: dict[str, str]
+
+    def to_dict(self) -> dict:
+        """As `results.json` has it."""
+        return asdict(self, dict_factory=_without_absent)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EvaluationResults":
+        """The inverse of [`~EvaluationResults.to_dict`]."""
+        without = values.get("without_leaks")
+        without = without and LeakFreeResults.from_dict(without)
+        return cls(**{**values, "systems": _systems(values), "without_leaks": without})
 
 
 def leak_rule(options: dict) -> str:
     """What counts as a leak, by the `options` of `leakage.json`."""
-    rule = "Captions are compared as normalised by the rule paper, whatever the model's. "
+    rule = "Captions are compared after normalisation by the rule paper, whatever the model's rule. "
     rule += f"Near-duplicate captions: Jaccard of word {options['ngram']}-grams above {options['threshold']:g}; "
-    rule += "identical audio: files of the same bytes; near-identical audio: "
+    rule += "identical audio: files with the same bytes; near-identical audio: "
     if options["model"]:
         rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "
     else:
-        rule += "not looked for, which python -m corpora.leakage --model does. "
-    return rule + "What is the same is not counted as near."
+        rule += "not looked for (find_leaks.py --model does). "
+    return rule + "What is identical is not counted as near."
+
+
+def _systems(values: dict) -> dict[str, SystemResult]:
+    return {key: SystemResult.from_dict(system) for key, system in values["systems"].items()}
+
+
+def _without_absent(fields: list[tuple]) -> dict:
+    return {name: value for name, value in fields if value is not None or name not in OPTIONAL}

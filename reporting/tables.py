@@ -1,11 +1,19 @@
-"""The tables of an evaluation: one definition for the terminal, Markdown and HTML."""
+"""The tables of an evaluation: one definition for the terminal, Markdown, HTML and the model card."""
 
 from pathlib import Path
 
 import numpy as np
 
 from reporting import published
-from reporting.results import LEAK_TITLES, METRIC_TITLES, leak_rule
+from reporting.results import (
+    LEAK_TITLES,
+    METRIC_TITLES,
+    EvaluationResults,
+    Prediction,
+    Score,
+    SystemResult,
+    leak_rule,
+)
 
 COLUMNS = {
     "3": (*("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"), "copy", "distinct", "novel", "words"),
@@ -16,46 +24,55 @@ COLUMNS["5"] = COLUMNS["3"]
 Table = tuple[list[str], list[list[str]]]
 
 
-def table(results: dict, name: str, intervals: bool = True) -> Table:
+def table(results: EvaluationResults, name: str, intervals: bool = True) -> Table:
     """
-    Header and rows of the paper's table `name`: our systems, then the rows that the paper reports.
+    Header and rows of the paper's table `name`. A column without any value is left out.
+
+    Where leaks were looked for, each system has a row for all clips and one for those that do not leak. The paper's
+    rows follow ours where the corpus is the paper's.
 
     Args:
-        results: Of an evaluation.
-        name: "3", "4" or "5".
-        intervals: Whether cells are `value [low, high]` where there is an interval, rather than `value`.
-
-    Where leaks were looked for, each of our systems has a row of all clips, and one of those that do not leak.
+        results ([`EvaluationResults`]): What `results.json` holds.
+        name (`str`): `"3"`, `"4"` or `"5"`.
+        intervals (`bool`, *optional*, defaults to `True`):
+            Whether cells are `value [low, high]` where there is an interval, rather than `value`.
     """
     columns = table_columns(results, name)
-    header = ["Candidate" if name == "4" else "System", *_of_clips(results, "Clips"), *columns.values()]
+    header = [_first_column(name), *_of_clips(results, "Clips"), *columns.values()]
     rows = []
-    for system in results["tables"][name]:
+    for system in results.tables[name]:
         for clips, systems in scored_clips(results).items():
             if system in systems:
-                scores = systems[system]["scores"]
-                cells = [format_score(scores.get(key) or {}, intervals) for key in columns]
+                scores = systems[system].scores
+                cells = [format_score(scores.get(key), intervals) for key in columns]
                 rows.append([system_title(results, system), *_of_clips(results, clips), *cells])
-    for title, reported in published.REPORTED.get(name, {}).items():
-        cells = [format_score({"value": reported.get(metric_stem(key))}, False) for key in columns]
-        rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
-    return header, rows
+    if has_reported_rows(results, name):
+        for title, cells in _reported(name, columns):
+            rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
+    return _without_empty_columns(header, rows)
 
 
-def scored_clips(results: dict) -> dict[str, dict]:
+def has_reported_rows(results: EvaluationResults, name: str) -> bool:
+    """Whether the paper's rows stand in the table `name`: only where both are about the same corpus."""
+    return published.is_corpus(results.dataset, published.CORPORA[name])
+
+
+def reported_table(name: str) -> Table:
+    """The paper's own table `name`, without our systems."""
+    columns = {key: METRIC_TITLES[key] for key in COLUMNS[name]}
+    header = [_first_column(name), *columns.values()]
+    return _without_empty_columns(header, [[title, *cells] for title, cells in _reported(name, columns)])
+
+
+def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult]]:
     """The systems with the scores of all clips and, where leaks were looked for, of those that do not leak."""
-    found = {f"{results['n']} all": results["systems"]}
-    if "without_leaks" in results:
-        found[f"{results['without_leaks']['n']} without leaks"] = results["without_leaks"]["systems"]
+    found = {f"{results.n} all": results.systems}
+    if results.without_leaks:
+        found[f"{results.without_leaks.n} without leaks"] = results.without_leaks.systems
     return found
 
 
-def _of_clips(results: dict, cell: str) -> list[str]:
-    """A cell of the column that says which clips are scored; none where there are no others than all."""
-    return [cell] if "without_leaks" in results else []
-
-
-def format_table(results: dict, name: str) -> str:
+def format_table(results: EvaluationResults, name: str) -> str:
     """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
     header, rows = table(results, name, intervals=False)
     widths = [max(map(len, column)) for column in zip(header, *rows)]
@@ -66,102 +83,106 @@ def format_table(results: dict, name: str) -> str:
     return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
 
 
-def table_title(results: dict, name: str) -> str:
+def table_title(results: EvaluationResults, name: str) -> str:
     """The heading of the table `name`: the split and its size."""
-    return f"Table {name} · {results['split']}: {results['n']} {'clip' if results['n'] == 1 else 'clips'}"
+    return f"Table {name} · {results.split}: {results.n} {'clip' if results.n == 1 else 'clips'}"
 
 
-def table_notes(results: dict, name: str) -> list[str]:
-    """What a reader of the table `name` has to know: what is missing in it and why, and how CLAP scored."""
-    stems = COLUMNS.get(name, COLUMNS["3"])
-    elsewhere = {system for other, systems in results["tables"].items() if other != name for system in systems}
-    elsewhere -= set(results["tables"][name])
+def table_notes(results: EvaluationResults, name: str) -> list[str]:
+    """What a reader of the table `name` has to know: what is missing and why, which CLAP scored, and what leaks."""
+    elsewhere = {system for other, systems in results.tables.items() if other != name for system in systems}
+    elsewhere -= set(results.tables[name])
     reasons = {}
-    for key, reason in results["unavailable"].items():
-        if metric_stem(key) in stems:
-            reasons.setdefault(reason, []).append(results["metrics"].get(key, key))
+    for key, reason in results.unavailable.items():
+        if metric_stem(key) in COLUMNS[name]:
+            reasons.setdefault(reason, []).append(results.metrics.get(key, key))
     notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
-    notes += [f"no row of {way}" for key, way in results["missing"].items() if key not in elsewhere]
+    notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
     return notes + clap_notes(results, name) + leak_notes(results)
 
 
-def clap_notes(results: dict, name: str) -> list[str]:
-    """Which CLAP scored in the table `name`, and whether it cut texts."""
+def clap_notes(results: EvaluationResults, name: str) -> list[str]:
+    """Which CLAP scored in the table `name`, and how many texts it cut."""
     variants = {}
     for key, title in table_columns(results, name).items():
-        if metric_variant(key) and key not in results["unavailable"]:
+        if metric_variant(key) and key not in results.unavailable:
             variants.setdefault(metric_variant(key), []).append(title)
-    cut = max((system.get("truncated_texts", 0) for system in results["systems"].values()), default=0)
-    too_long = f", for which up to {cut} texts of a system and its references were cut" if cut else ""
+    cut = max((system.truncated_texts or 0 for system in results.systems.values()), default=0)
+    too_long = f"; it cut up to {cut} texts of a system and its references" if cut else ""
     return [f"{', '.join(titles)}: by {variant}{too_long}" for variant, titles in variants.items()]
 
 
-def leak_notes(results: dict) -> list[str]:
+def leak_notes(results: EvaluationResults) -> list[str]:
     """Which clips leak from the training split; nothing where leaks were not looked for."""
-    if "without_leaks" not in results:
+    without = results.without_leaks
+    if without is None:
         return []
-    without = results["without_leaks"]
-    kinds = [f"{LEAK_TITLES[kind]} {count}" for kind, count in without["left_out"].items()]
-    note = f"Without leaks: {results['n'] - without['n']} of {results['n']} clips leak from the split "
-    note += f"{without['train_split']} and are left out{': ' + ', '.join(kinds) if kinds else ''}. "
-    if not without["systems"]:
+    kinds = [f"{LEAK_TITLES[kind]} {count}" for kind, count in without.left_out.items()]
+    note = f"Without leaks: {results.n - without.n} of {results.n} clips leak from the split "
+    note += f"{without.train_split} and are left out{': ' + ', '.join(kinds) if kinds else ''}. "
+    if not without.systems:
         note += "None is left to score. "
-    return [note + leak_rule({**without["options"], "model": metric_variant(f"[{without['options']['model']}]")})]
+    model = without.options["model"]
+    return [note + leak_rule({**without.options, "model": model and public_name(model)})]
 
 
-def interval_note(results: dict) -> str:
-    """What the intervals of a table are, and where its last rows are from."""
-    bootstrap = results["bootstrap"]
-    intervals = (
-        f"[low, high]: {100 * bootstrap['level']:g} % bootstrap interval, {bootstrap['samples']} samples over "
-        f"{bootstrap['unit']}s. "
-    )
-    reported = "Rows marked as reported are those of the paper, on its own test split."
-    return intervals * bool(bootstrap["samples"]) + reported
+def interval_note(results: EvaluationResults, name: str) -> str:
+    """What the brackets in the table `name` mean and where its last rows come from; empty if it has neither."""
+    bootstrap, notes = results.bootstrap, []
+    if bootstrap["samples"]:
+        interval = f"{100 * bootstrap['level']:g} % bootstrap interval"
+        notes.append(f"[low, high]: {interval}, {bootstrap['samples']} samples over {bootstrap['unit']}s.")
+    if has_reported_rows(results, name):
+        notes.append(f"Rows marked as reported are those of the paper, on its own test split ({published.SOURCE}).")
+    return " ".join(notes)
 
 
-def difference_table(results: dict) -> Table:
+def difference_table(results: EvaluationResults) -> Table:
     """RGMC minus each other system, a row per system, with the intervals of the paired bootstrap."""
-    systems = {name: system["difference"] for name, system in results["systems"].items() if system.get("difference")}
-    keys = [key for key in results["metrics"] if any(difference.get(key) for difference in systems.values())]
+    systems = {name: system.difference for name, system in results.systems.items() if system.difference}
+    keys = [key for key in results.metrics if any(key in difference for difference in systems.values())]
     rows = []
     for name in systems:
         for clips, scored in scored_clips(results).items():
             if name in scored:
-                cells = [format_score(scored[name]["difference"].get(key) or {}, True, "+.2f") for key in keys]
+                cells = [format_score(scored[name].difference.get(key), True, "+.2f") for key in keys]
                 rows.append([system_title(results, name), *_of_clips(results, clips), *cells])
-    return ["RGMC minus", *_of_clips(results, "Clips"), *(results["metrics"][key] for key in keys)], rows
+    return ["RGMC minus", *_of_clips(results, "Clips"), *(results.metrics[key] for key in keys)], rows
 
 
-def caption_table(results: dict, lines: list[dict]) -> Table:
-    """Table 1: what systems say about the same clips."""
+def caption_table(results: EvaluationResults, lines: list[Prediction]) -> Table:
+    """Table 1: what the systems say about the same clips."""
     rows = [
         [line["id"] if i == 0 else "", system_title(results, system), line["captions"][system] or "-"]
         for line in lines
-        for i, system in enumerate(results["side_by_side"])
+        for i, system in enumerate(results.side_by_side)
     ]
     return ["Clip", "System", "Caption"], rows
 
 
-def format_caption_table(results: dict, lines: list[dict]) -> str:
+def format_caption_table(results: EvaluationResults, lines: list[Prediction]) -> str:
     """Table 1 for a terminal."""
     _, rows = caption_table(results, lines)
     widths = [max(map(len, column)) for column in zip(*rows)][:2]
     return "\n".join(["Table 1", *(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)])
 
 
-def draw_examples(results: dict, lines: list[dict], number: int) -> list[int]:
-    """Rows of `lines` to show, by the seed of `results`, in their order."""
-    return sorted(np.random.default_rng(results["seed"]).permutation(len(lines))[:number].tolist())
+def draw_examples(results: EvaluationResults, lines: list[Prediction], number: int) -> list[int]:
+    """Row numbers of the clips to show, in ascending order, drawn with the seed of `results`."""
+    return sorted(np.random.default_rng(results.seed).permutation(len(lines))[:number].tolist())
 
 
-def table_columns(results: dict, name: str) -> dict[str, str]:
-    """`{metric: title}`; a metric of several variants, `clap_at[checkpoint]`, has a column for each."""
+def table_columns(results: EvaluationResults, name: str) -> dict[str, str]:
+    """
+    `{metric: title}` of the columns that the table `name` may have.
+
+    A metric of several variants, `clap_at[checkpoint]`, has a column for each.
+    """
     columns = {}
-    for stem in COLUMNS.get(name, COLUMNS["3"]):
-        keys = [key for key in results["metrics"] if metric_stem(key) == stem]
-        for key in keys or [stem] * (stem in published.METRICS):
-            title = results["metrics"].get(key) or METRIC_TITLES[stem]
+    for stem in COLUMNS[name]:
+        keys = [key for key in results.metrics if metric_stem(key) == stem] or [stem]
+        for key in keys:
+            title = results.metrics.get(key, METRIC_TITLES[stem])
             columns[key] = f"{title} [{metric_variant(key)}]" if len(keys) > 1 else title
     return columns
 
@@ -172,21 +193,48 @@ def metric_stem(key: str) -> str:
 
 
 def metric_variant(key: str) -> str:
-    """The checkpoint that a metric key names, of an absolute path the folder's name."""
-    variant = key.partition("[")[2].removesuffix("]")
-    return Path(variant).name if Path(variant).is_absolute() else variant
+    """The checkpoint that a metric's key names, as it is shown; empty where it names none."""
+    return public_name(key.partition("[")[2].removesuffix("]"))
 
 
-def system_title(results: dict, system: str) -> str:
-    """The title of a system on one line; its name where it has none."""
-    return " ".join(results["systems"].get(system, {}).get("title", system).split())
+def public_name(checkpoint: str) -> str:
+    """The name of a checkpoint as it is shown: for an absolute path only that of the folder."""
+    return Path(checkpoint).name if Path(checkpoint).is_absolute() else checkpoint
 
 
-def format_score(score: dict, interval: bool, form: str = ".2f") -> str:
+def system_title(results: EvaluationResults, system: str) -> str:
+    """The title of a system on one line; its key where it was not scored."""
+    title = results.systems[system].title if system in results.systems else system
+    return " ".join(title.split())
+
+
+def format_score(score: Score | None, interval: bool, form: str = ".2f") -> str:
     """`value`, `value [low, high]`, or "-" where there is no value."""
-    if score.get("value") is None:
+    if score is None or score.value is None:
         return "-"
-    text = format(score["value"], form)
-    if interval and score.get("low") is not None:
-        text += f" [{score['low']:{form}}, {score['high']:{form}}]"
+    text = format(score.value, form)
+    if interval and score.low is not None:
+        text += f" [{score.low:{form}}, {score.high:{form}}]"
     return text
+
+
+def _first_column(name: str) -> str:
+    return "Candidate" if name == "4" else "System"
+
+
+def _of_clips(results: EvaluationResults, cell: str) -> list[str]:
+    """A cell of the column that says which clips are scored; that column exists where leaks were looked for."""
+    return [cell] if results.without_leaks else []
+
+
+def _reported(name: str, columns: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """The paper's rows of the table `name`: a title and a cell for each of `columns`."""
+    return [
+        (title, [format_score(Score(scores.get(metric_stem(key))), interval=False) for key in columns])
+        for title, scores in published.REPORTED[name].items()
+    ]
+
+
+def _without_empty_columns(header: list[str], rows: list[list[str]]) -> Table:
+    kept = [0, *(column for column in range(1, len(header)) if any(row[column] != "-" for row in rows))]
+    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]

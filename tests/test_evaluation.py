@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from helpers import AUDIO, CAPTIONS, ROOT, write_corpus, write_tone
+from helpers import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
 from huggingface_hub import ModelCard
-from laion_reference import TEXT, save_checkpoint, tiny_clap
+from laion_reference import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from audio_rgmc import load_audio
@@ -33,6 +34,7 @@ from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from reporting.results import EvaluationResults, Score
 from retrieval_rgmc import CaptionDatastore
 
 SPLITS = {"train": [*CAPTIONS, "solo flute", "warm organ"], "test": CAPTIONS[2:7]}
@@ -95,8 +97,9 @@ def run(corpus, checkpoints, tmp_path):
         args = arguments(corpus, model or checkpoints["both"], tmp_path / name, **options)
         results = evaluate_checkpoint(args, Accelerator())
         lines = (tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        assert json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) == results
-        return results, [json.loads(line) for line in lines]
+        saved = json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8"))
+        assert EvaluationResults.from_dict(saved) == results
+        return saved, [json.loads(line) for line in lines]
 
     return run
 
@@ -104,7 +107,8 @@ def run(corpus, checkpoints, tmp_path):
 def arguments(corpus: Path, model: str, output_dir: Path, **options) -> EvaluationArguments:
     options = {"cache_dir": str(corpus.parent / "cache"), "meteor": False, "clap_model": None, **options}
     options = {"batch_size": 2, "bootstrap": 20, "num_examples": 1, **options}
-    return EvaluationArguments(model, str(corpus), str(output_dir), **options)
+    options = {"dataset": str(corpus), **options}
+    return EvaluationArguments(model=model, output_dir=str(output_dir), **options)
 
 
 def captions_of(checkpoint: str, corpus: Path, candidates: list[str] | None) -> list[str]:
@@ -234,14 +238,35 @@ def test_a_model_of_another_kind_is_refused(run, checkpoints):
         run(table=[2])
 
 
-def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, checkpoints, capsys):
-    results, lines = run(table=[1, 5], transfer_model=checkpoints["both"])
+def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, corpus, checkpoints, tmp_path, capsys):
+    (tmp_path / "MusicCaps").symlink_to(corpus)
+    options = {"dataset": str(tmp_path / "MusicCaps"), "transfer_model": checkpoints["both"]}
+    results, lines = run(table=[1, 5], **options)
     assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
     assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
     printed = capsys.readouterr().out
     assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
     assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
     assert printed.startswith("Table 1\ntest-")
+    assert "Table 1" in (tmp_path / "eval" / "report.html").read_text(encoding="utf-8")
+    run("other", table=[5])
+    assert "(reported, " not in capsys.readouterr().out
+    assert "Table 1" not in (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_last_line_says_that_a_model_from_scratch_is_of_no_use_elsewhere(run, checkpoints, tmp_path, capsys):
+    run(masked=False)
+    warning = "This model was trained from scratch on 10 clips; do not expect useful captions of other music."
+    assert capsys.readouterr().out.endswith(f"{warning}\n")
+    for name in ("report.html", "report.md"):
+        assert warning in (tmp_path / "eval" / name).read_text(encoding="utf-8")
+    shutil.copytree(checkpoints["both"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["text_model_source"] = {"name": "owner/gpt2", "revision": None, "sha256": {}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    run("pretrained", model=str(tmp_path / "model"), masked=False)
+    assert "from scratch" not in capsys.readouterr().out
+    assert "from scratch" not in (tmp_path / "pretrained" / "report.html").read_text(encoding="utf-8")
 
 
 # -- other systems ---------------------------------------------------------------------------------------------------
@@ -303,11 +328,11 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
     file = write_predictions(tmp_path / "p.jsonl", {row_id: f"of {row_id}" for row_id in IDS})
     options = {"max_skipped": 0.5, "masked": False, "predictions": [f"other={file}"]}
     players = []
-    monkeypatch.setattr("eval.write_report", lambda *args: players.append(args[4]))
+    monkeypatch.setattr("eval.write_report", lambda *args, **options: players.append(options["load_clip"]))
     results = evaluate_checkpoint(
         arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", **options), Accelerator()
     )
-    assert (results["n"], results["skipped"]) == (4, 1)
+    assert (results.n, results.skipped) == (4, 1)
     lines = (tmp_path / "eval" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     captions = {line["id"]: line["captions"]["other"] for line in map(json.loads, lines)}
     assert captions == {row_id: f"of {row_id}".replace("-", "") for row_id in IDS if row_id != "test-1"}
@@ -410,7 +435,7 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
 
 
 def test_intervals_hold_95_percent_of_the_resamples():
-    assert with_interval(1, np.arange(101)) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
+    assert asdict(with_interval(1, np.arange(101))) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
@@ -418,16 +443,16 @@ def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
     systems = {name: System(name, "", captions, ["a b", "x", None, ""]) for name, captions in texts.items()}
     references = [[caption] for caption in CAPTIONS[:4]]
     described, items, unavailable = score_systems(systems, references, ["c", CAPTIONS[0]], False, 50, 0)
-    found = {name: score["value"] for name, score in described["rgmc"]["scores"].items()}
+    found = {name: score.value for name, score in described["rgmc"].scores.items()}
     assert (found["copy"], found["novel"], found["distinct"]) == (50, 75, 100)
     assert found["words"] == pytest.approx((2 + 1 + len(CAPTIONS[2].split())) / 4)
     assert items["rgmc"]["copy"] == [100, 0, 0, 100] and not unavailable
-    silent = described["silent"]["scores"]
-    assert all(silent[name]["value"] == silent[name]["high"] == 0 for name in ("bleu_1", "rouge_l", "cider_d", "words"))
-    score = described["rgmc"]["scores"]["rouge_l"]
-    assert score["low"] < score["value"] < score["high"]
-    difference = described["gold"]["difference"]["rouge_l"]
-    assert difference["value"] == pytest.approx(score["value"] - 100) and difference["high"] < 0
+    silent = described["silent"].scores
+    assert all(silent[name].value == silent[name].high == 0 for name in ("bleu_1", "rouge_l", "cider_d", "words"))
+    score = described["rgmc"].scores["rouge_l"]
+    assert score.low < score.value < score.high
+    difference = described["gold"].difference["rouge_l"]
+    assert difference.value == pytest.approx(score.value - 100) and difference.high < 0
 
 
 def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
@@ -489,9 +514,10 @@ def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leaka
         wanted, *_ = score_systems(systems, references, SPLITS["train"], False, 20, 0, clap_scores)
         assert found.keys() == wanted.keys()
         for key, system in wanted.items():
+            system = asdict(system)
             for part in ("scores", "difference"):
-                for name, score in system.get(part, {}).items():
-                    assert found[key][part][name] == pytest.approx(score), (key, name)
+                for name, score in (system[part] or {}).items():
+                    assert asdict(Score(**found[key][part][name])) == pytest.approx(score), (key, name)
     printed = capsys.readouterr().out
     assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
     for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
@@ -514,7 +540,7 @@ def test_leaks_are_looked_at_without_captioning_again(run, leakage, tmp_path, mo
         with pytest.raises(TypeError):
             run("cut", masked=False)
     monkeypatch.setattr(Captioner, "_caption_batch", None)
-    with pytest.raises(ValueError, match="is no report of leaks"):  # before anything else
+    with pytest.raises(ValueError, match="is not a report of leaks"):  # before anything else
         run("cut", masked=False, leakage=str(tmp_path / "nowhere"))
     results, lines = run("cut", masked=False, leakage=leakage)
     assert [line["captions"] for line in lines] == [line["captions"] for line in wanted]

@@ -295,20 +295,20 @@ def test_a_report_is_read_for_the_split_that_it_is_about_and_for_no_other(folder
     changed = rows["test"].map(lambda row: {"captions": [text.replace("new", "newer") for text in row["captions"]]})
     for split, other in (("test", changed), ("test", rows["test"].select([0, 1, 2])), ("train", rows["train"])):
         with pytest.raises(
-            ValueError, match=rf"other clips or captions: split '{split}' has {len(other)} rows, .*anew"
+            ValueError, match=rf"other clips or captions: split '{split}' has {len(other)} rows, .*make it again"
         ):
             read_leaks(str(file), split, other)
     report = json.loads(file.read_text(encoding="utf-8"))
-    broken = {"no report of leaks": "[1]", "no report of leaks ": "{", "has format version 0": {"format_version": 0}}
+    broken = {"not a report": "[1]", "not a report ": "{", "has format version 0": {"format_version": 0}}
     broken |= {"expected version 1 and the training split 'x'": {"train_split": "x"}}
     (leak,) = (leak for leak in report["leaks"] if leak["splits"] == ["train", "test"])
     leak["kinds"]["exact_caption"]["rows"]["test"]["ids"].append("test-9")
-    broken |= {r"1 ids are none of 'test': \['test-9'\]": {}}
+    broken |= {r"1 ids are not in split 'test': \['test-9'\]": {}}
     for message, content in broken.items():
         file.write_text(content if isinstance(content, str) else json.dumps({**report, **content}), encoding="utf-8")
         with pytest.raises(ValueError, match=message.strip()):
             read_leaks(str(file), "test", rows["test"])
-    with pytest.raises(ValueError, match="nowhere is no report of leaks"):
+    with pytest.raises(ValueError, match="nowhere is not a report of leaks"):
         read_leaks("nowhere", "test", rows["test"])
 
 

@@ -471,4 +471,4 @@ def test_evaluation_of_several_references_takes_all_of_them(corpus, checkpoint, 
         SPLITS["test"][1],
         "another caption of it",
     ]
-    assert results["systems"]["gold"]["scores"]["bleu_4"]["value"] == pytest.approx(100)
+    assert results.systems["gold"].scores["bleu_4"].value == pytest.approx(100)
