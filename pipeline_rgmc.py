@@ -162,14 +162,14 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
         return (chosen * kept).sum(1) / kept.sum(1)
 
-    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """
         Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
         `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`] does it; without a `repo_id` it takes the
         name of the folder.
         """
         hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        self.model.save_pretrained(save_directory, **kwargs)
+        self.model.save_pretrained(save_directory, *args, **kwargs)
         self.processor.save_pretrained(save_directory)
         name = os.path.basename(os.path.normpath(save_directory))
         card = os.path.join(save_directory, "README.md")

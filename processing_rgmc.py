@@ -139,7 +139,8 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
             inputs.update(self.feature_extractor(audio, sampling_rate=sampling_rate, **kwargs))
         if candidates is not None:
             one = isinstance(candidates, str) or not isinstance(candidates, Iterable)
-            prompts = [self.encode_prompt(list_captions(entry)) for entry in ([candidates] if one else candidates)]
+            entries: Iterable = [candidates] if one else candidates
+            prompts = [self.encode_prompt(list_captions(entry)) for entry in entries]
             if audio is not None and len(prompts) != len(inputs["input_features"]):
                 raise ValueError(
                     f"Got {len(inputs['input_features'])} clips but candidates for {len(prompts)}: they must match 1:1"
