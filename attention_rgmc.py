@@ -1,5 +1,5 @@
 """
-The attention of CLAP's audio encoder by PyTorch's fused kernels.
+Computes the attention of CLAP's audio encoder with PyTorch's fused kernels.
 
 Shape letters: `B` clips, `W` windows of a clip, `S` = 64 patches of a window, `C` channels, `H` heads.
 """
@@ -14,12 +14,12 @@ from transformers.models.clap.modeling_clap import ClapAudioSelfAttention
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
     """
-    CLAP's window attention on `scaled_dot_product_attention`; the weights and their names are CLAP's.
+    Computes CLAP's window attention with `scaled_dot_product_attention`; the weights and their names are CLAP's.
 
-    [`RGMCModel`] puts it in place of the original unless it is made with `attn_implementation="eager"` or
-    `attn_implementation={"audio_config": "eager"}`. The original's `forward` still runs when attentions are asked for,
-    and where the bias table is trained on the CPU: no fused kernel returns a gradient of the bias there, and what
-    PyTorch falls back to works in float32 under bfloat16 autocast, slower than the original.
+    [`RGMCModel`] uses it in place of the original unless it is made with `attn_implementation="eager"` or
+    `attn_implementation={"audio_config": "eager"}`. The original `forward` still runs when attentions are requested,
+    and when the bias table is trained on the CPU: no fused kernel returns a gradient of the bias there, and PyTorch's
+    fallback computes in float32 under bfloat16 autocast and is slower than the original.
     """
 
     def forward(
@@ -34,7 +34,7 @@ class RGMCAudioSelfAttention(ClapAudioSelfAttention):
         return (self.fused_forward(hidden_states, attention_mask),)
 
     def fused_forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Windows `(B * W, S, C)` and the mask of a shifted layer `(W, S, S)`, or `None`, to `(B * W, S, C)`."""
+        """Attends within windows `(B * W, S, C)`; a shifted layer has an `attention_mask` of shape `(W, S, S)`."""
         layers = (self.query, self.key, self.value)
         weight = torch.cat([layer.weight for layer in layers])  # (3 * C, C): one product instead of three
         bias = None if self.query.bias is None else torch.cat([layer.bias for layer in layers])
@@ -47,8 +47,8 @@ class RGMCAudioSelfAttention(ClapAudioSelfAttention):
         if attention_mask is None:
             position_bias = position_bias.unsqueeze(0)  # the same for all windows: (1, H, S, S)
         else:
-            # Windows count as heads, so that the clips share one mask: kernels take four dimensions, and a mask that
-            # repeats in one of them.
+            # Windows count as heads, so that all clips share one mask: the kernels take four dimensions and broadcast
+            # the mask over the first.
             windows = len(attention_mask)
             position_bias = (position_bias + attention_mask.unsqueeze(1)).flatten(0, 1).unsqueeze(0)
             query, key, value = (part.unflatten(0, (-1, windows)).flatten(1, 2) for part in (query, key, value))

@@ -1,12 +1,12 @@
-"""Audio front end of RGMC: a file or an array in, the log-mel spectrogram of its middle 10 seconds out.
+"""
+Reads a file or an array as the waveform of its middle 10 seconds.
 
-    features = RGMCFeatureExtractor()(["song.mp3", "video.mp4"]).input_features  # (2, 1, 1001, 64)
+    waveform = load_audio("song.mp3")  # float32 (480000,), mono, 48 kHz
 
 The paper (section 3) encodes a "10 second waveform cropped from the middle" at 48 kHz. Nothing here is random: a sound
-gives the same numbers each time, alone or in a batch. The log-mel is that of CLAP's unfused checkpoints, i.e. of
-`ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc", padding="repeatpad")`.
+always gives the same samples.
 
-Shape letters: B clips, C channels, N samples, T mel frames, F mel bins, W samples in a frame.
+Shape letters: `C` channels, `N` samples, `n` samples of a decoded piece.
 """
 
 import contextlib
@@ -22,32 +22,32 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import torch
 
-MIN_SECONDS = 0.02  # about one analysis window: less has no spectrum to speak of
+MIN_SECONDS = 0.02  # about one analysis window: a shorter sound has no meaningful spectrum
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
-MAX_PEAK = 100.0  # full scale is 1: this is no recording, but integers stored as floats
-PREROLL = 0.5  # s, decoded before the wanted part and thrown away: after a seek, lossy decoders need a run-up
-TAIL_PACKETS = 16  # decoded to find the end: more than any decoder's delay
-# Containers, by FFmpeg's names, whose times can be believed after a seek: they number the samples (FLAC, Ogg, MP4,
-# Matroska), or FFmpeg counts the packets from the start (mp3, ADTS). Where samples have a fixed size (PCM), it is the
-# byte that says which one it is. Elsewhere a seek may land seconds off and say that it did not.
+MAX_PEAK = 100.0  # full scale is 1: a larger peak means integers stored as floats
+PREROLL = 0.5  # s, decoded before the wanted part and dropped: after a seek, lossy decoders need a run-up
+TAIL_PACKETS = 16  # decoded to find the end; more than the delay of any decoder
+# Containers, by FFmpeg's names, whose times can be trusted after a seek: they number the samples (FLAC, Ogg, MP4,
+# Matroska), or FFmpeg counts the packets from the start (mp3, ADTS). In PCM, where samples have a fixed size, the byte
+# offset numbers them. In any other container a seek may land seconds away from where it claims to be.
 EXACT = {"aac", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "ogg"}
 EXACT_WITH_PCM = {"aiff", "au", "caf", "w64", "wav"}
 RIFF_TEXTS = re.compile(rb"(LIST.{4})INFO", re.DOTALL)
 OGG_BEGINNING = re.compile(rb"OggS\0[\2\6]")  # the first page of a stream
 FROM_THE_START = "decoded from its start, because the times in it are not exact"
-TIME_ERROR = 0.05  # s, that the time of a frame may be off from the end of the one before
+TIME_ERROR = 0.05  # s, by which the time of a frame may differ from the end of the frame before
 
 Source = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
 Array: TypeAlias = np.ndarray | torch.Tensor
 
 
 class AudioError(ValueError):
-    """A sound cannot be used. The message says which, what was found, and what would be accepted."""
+    """A sound cannot be used. The message names the sound, what was found and what was expected."""
 
 
 class AudioWarning(UserWarning):
-    """A sound is used, but may not be what was meant: it is short, silent, or silent in the mean of its channels."""
+    """A sound is used but may not be what was meant: it is short, silent, or silent once its channels are averaged."""
 
     def __init__(self, name: str, kind: str, detail: str = ""):
         super().__init__(f"{name}: {kind}{detail}")
@@ -62,34 +62,40 @@ def load_audio(
     stream: int | None = None,
 ) -> np.ndarray:
     """
-    Decode `duration` seconds of a local audio or video file to mono.
+    Decodes `duration` seconds of a local audio or video file to mono.
 
-    The seconds are those of a decoding of the whole file. Only the wanted ones are decoded where the file's times are
-    exact; otherwise it is decoded from its start, which is announced. Fewer seconds are repeated and zero-padded as
-    CLAP does, which is announced.
+    Times count from the start of the file as a full decoding gives it. Where the file's own times are exact, only the
+    wanted part is decoded; otherwise the file is decoded from its start, with a warning. A sound that is too short is
+    repeated and zero-padded as in CLAP, with a warning.
 
-    Two channels are averaged, as in CLAP's training; FFmpeg's own downmix of stereo would be 3 dB louder. Surround is
-    first mixed to stereo as ITU-R BS.775 says: front left and right as they are, centre and surround by -3 dB, no LFE.
-    Stereo that is stored as 5.1 with silent other channels so stays as loud as it is. Of other layouts, without front
-    left and right, all channels are averaged.
+    Two channels are averaged, as in CLAP's training; FFmpeg's own stereo downmix would be 3 dB louder. Surround is
+    first mixed to stereo as ITU-R BS.775 says: front left and right unchanged, centre and surround at -3 dB, no LFE.
+    Stereo stored as 5.1 with its other channels silent thus keeps its level. Layouts without front left and right have
+    all their channels averaged.
 
     Args:
-        source: path, content (`bytes`), opened binary file, or the `{"path": ..., "bytes": ...}` that
+        source (`str`, `os.PathLike`, `bytes`, `BinaryIO` or `dict`):
+            A path, the content, an opened binary file, or the `{"path": ..., "bytes": ...}` that
             `datasets.Audio(decode=False)` gives.
-        start: where the wanted part begins, in seconds. Default: such that it lies in the middle.
-        duration: how much is wanted, in seconds.
-        sampling_rate: rate of the result in Hz.
-        stream: which of the file's audio streams, counted from 0. Default: the one marked as default, else the first.
+        start (`float`, *optional*):
+            Where the wanted part begins, in seconds. By default it is taken from the middle.
+        duration (`float`, defaults to 10.0):
+            Length of the wanted part in seconds.
+        sampling_rate (`int`, defaults to 48000):
+            Rate of the result in Hz.
+        stream (`int`, *optional*):
+            Number of the audio stream in the file, from 0. By default the one marked as default, else the first.
 
     Returns:
-        float32 samples of shape `(round(duration * sampling_rate),)`, finite, nominally in [-1, 1].
+        `np.ndarray` of shape `(round(duration * sampling_rate),)`: float32 samples, finite, nominally in [-1, 1].
 
     Raises:
-        AudioError: no local file, no such stream, no sound in it, damaged beyond use, NaN or infinite samples, `start`
-            beyond the end.
+        `AudioError`: When there is no local file, no such stream or no sound in it, when the file is damaged beyond
+        use, when samples are NaN or infinite, or when `start` is beyond the end.
 
     Warns:
-        AudioWarning: less sound than wanted, digital silence, channels in opposite phase, decoded from its start.
+        `AudioWarning`: When there is less sound than wanted, digital silence or channels in opposite phase, and when
+        the file was decoded from its start.
     """
     name = _name_of(source)
     with _open_binary(source, name) as file, _stream(file, name, stream) as found:
@@ -99,16 +105,19 @@ def load_audio(
 
 def probe_audio(source: Source) -> dict[str, Any]:
     """
-    What is in an audio or video file, found by decoding its beginning, end and middle 10 s; headers are often wrong.
+    Describes the sound of an audio or video file by decoding its beginning, its end and its middle 10 s, because
+    headers are often wrong.
 
     Args:
-        source: as in `load_audio`.
+        source (`str`, `os.PathLike`, `bytes`, `BinaryIO` or `dict`):
+            As in [`load_audio`].
 
     Returns:
-        `duration` (s), `sampling_rate` (Hz), `channels`, and `notes`: kinds of [`AudioWarning`] of its middle.
+        `dict`: `duration` (s), `sampling_rate` (Hz), `channels`, and `notes` with the kind of each [`AudioWarning`]
+        about its middle.
 
     Raises:
-        AudioError: where `load_audio` would raise.
+        `AudioError`: When [`load_audio`] would raise one.
     """
     name = _name_of(source)
     with (
@@ -135,36 +144,43 @@ def prepare_waveform(
     target_sampling_rate: int = 48_000,
 ) -> np.ndarray:
     """
-    Crop, average and resample a sound that is already decoded, exactly as `load_audio` treats a mono or stereo file. Of
-    more channels an array does not say what they are: all are averaged.
+    Crops, averages and resamples a sound that is already decoded, exactly as [`load_audio`] does with a mono or stereo
+    file. An array does not say what its channels are, so more than two are averaged as well.
 
     Args:
-        waveform: `(N,)` or `(C, N)`, floats in [-1, 1], or integers, which are scaled by the range of their type.
-        sampling_rate: rate of `waveform` in Hz; required, because an array does not carry it.
-        start, duration, target_sampling_rate: as `start`, `duration` and `sampling_rate` of `load_audio`.
+        waveform (`np.ndarray` or `torch.Tensor` of shape `(N,)` or `(C, N)`):
+            Floats in [-1, 1], or integers, which are scaled by the range of their type.
+        sampling_rate (`float`):
+            Rate of `waveform` in Hz. Required, because an array does not carry it.
+        start (`float`, *optional*), duration (`float`, defaults to 10.0):
+            In seconds, as in [`load_audio`].
+        target_sampling_rate (`int`, defaults to 48000):
+            Rate of the result in Hz.
 
     Returns:
-        float32 samples of shape `(round(duration * target_sampling_rate),)`, finite, nominally in [-1, 1].
+        `np.ndarray` of shape `(round(duration * target_sampling_rate),)`: float32 samples, finite, nominally in
+        [-1, 1].
 
     Raises:
-        AudioError: no sampling rate, another shape, not real numbers, NaN or infinite samples, `start` beyond the end.
+        `AudioError`: When there is no sampling rate, when the shape is another one, when the samples are not finite
+        real numbers, or when `start` is beyond the end.
     """
     name = "<array>"
     if sampling_rate is None:
-        raise AudioError(f"{name}: no sampling rate; expected sampling_rate=<Hz>, or a path, which carries its own.")
+        raise AudioError(f"{name}: no sampling rate; expected sampling_rate=<Hz>, or a file that states its own")
     channels = _channels_first(waveform, name)
     first, count = _window(channels.shape[1], sampling_rate, start, duration, name)
     return _finish(channels[:, first : first + count], sampling_rate, duration, target_sampling_rate, name)
 
 
 def is_one_sound(audio: Any) -> bool:
-    """Whether `audio` is a sound, and not several of them."""
+    """Whether `audio` is a single sound and not several."""
     kinds = (str, os.PathLike, bytes, bytearray, dict, np.ndarray, torch.Tensor)
     return isinstance(audio, kinds) or hasattr(audio, "read") or not isinstance(audio, Iterable)
 
 
 def _name_of(source: Any) -> str:
-    """What messages call the source."""
+    """The name of the source in messages."""
     if isinstance(source, dict):
         source = source.get("path") or source.get("bytes")
     if isinstance(source, (str, os.PathLike)):
@@ -174,7 +190,7 @@ def _name_of(source: Any) -> str:
 
 @contextlib.contextmanager
 def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
-    """The source as a file that can seek. FFmpeg never sees a path: it would take "http:" and others for a protocol."""
+    """Opens the source as a seekable file. FFmpeg never sees a path: it would take "http:" for a protocol."""
     if isinstance(source, dict):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (bytes, bytearray)):
@@ -182,11 +198,11 @@ def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
     elif isinstance(source, (str, os.PathLike)):
         if not os.path.isfile(source):  # reading a pipe or a device might never end
             found = "not a regular file" if os.path.exists(source) else "no such file"
-            raise AudioError(f"{name}: {found}; expected a local audio or video file (download a URL first).")
+            raise AudioError(f"{name}: {found}; expected a local audio or video file (download a URL first)")
         try:
             file = open(source, "rb")
         except OSError as error:
-            raise AudioError(f"{name}: cannot be opened ({error.strerror}); expected a readable file.") from error
+            raise AudioError(f"{name}: cannot be opened ({error.strerror}); expected a readable file") from error
         with file:
             yield file
     elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
@@ -198,7 +214,7 @@ def _open_binary(source: Any, name: str) -> Iterator[BinaryIO]:
     else:
         raise AudioError(
             f"{type(source).__name__} given as audio; expected a path, bytes, a file opened with 'rb', "
-            "the {'path': ..., 'bytes': ...} of datasets.Audio(decode=False), or an array with its sampling rate."
+            "the {'path': ..., 'bytes': ...} of datasets.Audio(decode=False), or an array with its sampling rate"
         )
 
 
@@ -207,18 +223,20 @@ def _stream(file: BinaryIO, name: str, index: int | None = None) -> "Iterator[_A
     try:
         import av
     except ImportError as error:
-        raise ImportError("Reading audio files needs PyAV: pip install av") from error
+        raise ImportError("Reading audio files needs PyAV: `pip install av`") from error
     try:
         with contextlib.closing(_AudioStream(av, _FileForFFmpeg(file), name, index)) as stream:
             yield stream
     except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{name}: unreadable ({error.strerror}); expected audio, or video with sound.") from error
+        raise AudioError(f"{name}: unreadable ({error.strerror}); expected audio, or video with sound") from error
 
 
 class _FileForFFmpeg:
     """
-    A file that answers a seek to before its beginning, which FFmpeg tries, by -1 and not by an exception, and without
-    the texts of WAV and AVI, for which FFmpeg takes as much memory as they say, up to 2 GB, before it reads them.
+    A file as FFmpeg needs it.
+
+    A seek to before the beginning returns -1 instead of raising, because FFmpeg tries such seeks. Lists of texts in WAV
+    and AVI are renamed to `JUNK`: FFmpeg would allocate the size that a text claims, up to 2 GB, before reading it.
     """
 
     def __init__(self, file: BinaryIO):
@@ -241,12 +259,12 @@ class _AudioStream:
     """
     An audio stream of a file, with a clock that counts samples.
 
-    Sample 0 is the first one that the decoder gives; the end is behind the last one. Both are found by decoding a few
-    packets, because headers are often wrong: estimated for mp3 without a Xing tag, void in streamed WAV, promising too
-    much in a truncated file, and shifted by the encoder's delay where that is known (mp3, AAC, Opus).
+    Sample 0 is the first that the decoder returns; the end comes after the last. Both are found by decoding a few
+    packets, because the length in a header is often wrong: estimated in mp3 without a Xing tag, empty in streamed WAV,
+    too large in a truncated file, and shifted by the encoder's delay where that is known (mp3, AAC, Opus).
 
-    After a seek, a frame's time says which sample it begins with, in containers where that is `exact`. In others, and
-    where times are found not to agree with the number of samples, all is decoded from the start, and counted.
+    `exact` says whether the time of a frame tells which sample it begins with, even after a seek. In other containers,
+    and once times disagree with the number of samples, the file is decoded from its start and the samples are counted.
     """
 
     container: Any = None
@@ -256,7 +274,7 @@ class _AudioStream:
         self.av, self.file, self.name, self.index = av, file, name, index
         first = next((frame for packet in self._packets_from(None) for frame in self._decoded(packet)), None)
         if first is None or first.format.name in ("s64", "s64p"):  # PyAV has no arrays of 64-bit integers
-            raise AudioError(f"{name}: nothing in it can be decoded; expected an undamaged file of a known codec.")
+            raise AudioError(f"{name}: nothing in it can be decoded; expected an undamaged file of a known codec")
         self.kind = _kind_of(first)
         self.rate = first.sample_rate
         self.channels = first.layout.nb_channels
@@ -267,21 +285,21 @@ class _AudioStream:
         self.exact = container in EXACT or (container in EXACT_WITH_PCM and codec.startswith("pcm_"))
         if container == "ogg":
             self.exact = not self._is_chained()
-        self.counted = 0  # samples in the file, once they had to be counted
+        self.counted = 0  # samples in the file; 0 until they have to be counted
 
     def read(self, start: float | None, duration: float) -> tuple[np.ndarray, int]:
-        """`duration` seconds from `start` (default: the middle), or what there is: `(C, N)`, and the rate in Hz."""
+        """Decodes `duration` seconds from `start` (`None`: the middle), or what there is. Returns `(C, N)` and Hz."""
         length, exact = self.length(), self.exact
         first, count = _window(length, self.rate, start, duration, self.name)
         for seek_to in (first - round(PREROLL * self.rate), None) if exact else (None,):
             pieces = self._pieces(seek_to, first, count)
-            if exact and not self.exact:  # found out on the way
+            if exact and not self.exact:  # the decoding showed that it is not
                 return self.read(start, duration)
             if pieces:
                 if not exact and length > count:
                     _announce(self.name, FROM_THE_START, f" ({length / self.rate:.0f} s)")
                 return np.concatenate(pieces, axis=1)[:, :count], self.rate
-        raise AudioError(f"{self.name}: damaged at {first / self.rate:.2f} s; expected sound that can be decoded.")
+        raise AudioError(f"{self.name}: damaged at {first / self.rate:.2f} s; expected sound that can be decoded")
 
     def close(self) -> None:
         if self.container:
@@ -293,7 +311,7 @@ class _AudioStream:
             claimed = (self.stream.duration or 0) * float(self.stream.time_base)
             claimed = claimed or (self.container.duration or 0) / 1e6
             for seek_to in (round((claimed - PREROLL) * self.rate), None):
-                tail = deque(self._packets_from(seek_to), maxlen=TAIL_PACKETS)  # those before need no decoding
+                tail = deque(self._packets_from(seek_to), maxlen=TAIL_PACKETS)  # only the last are decoded
                 end = max((position + frame.samples for position, frame in self._frames(tail, None)), default=0)
                 if end and self.exact:
                     return end
@@ -303,11 +321,11 @@ class _AudioStream:
         if not self.counted:
             self.counted = sum(frame.samples for _, frame in self._frames(self._packets_from(None), 0))
         if not self.counted:
-            raise AudioError(f"{self.name}: no end can be found; expected an undamaged file.")
+            raise AudioError(f"{self.name}: its end cannot be found; expected an undamaged file")
         return self.counted
 
     def _is_chained(self) -> bool:
-        """Whether Ogg files are joined, as in a recorded web radio: the times of each begin anew."""
+        """Whether several Ogg files are joined, as in recorded web radio: the times start again in each."""
         position = self.file.tell()
         self.file.seek(0)
         beginnings, end = 0, b""
@@ -318,7 +336,7 @@ class _AudioStream:
         return beginnings > len(self.container.streams)
 
     def _pieces(self, seek_to: int | None, first: int, count: int) -> list[np.ndarray]:
-        """Decoded `(C, n)` arrays from sample `first` on, `count` samples or more. Empty if decoding began too late."""
+        """Arrays `(C, n)` from sample `first` on, of `count` samples or more; none if decoding began too late."""
         pieces: list[np.ndarray] = []
         for position, frame in self._frames(self._packets_from(seek_to), 0 if seek_to is None else None):
             if not pieces and position > first and seek_to is not None:
@@ -333,13 +351,13 @@ class _AudioStream:
 
     def _frames(self, packets: Iterable[Any], position: int | None) -> Iterator[tuple[int, Any]]:
         """
-        Frames, each with the sample it begins at. `position` is that of the first packet, if known. Ends early, and
-        `exact` is over, where the times do not agree with the number of samples.
+        Yields each frame with the sample that it begins at. `position` is the sample of the first packet, if known.
+        Where the times disagree with the number of samples, sets `exact` to `False` and stops.
         """
         tick = max(self.samples_per_tick, 1)
         for packet in packets:
             for frame in self._decoded(packet):
-                # Where a packet is not as long as its frame, its time is a guess: in Vorbis, where blocks get shorter.
+                # A packet that is not as long as its frame has a guessed time, as in Vorbis when blocks get shorter.
                 guessed = packet.duration and abs(packet.duration * self.samples_per_tick - frame.samples) > tick
                 if self.exact and frame.pts is not None and (position is None or not guessed):
                     timed = round((frame.pts - self.origin) * self.samples_per_tick)
@@ -347,16 +365,16 @@ class _AudioStream:
                         self.exact = False
                         return
                     position = timed
-                # A frame of another kind comes from a damaged header and does not fit the rest.
+                # A frame of another kind comes from a damaged header and does not fit the others.
                 if position is not None and _kind_of(frame) == self.kind:
                     yield position, frame
                     position += frame.samples
 
     def _packets_from(self, sample: int | None) -> Iterator[Any]:
-        """Packets from one at or before `sample` (None: the first one) to the end, or to where the file is broken."""
-        if sample is None:  # some files cannot be sought
+        """Packets from one at or before `sample` (`None`: the first) to the end, or to where the file is broken."""
+        if sample is None:  # some files do not support seeking
             self._open()
-        # IndexError: PyAV does not know streams that only appear on the way, as in MPEG-TS, and stumbles at the end.
+        # IndexError: PyAV does not know streams that appear only later in a file, as in MPEG-TS, and fails at its end.
         with contextlib.suppress(self.av.FFmpegError, IndexError):
             if sample is not None:
                 offset = round(sample / self.samples_per_tick) + self.origin
@@ -376,26 +394,26 @@ class _AudioStream:
         options = {
             # Playlists (HLS, concat, SDP) must not make FFmpeg open other files, let alone the network.
             "protocol_whitelist": "none",
-            # FFmpeg looks for DTS in the first 2,500 packets of a WAV, which takes longer than all the rest.
+            # FFmpeg would look for DTS in the first 2,500 packets of a WAV; that takes longer than everything else.
             "max_probe_packets": "8",
         }
         self.container = self.av.open(self.file, metadata_errors="ignore", options=options)
         if not self.container.streams.audio:
             found = self.container.format.name
-            raise AudioError(f"{self.name}: no audio stream in this {found} file; expected audio, or video with sound.")
+            raise AudioError(f"{self.name}: no audio stream in this {found} file; expected audio, or video with sound")
         streams = self.container.streams.audio
         if self.index is not None and not 0 <= self.index < len(streams):
             found = f"{len(streams)} audio stream{'s'[: len(streams) > 1]}"
-            raise AudioError(f"{self.name}: stream={self.index}, but it has {found}, counted from 0.")
+            raise AudioError(f"{self.name}: stream={self.index}, but it has {found}, counted from 0")
         default = self.av.stream.Disposition.default
         marked = (index for index, stream in enumerate(streams) if stream.disposition & default)
         self.stream = streams[next(marked, 0) if self.index is None else self.index]
         if self.stream.codec_context is None:
-            raise AudioError(f"{self.name}: its codec is unknown to FFmpeg; expected one that it can decode.")
+            raise AudioError(f"{self.name}: its codec is unknown to FFmpeg; expected one that it can decode")
 
 
 def _mix_of(names: list[str]) -> np.ndarray | None:
-    """Weight of each channel of a surround layout in the mono mix, by FFmpeg's names of them. None: all alike."""
+    """Weights of the channels `names` (FFmpeg's) of a surround layout in the mono mix; `None`: all are averaged."""
     if len(names) <= 2 or not {"FL", "FR"} <= set(names):
         return None
     weights = {"FL": 0.5, "FR": 0.5, "LFE": 0.0, "LFE2": 0.0, "FC": math.sqrt(0.5)}
@@ -407,24 +425,22 @@ def _kind_of(frame: Any) -> tuple[int, str, str]:
 
 
 def _samples_of(frame: Any) -> np.ndarray:
-    """`(C, n)`; packed formats come as one interleaved row."""
+    """The samples `(C, n)` of a frame; PyAV gives packed formats as one interleaved row."""
     samples = frame.to_ndarray()
     return samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
 
 
 def _window(length: int, rate: float, start: float | None, duration: float, name: str) -> tuple[int, int]:
-    """First sample and number of samples of the wanted part, at the sound's own rate."""
+    """First sample and number of samples of the wanted part, at the rate of the sound."""
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"{name}: a sampling rate of {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz.")
+        raise AudioError(f"{name}: sampling rate {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz")
     if not (math.isfinite(duration) and duration >= MIN_SECONDS):
-        raise AudioError(f"{name}: a duration of {duration} s was asked for; expected at least {MIN_SECONDS} s.")
+        raise AudioError(f"{name}: duration={duration} s; expected at least {MIN_SECONDS} s")
     count = round(duration * rate)
     if start is None:
         return max((length - count) // 2, 0), count
     if not (math.isfinite(start) and 0 <= start * rate < length):
-        raise AudioError(
-            f"{name}: start={start} s lies outside; expected 0 <= start < {length / rate:.2f} s, its length."
-        )
+        raise AudioError(f"{name}: start={start} s; expected 0 <= start < {length / rate:.2f} s, its length")
     return round(start * rate), count
 
 
@@ -434,12 +450,12 @@ def _channels_first(waveform: Array, name: str) -> np.ndarray:
         waveform = waveform.detach().cpu()
         waveform = (waveform.float() if waveform.dtype == torch.bfloat16 else waveform).numpy()
     if waveform.dtype.kind not in "iuf":
-        raise AudioError(f"{name}: values of type {waveform.dtype}; expected floating-point or integer samples.")
+        raise AudioError(f"{name}: values of type {waveform.dtype}; expected floating-point or integer samples")
     channels = waveform[None] if waveform.ndim == 1 else waveform
     if channels.ndim != 2 or not 0 < channels.shape[0] <= min(channels.shape[1], MAX_CHANNELS):
         raise AudioError(
             f"{name}: shape {waveform.shape}; expected (samples,) or (channels, samples), 1 to {MAX_CHANNELS} channels "
-            "(transpose an array of shape (samples, channels); pass a batch as a list)."
+            "(transpose an array of shape (samples, channels); pass a batch as a list)"
         )
     return channels
 
@@ -447,12 +463,10 @@ def _channels_first(waveform: Array, name: str) -> np.ndarray:
 def _finish(
     channels: np.ndarray, rate: float, duration: float, target_rate: int, name: str, mix: np.ndarray | None = None
 ) -> np.ndarray:
-    """`(C, N)` samples of any type, already cropped, to exactly `duration` seconds of mono at `target_rate`."""
+    """Turns cropped samples `(C, N)` of any type into exactly `duration` seconds of mono at `target_rate`."""
     seconds = channels.shape[1] / rate
     if seconds < MIN_SECONDS:
-        raise AudioError(
-            f"{name}: {channels.shape[1]} samples at {rate} Hz; expected at least {MIN_SECONDS} s of sound."
-        )
+        raise AudioError(f"{name}: {channels.shape[1]} samples at {rate} Hz; expected at least {MIN_SECONDS} s")
     mono = _to_mono(channels, name, mix)
     if channels.shape[1] < round(duration * rate):
         _announce(name, f"shorter than {duration:g} s, repeated and zero-padded", f" ({seconds:.2f} s)")
@@ -464,7 +478,7 @@ def _announce(name: str, kind: str, detail: str = "") -> None:
 
 
 def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> np.ndarray:
-    """Mean of the channels, or their sum weighted by `mix`, float32 `(N,)`."""
+    """Averages the channels, or sums them weighted by `mix`, to float32 `(N,)`."""
     samples = _to_float32(channels)
     with np.errstate(invalid="ignore"):  # inf - inf
         # Channel by channel: numpy's mean over the short axis of interleaved samples is 20 times slower.
@@ -474,9 +488,9 @@ def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> 
             mono = sum(weight * channel for weight, channel in zip(mix, samples) if weight)
     peak = np.abs(mono).max()
     if not np.isfinite(peak):
-        raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1].")
+        raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1]")
     if peak > MAX_PEAK:
-        raise AudioError(f"{name}: samples up to {peak:g}; expected floats in [-1, 1] (divide by the full scale).")
+        raise AudioError(f"{name}: samples up to {peak:g}; expected floats in [-1, 1] (divide by the full scale)")
     if peak < 1e-3:
         loudest = np.abs(samples).max()
         if loudest == 0:
@@ -487,8 +501,8 @@ def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> 
 
 
 def _to_float32(samples: np.ndarray) -> np.ndarray:
-    """Floats as they are; integers divided by half the range of their type, unsigned ones centred first."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+    """Converts samples: floats are not scaled; integers are divided by half the range of their type, and centred."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite and is rejected
         floats: np.ndarray = samples.astype(np.float32)
     if samples.dtype.kind == "f":
         return floats
@@ -502,11 +516,11 @@ def _resample(mono: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
     try:
         import soxr
     except ImportError as error:
-        raise ImportError("Resampling needs soxr: pip install soxr") from error
+        raise ImportError("Resampling needs soxr: `pip install soxr`") from error
     return soxr.resample(mono, rate, target_rate, quality="HQ")
 
 
 def _repeat_pad(mono: np.ndarray, length: int) -> np.ndarray:
-    """CLAP's "repeatpad": as many whole copies as fit, then zeros. Evens out a resampler's odd sample, too."""
+    """CLAP's "repeatpad": as many whole copies as fit, then zeros. Also corrects a resampled length that is one off."""
     mono = np.tile(mono[:length], length // min(len(mono), length))
     return np.pad(mono, (0, length - len(mono)))

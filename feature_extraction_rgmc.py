@@ -1,12 +1,13 @@
-"""Waveform to log-mel: what RGMC's audio encoder takes of the middle 10 seconds of a sound.
+"""
+Computes the log-mel spectrogram of the middle 10 seconds of a sound, the input of RGMC's audio encoder.
 
     features = RGMCFeatureExtractor()(["song.mp3", "video.mp4"]).input_features  # (2, 1, 1001, 64)
 
-Nothing here is random: a sound gives the same numbers each time, alone or in a batch. The log-mel is the one of CLAP's
+Nothing here is random: a sound always gives the same numbers, alone or in a batch. The log-mel is that of CLAP's
 unfused checkpoints: `ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc",
 padding="repeatpad")`.
 
-Shape letters: B clips, C channels, N samples, T mel frames, F mel bins, W samples in a frame.
+Shape letters: `B` clips, `C` channels, `N` samples, `T` mel frames, `F` mel bins, `W` samples in a frame.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ try:
 except ImportError:
     from audio_rgmc import Array, AudioError, is_one_sound, load_audio, prepare_waveform
 
-FRAMES_PER_BLOCK = 64  # mel frames computed at once on a CPU: 1 MB stays in its cache, which is twice as fast
+FRAMES_PER_BLOCK = 64  # mel frames computed at once on a CPU: 1 MB stays in its cache and is twice as fast
 CLIPS_PER_BLOCK = 32  # clips computed at once on a GPU: about 1 GB
 
 
@@ -41,29 +42,39 @@ def log_mel_spectrogram(
     frequency_max: float = 14_000.0,
 ) -> torch.Tensor:
     """
-    Log-mel spectrogram in dB of CLAP's unfused front end: periodic Hann window, centred frames with reflected ends, mel
-    filters of slaney scale and norm, `10 * log10(max(power, 1e-10))`.
+    Computes the log-mel spectrogram in dB as CLAP's unfused front end does: periodic Hann window, centred frames with
+    reflected ends, mel filters of slaney scale and norm, `10 * log10(max(power, 1e-10))`.
+
+    The defaults are CLAP's.
 
     Args:
-        waveform: mono samples, `(N,)` or `(B, N)`.
-        device: where to compute. Default: where `waveform` is.
-        sampling_rate, feature_size, hop_length, fft_window_size, frequency_min, frequency_max: Hz, mel bins, samples,
-            samples, Hz, Hz. The defaults are CLAP's.
+        waveform (`np.ndarray` or `torch.Tensor` of shape `(N,)` or `(B, N)`):
+            Mono samples.
+        device (`str` or `torch.device`, *optional*):
+            Where to compute. By default where `waveform` is.
+        sampling_rate (`int`, defaults to 48000):
+            Rate of `waveform` in Hz.
+        feature_size (`int`, defaults to 64):
+            Number of mel bins `F`.
+        hop_length (`int`, defaults to 480), fft_window_size (`int`, defaults to 1024):
+            Samples between two frames, and samples in a frame.
+        frequency_min (`float`, defaults to 50.0), frequency_max (`float`, defaults to 14000.0):
+            Range of the mel bins in Hz.
 
     Returns:
-        float32 `(T, F)` or `(B, T, F)` with `T = 1 + N // hop_length`: (1001, 64) for 10 s.
+        `torch.FloatTensor` of shape `(T, F)` or `(B, T, F)` with `T = 1 + N // hop_length`: `(1001, 64)` for 10 s.
 
     Raises:
-        ValueError: another shape, or too few samples for the reflection.
+        `ValueError`: When the shape is another one, or when there are too few samples to reflect.
     """
     waveform = torch.as_tensor(waveform, dtype=torch.float32, device=device)
     if waveform.ndim not in (1, 2) or waveform.shape[0] == 0 or waveform.shape[-1] <= fft_window_size // 2:
         shape = tuple(waveform.shape)
-        raise ValueError(f"waveform of shape {shape}; expected (N,) or (B, N) with N > {fft_window_size // 2} samples.")
+        raise ValueError(f"waveform of shape {shape}; expected (N,) or (B, N) with N > {fft_window_size // 2} samples")
     filters = _mel_filters(sampling_rate, feature_size, fft_window_size, frequency_min, frequency_max)
     clips = torch.atleast_2d(waveform)
-    if clips.device.type == "cpu":  # clip by clip is faster there, and a clip then cannot depend on its batch
-        filters = filters.float()  # on a GPU, TF32 would be used for float32
+    if clips.device.type == "cpu":  # clip by clip is faster there, and no clip can depend on its batch
+        filters = filters.float()  # only here: a GPU might compute float32 as TF32
         with _one_thread(), torch.autocast("cpu", enabled=False):
             blocks = [_log_mel(clip[None], filters, hop_length, fft_window_size, FRAMES_PER_BLOCK) for clip in clips]
             log_mel = torch.cat(blocks)  # (B, T, F)
@@ -75,15 +86,21 @@ def log_mel_spectrogram(
 
 class RGMCFeatureExtractor(SequenceFeatureExtractor):
     """
-    Files and arrays to the log-mel spectrograms that RGMC's audio encoder takes.
+    Turns files and arrays into the log-mel spectrograms that RGMC's audio encoder takes.
 
     Args:
-        feature_size: mel bins.
-        sampling_rate: Hz; every sound is resampled to it.
-        duration: seconds, taken from the middle of the sound (paper, section 3).
-        hop_length, fft_window_size: samples between two frames, samples in a frame.
-        frequency_min, frequency_max: Hz, the range of the mel bins.
-        padding_side, padding_value: kept for code that asks every feature extractor; all clips have one length here.
+        feature_size (`int`, defaults to 64):
+            Number of mel bins `F`.
+        sampling_rate (`int`, defaults to 48000):
+            Rate in Hz that every sound is resampled to.
+        duration (`float`, defaults to 10.0):
+            Seconds taken from the middle of the sound (section 3).
+        hop_length (`int`, defaults to 480), fft_window_size (`int`, defaults to 1024):
+            Samples between two frames, and samples in a frame.
+        frequency_min (`float`, defaults to 50.0), frequency_max (`float`, defaults to 14000.0):
+            Range of the mel bins in Hz.
+        padding_side (`str`, defaults to `"left"`), padding_value (`float`, defaults to 0.0):
+            Not used, because all clips have the same length. Kept for code that reads them from any feature extractor.
     """
 
     model_input_names = ["input_features"]
@@ -118,24 +135,31 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         stream: int | None = None,
     ) -> BatchFeature:
         """
+        Computes the log-mel spectrograms of one or several sounds.
+
         Args:
-            audio: a sound or a list of sounds, of mixed kinds if need be. A sound is what `load_audio` takes, an array
-                or tensor, `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`, where `"raw"` stands
-                for `"array"` too, as in transformers' pipelines.
-            sampling_rate: rate of the arrays in Hz, required for them; files carry their own.
-            return_tensors: `"pt"` or `"np"`.
-            device: where the spectrograms are computed and returned. Decoding is done on the CPU.
-            stream: which of the audio streams of each file, as in `load_audio`.
+            audio (`Any` or `list`):
+                A sound or a list of sounds, which may be of different kinds. A sound is what [`load_audio`] takes, an
+                array or tensor of shape `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`. As in
+                transformers' pipelines, `"raw"` may replace `"array"`.
+            sampling_rate (`float`, *optional*):
+                Rate of the arrays in Hz. Required for arrays; files state their own.
+            return_tensors (`str`, defaults to `"pt"`):
+                `"pt"` or `"np"`.
+            device (`str` or `torch.device`, defaults to `"cpu"`):
+                Where the spectrograms are computed and returned. Decoding is done on the CPU.
+            stream (`int`, *optional*):
+                Number of the audio stream in each file, as in [`load_audio`].
 
         Returns:
-            `input_features`: float32 `(B, 1, T, F)`; (B, 1, 1001, 64) with the defaults.
+            `BatchFeature` with `input_features`: float32 `(B, 1, T, F)`, `(B, 1, 1001, 64)` with the defaults.
 
         Raises:
-            AudioError: a sound that cannot be used (the message says its place in the list); an empty list.
+            `AudioError`: When a sound cannot be used (the message gives its place in the list) or the list is empty.
         """
         sounds = [audio] if is_one_sound(audio) else list(audio)
         if not sounds:
-            raise AudioError("an empty list of audio; expected at least one path, bytes, file object, dict or array.")
+            raise AudioError("an empty list of audio; expected at least one path, bytes, file object, dict or array")
         waveforms = []
         for i, sound in enumerate(sounds, start=1):
             try:
@@ -170,7 +194,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
 def _mel_filters(
     sampling_rate: int, feature_size: int, fft_window_size: int, frequency_min: float, frequency_max: float
 ) -> torch.Tensor:
-    """`(FFT bins, F)`, float64, without the FFT bins above `frequency_max`, which have no weight."""
+    """Mel filters `(FFT bins, F)`, float64, without the FFT bins above `frequency_max`, whose weights are 0."""
     filters = mel_filter_bank(
         num_frequency_bins=fft_window_size // 2 + 1,
         num_mel_filters=feature_size,
@@ -186,7 +210,10 @@ def _mel_filters(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """The blocks are too small to share: a second thread gains little, and takes 100 times longer on a busy machine."""
+    """
+    Runs PyTorch on one thread. The blocks are too small to share: a second thread gains little, and on a busy machine
+    it makes them take 100 times longer.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -203,10 +230,10 @@ def _log_mel(
     frames_per_block: int | None = None,
 ) -> torch.Tensor:
     """
-    `(B, N)` to `(B, T, F)` in dB.
+    Turns samples `(B, N)` into log-mels `(B, T, F)` in dB.
 
     The spectrum is in double precision, as in `ClapFeatureExtractor`: in float32 the quiet bins of loud music are up to
-    0.07 dB off. The type of `filters` is that of their product with it.
+    0.07 dB off. The mel filters are applied in the type of `filters`.
     """
     half = fft_window_size // 2
     window = torch.hann_window(fft_window_size, dtype=torch.float64, device=clips.device)
