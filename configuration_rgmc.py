@@ -10,24 +10,24 @@ TESTED_TRANSFORMERS = ("5.6", "5.24")  # the oldest and the newest version that 
 
 def check_transformers(version: str):
     """
-    Warns once where `version` of transformers is newer than the tested ones.
+    Checks the version of transformers and warns once when it is newer than the tested ones.
 
     Raises:
-        `RuntimeError`: where it is older. (An `ImportError` would be taken for a module that is found elsewhere.)
+        `RuntimeError`: When it is older. (An `ImportError` would start a search for this module elsewhere.)
     """
     oldest, newest = TESTED_TRANSFORMERS
     major, minor = newest.split(".")
     mend = f"pip install 'transformers>={oldest},<{major}.{int(minor) + 1}'"
     number, first, last = (tuple(map(int, text.split(".")[:2])) for text in (version, oldest, newest))
     if number < first:
-        raise RuntimeError(f"RGMC needs transformers {oldest} or newer, and this is {version}: `{mend}`")
+        raise RuntimeError(f"RGMC needs transformers {oldest} or newer, but this is {version}: `{mend}`")
     if number > last:
         logging.get_logger("rgmc").warning_once(  # one name for the copies of this code in several checkpoints
             f"RGMC was tested with transformers {oldest} to {newest}; this is {version}. If something fails: `{mend}`"
         )
 
 
-check_transformers(transformers.__version__)  # before what an older version does not have
+check_transformers(transformers.__version__)  # before the imports that an older version lacks
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
@@ -37,7 +37,7 @@ try:
 except ImportError:
     from captions_rgmc import separator_token_id
 
-# HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from.
+# HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from
 HTSAT_BASE = {
     "model_type": "clap_audio_model",
     "patch_embeds_hidden_size": 128,
@@ -57,37 +57,37 @@ class RGMCConfig(PreTrainedConfig):
     Args:
         audio_config (`ClapAudioConfig` or `dict`, defaults to HTS-AT base):
             The audio encoder `f`: CLAP's HTS-AT and its projection to `projection_dim` = 512 numbers (section 3.1).
-            What a `dict` leaves out takes the defaults of `ClapAudioConfig`, which are HTS-AT tiny's.
+            Fields missing in a `dict` take the defaults of `ClapAudioConfig`, those of HTS-AT tiny.
         text_config (`PreTrainedConfig` or `dict`, defaults to GPT-2 small):
             The decoder: any causal language model of transformers. A `dict` names its `model_type`.
         prefix_length (`int`, defaults to 10):
-            Number of vectors `P` that the mapper `g` makes of one audio embedding (section 3.1).
+            Number of vectors `P` that the mapper `g` makes from one audio embedding (section 3.1).
         mapper_hidden_size (`int`, *optional*):
-            Width of the hidden layer of the two-layer mapper. Half of its output, `prefix_length *
-            text_config.hidden_size // 2`, when not given: the choice of ClipCap, from which the paper inherits.
+            Width of the hidden layer of the two-layer mapper. By default half of its output,
+            `prefix_length * text_config.hidden_size // 2`, as in ClipCap, whose mapper the paper uses.
         conditioning (`str`, defaults to `"audio+candidate"`):
             What the decoder sees: `"audio+candidate"` is RGMC, `"audio"` and `"candidate"` are the paper's "audio only"
-            and "text only" models (section 6.1). With `"candidate"` the encoder serves retrieval alone and is not
-            trained.
+            and "text only" models (section 6.1). With `"candidate"` the encoder only retrieves and is not trained.
         num_candidates (`int`, defaults to 1):
-            How many captions `K` of similar songs are retrieved (section 3.2: one).
+            Number of captions `K` of similar songs that are retrieved (section 3.2: one).
         spec_augment (`bool`, defaults to `True`):
-            Mask two stripes of frames and two of mel bins of each clip while the encoder is trained: LAION's HTS-AT,
-            which the paper trains, does so in training mode, and transformers' does not.
+            Whether to mask two stripes of frames and two of mel bins of each clip while the encoder is trained. LAION's
+            HTS-AT, the one that the paper trains, does so in training mode; that of transformers does not.
         caption_normalization (`str`, defaults to `"paper"`):
-            Rule of `normalize_caption` that the model's captions are written by: `"paper"` or `"music"`. That of its
-            datastore and its processor is the same.
+            Rule of [`normalize_caption`] that the model's captions follow: `"paper"` or `"music"`. Its datastore and
+            its processor follow the same rule.
         datastore_rows (`int`, defaults to 0):
-            Captions of the datastore that a checkpoint carries. Kept by the model: a datastore that cannot be found is
-            an error and not a model that captions without candidates.
+            Number of captions in the datastore of the checkpoint. It is stored so that a datastore that cannot be found
+            is an error, not a model that silently captions without candidates.
         audio_model_source, text_model_source (`dict`, *optional*):
-            Which pretrained parts the training started from, as [`~RGMCModel.from_audio_text_pretrained`] notes: `name`
-            (a Hub id, `repo_id/file`, or the last part of a local path), `revision` (the commit on the Hub, or `None`),
-            `sha256` (by file of weights) and `conversion` (the version of the mapping of LAION's names, or `None`).
+            The pretrained parts that training started from, as [`~RGMCModel.from_audio_text_pretrained`] records them:
+            `name` (a Hub id, `repo_id/file`, or the last part of a local path), `revision` (the commit on the Hub, or
+            `None`), `sha256` (of each file of weights) and `conversion` (the version of the mapping of LAION's names,
+            or `None`).
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: for a field of the wrong type, when the configuration is made or
-        the field is set, and for values that cannot make a model, when the configuration is made.
+        `huggingface_hub.errors.StrictDataclassError`: When a field has the wrong type, here or whenever it is set, or
+        when the values here cannot make a model.
     """
 
     model_type = "rgmc"
@@ -109,7 +109,7 @@ class RGMCConfig(PreTrainedConfig):
         self.audio_config = _build_config(self.audio_config, HTSAT_BASE)
         self.text_config = _build_config(self.text_config, GPT2_SMALL)
         super().__post_init__(**kwargs)
-        # What `pipeline("music-captioning", ...)` looks for in `config.json`.
+        # `pipeline("music-captioning", ...)` looks for this in `config.json`.
         impl = "pipeline_rgmc.MusicCaptioningPipeline"
         self.custom_pipelines = {"music-captioning": {"impl": impl, "pt": ["AutoModel"]}}
 
@@ -123,35 +123,35 @@ class RGMCConfig(PreTrainedConfig):
         audio = self.audio_config
         if audio.model_type != "clap_audio_model":
             raise ValueError(
-                f"`audio_config` must be a ClapAudioConfig (model_type 'clap_audio_model'), got model_type "
-                f"'{audio.model_type}'"
+                "`audio_config` must be a ClapAudioConfig (model_type 'clap_audio_model'), "
+                f"got model_type '{audio.model_type}'"
             )
         width = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
         if audio.hidden_size != width:
             raise ValueError(
-                f"`audio_config.hidden_size` is {audio.hidden_size}, but {len(audio.depths)} stages that start at "
-                f"`patch_embeds_hidden_size` {audio.patch_embeds_hidden_size} and double end at {width}"
+                f"`audio_config.hidden_size` must be {width}, got {audio.hidden_size}: {len(audio.depths)} stages start "
+                f"at `patch_embeds_hidden_size` {audio.patch_embeds_hidden_size} and double from one to the next"
             )
         if audio.num_mel_bins != 64:
             raise ValueError(
-                f"`audio_config.num_mel_bins` must be 64, as CLAP's front end makes them, got {audio.num_mel_bins}"
+                f"`audio_config.num_mel_bins` must be 64, the number of CLAP's front end, got {audio.num_mel_bins}"
             )
         if audio.enable_fusion:
             raise ValueError(
-                "`audio_config.enable_fusion` is True, but RGMC reads one 10 s clip and needs an unfused CLAP, "
+                "`audio_config.enable_fusion` is True, but RGMC reads one 10 s clip and needs a CLAP without fusion, "
                 "such as laion/larger_clap_music or laion/clap-htsat-unfused"
             )
 
     def validate_text_config(self):
         if self.text_config.is_encoder_decoder:
             raise ValueError(
-                f"`text_config` must be a decoder-only language model, got the encoder-decoder "
-                f"'{self.text_config.model_type}'"
+                "`text_config` must be a decoder-only language model, "
+                f"got the encoder-decoder '{self.text_config.model_type}'"
             )
 
     @property
     def separator_token_id(self) -> int:
-        """Token that ends a candidate and starts the caption."""
+        """The token that ends a candidate and starts the caption."""
         text_config: Any = self.text_config
         token_id = separator_token_id(text_config.bos_token_id, text_config.eos_token_id)
         if token_id is None:

@@ -102,7 +102,7 @@ def test_a_checkpoint_refuses_an_older_transformers_and_says_what_mends_it(make_
     make_model().save_pretrained(tmp_path)
     monkeypatch.setattr(transformers, "__version__", "5.5.4")
     with pytest.raises(
-        RuntimeError, match=r"needs transformers 5.6 or newer, and this is 5.5.4: `pip install 'transfo"
+        RuntimeError, match=r"needs transformers 5.6 or newer, but this is 5.5.4: `pip install 'transfo"
     ):
         load_configuration_of(tmp_path, "old")
 
