@@ -90,11 +90,11 @@ def load_audio(
         `np.ndarray` of shape `(round(duration * sampling_rate),)`: float32 samples, finite, nominally in [-1, 1].
 
     Raises:
-        `AudioError`: When there is no local file, no such stream or no sound in it, when the file is damaged beyond
-        use, when samples are NaN or infinite, or when `start` is beyond the end.
+        `AudioError`: If there is no local file, no such stream or no sound in it, if the file is damaged beyond
+        use, if samples are NaN or infinite, or if `start` is beyond the end.
 
     Warns:
-        `AudioWarning`: When there is less sound than wanted, digital silence or channels in opposite phase, and when
+        `AudioWarning`: If there is less sound than wanted, digital silence or channels in opposite phase, and if
         the file was decoded from its start.
     """
     name = _name_of(source)
@@ -117,7 +117,7 @@ def probe_audio(source: Source) -> dict[str, Any]:
         about its middle.
 
     Raises:
-        `AudioError`: When [`load_audio`] would raise one.
+        `AudioError`: If [`load_audio`] would raise one.
     """
     name = _name_of(source)
     with (
@@ -162,8 +162,8 @@ def prepare_waveform(
         [-1, 1].
 
     Raises:
-        `AudioError`: When there is no sampling rate, when the shape is another one, when the samples are not finite
-        real numbers, or when `start` is beyond the end.
+        `AudioError`: If there is no sampling rate, if the shape is another one, if the samples are not finite
+        real numbers, or if `start` is beyond the end.
     """
     name = "<array>"
     if sampling_rate is None:

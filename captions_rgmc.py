@@ -37,7 +37,7 @@ def normalize_caption(caption: str, normalization: str = "paper") -> str:
         `str`: The normalised caption. Normalising it again does not change it.
 
     Raises:
-        `ValueError`: When there is no such rule.
+        `ValueError`: If there is no such rule.
     """
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")

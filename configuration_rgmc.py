@@ -13,7 +13,7 @@ def check_transformers(version: str):
     Checks the version of transformers and warns once when it is newer than the tested ones.
 
     Raises:
-        `RuntimeError`: When it is older. (An `ImportError` would start a search for this module elsewhere.)
+        `RuntimeError`: If it is older. (An `ImportError` would start a search for this module elsewhere.)
     """
     oldest, newest = TESTED_TRANSFORMERS
     major, minor = newest.split(".")
@@ -86,8 +86,8 @@ class RGMCConfig(PreTrainedConfig):
             or `None`).
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: When a field has the wrong type, here or whenever it is set, or
-        when the values here cannot make a model.
+        `huggingface_hub.errors.StrictDataclassError`: If a field has the wrong type, here or whenever it is set, or
+        if the values here cannot make a model.
     """
 
     model_type = "rgmc"
@@ -129,8 +129,9 @@ class RGMCConfig(PreTrainedConfig):
         width = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
         if audio.hidden_size != width:
             raise ValueError(
-                f"`audio_config.hidden_size` must be {width}, got {audio.hidden_size}: {len(audio.depths)} stages start "
-                f"at `patch_embeds_hidden_size` {audio.patch_embeds_hidden_size} and double from one to the next"
+                f"`audio_config.hidden_size` must be {width}, got {audio.hidden_size}: "
+                f"the {len(audio.depths)} stages start at `patch_embeds_hidden_size` {audio.patch_embeds_hidden_size}, "
+                "and each doubles the one before"
             )
         if audio.num_mel_bins != 64:
             raise ValueError(

@@ -65,7 +65,7 @@ def log_mel_spectrogram(
         `torch.FloatTensor` of shape `(T, F)` or `(B, T, F)` with `T = 1 + N // hop_length`: `(1001, 64)` for 10 s.
 
     Raises:
-        `ValueError`: When the shape is another one, or when there are too few samples to reflect.
+        `ValueError`: If the shape is another one, or if there are too few samples to reflect.
     """
     waveform = torch.as_tensor(waveform, dtype=torch.float32, device=device)
     if waveform.ndim not in (1, 2) or waveform.shape[0] == 0 or waveform.shape[-1] <= fft_window_size // 2:
@@ -155,7 +155,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
             `BatchFeature` with `input_features`: float32 `(B, 1, T, F)`, `(B, 1, 1001, 64)` with the defaults.
 
         Raises:
-            `AudioError`: When a sound cannot be used (the message gives its place in the list) or the list is empty.
+            `AudioError`: If a sound cannot be used (the message gives its place in the list) or the list is empty.
         """
         sounds = [audio] if is_one_sound(audio) else list(audio)
         if not sounds:

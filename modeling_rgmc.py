@@ -1,8 +1,8 @@
 """
-RGMC, Retrieval Guided Music Captioning via Multimodal Prefixes (Srivatsan et al., IJCAI 2024).
+The model of "Retrieval Guided Music Captioning via Multimodal Prefixes" (Srivatsan et al., IJCAI 2024).
 
 Shape letters: `B` clips, `T` = 1001 mel frames, `F` = 64 mel bins, `E` = 512 numbers of an audio embedding, `P` = 10
-prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a row.
+prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a clip.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from transformers.models.clap.modeling_clap import ClapAudioAttention
 from transformers.utils import logging
 
 try:
-    # transformers 5.6 copies from a local folder only the files that are imported here, and not those that they import.
+    # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
     from .attention_rgmc import RGMCAudioSelfAttention
     from .audio_rgmc import AudioError  # noqa: F401
     from .captions_rgmc import join_candidates, left_pad
@@ -53,10 +53,10 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-# Since transformers 5.21 a decoder can be asked for the logits of other positions in each row.
+# Since transformers 5.21 a decoder can compute the logits of different positions in each row.
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
 
-CACHE_NAMES = ("past_key_values", "cache")  # of the decoder's keys and values
+CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
 
 
 class RGMCMapper(nn.Module):
@@ -68,7 +68,7 @@ class RGMCMapper(nn.Module):
         text_size = config.text_config.hidden_size
         hidden_size = config.mapper_hidden_size or config.prefix_length * text_size // 2
         self.prefix_shape = (config.prefix_length, text_size)
-        # Numbers of a unit vector are about 1 / sqrt(E); a linear layer's default initialisation expects them about 1.
+        # The numbers of a unit vector are about 1 / sqrt(E); a linear layer's default initialisation expects about 1.
         self.input_scale = embedding_size**0.5
         self.linear1 = nn.Linear(embedding_size, hidden_size)
         self.activation = nn.Tanh()
@@ -81,11 +81,11 @@ class RGMCMapper(nn.Module):
 
 class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     """
-    Captions music from its sound and from the caption of the most similar song of a datastore.
+    Captions music from its sound and from the caption of the most similar song in a datastore.
 
     `audio_tower` is CLAP's HTS-AT with its projection (`f`), `mapper` the two-layer MLP `g`, `text_model` the decoder.
-    `datastore` is the [`CaptionDatastore`] that [`~RGMCModel.generate`] retrieves from, or `None`; `datastore_class` is
-    that class, also where the code came from the Hub.
+    `datastore` is the [`CaptionDatastore`] that [`~RGMCModel.generate`] retrieves from, or `None`. `datastore_class` is
+    that class, so that code loaded from the Hub can be used without an import.
     """
 
     config: RGMCConfig
@@ -96,12 +96,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # The datastore holds float32 embeddings of this very encoder, whatever precision the decoder is loaded in.
+    # The datastore holds float32 embeddings of this encoder, whatever precision the decoder is loaded in.
     _keep_in_fp32_modules_strict = ["audio_tower"]
 
     def __init__(self, config: RGMCConfig):
         super().__init__(config)
-        # CLAP itself knows no other attention, and refuses to be made with one.
+        # CLAP itself has only eager attention and cannot be made with another.
         eager = config.audio_config._attn_implementation == "eager"
         config.audio_config._attn_implementation = "eager"
         self.audio_tower = ClapAudioModelWithProjection(config.audio_config)
@@ -109,19 +109,17 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             self._use_fused_audio_attention()
         self.mapper = RGMCMapper(config) if config.uses_audio else None
         self.text_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.text_model.loss_type = (
-            "ForCausalLM"  # transformers cannot tell it from the name GPT2LMHeadModel, and warns
-        )
+        self.text_model.loss_type = "ForCausalLM"  # transformers cannot infer it from GPT2LMHeadModel, and warns
         self.datastore: CaptionDatastore | None = None
-        self.loaded_revision: str | None = None  # of its repository, where it was loaded from a certain one
+        self.loaded_revision: str | None = None  # of its repository, where `from_pretrained` was given one
         if not config.uses_audio:
             self.freeze_audio_tower()
         self.post_init()
         self.generation_config = default_generation_config(config)
 
     def _init_weights(self, module: nn.Module):
-        # Called for the mapper alone: both parts initialise themselves. PyTorch's default, as in the paper's code base,
-        # and not the decoder's `initializer_range`, which transformers would take.
+        # Called only for the mapper: the other parts initialise themselves. PyTorch's default, as in the paper's code;
+        # transformers would use the decoder's `initializer_range`.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
 
@@ -142,25 +140,28 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     @classmethod
     def from_audio_text_pretrained(cls, audio_model: str, text_model: str, **config_kwargs) -> "RGMCModel":
         """
-        Joins a pretrained CLAP and a pretrained causal language model; the mapper is new (section 4). What was loaded
-        is kept as `config.audio_model_source` and `config.text_model_source`.
+        Joins a pretrained CLAP and a pretrained causal language model with a new mapper (section 4). What was loaded is
+        recorded in `config.audio_model_source` and `config.text_model_source`.
 
         Args:
             audio_model (`str`):
-                Hub id or folder of an unfused `ClapModel`, such as `"laion/larger_clap_music"`, or a checkpoint of
-                LAION's own code: a local file, or one on the Hub, such as
-                `"lukewys/laion_clap/music_audioset_epoch_15_esc_90.14.pt"`.
-            text_model (`str`): Hub id or folder of a causal language model, such as `"openai-community/gpt2"`.
-            config_kwargs: Further fields of [`RGMCConfig`].
+                Hub id or folder of a `ClapModel` without fusion (`"laion/larger_clap_music"`), or a checkpoint of
+                LAION's own code, as a local file or as `repo_id/file` on the Hub
+                (`"lukewys/laion_clap/music_audioset_epoch_15_esc_90.14.pt"`).
+            text_model (`str`):
+                Hub id or folder of a causal language model (`"openai-community/gpt2"`).
+            config_kwargs:
+                Further fields of [`RGMCConfig`].
 
         Raises:
-            `OSError`: when a part cannot be found; `ValueError`: when weights of a part are missing or unknown;
-            `StrictDataclassError`: when the CLAP is a fused one of transformers.
+            `OSError`: If a part cannot be found.
+            `ValueError`: If weights of a part are missing or unknown.
+            `StrictDataclassError`: If the CLAP is a `ClapModel` with fusion.
         """
         audio_config, audio_weights, audio_source = load_clap_audio(audio_model)
         text, text_source = load_text_model(text_model)
-        # Copies of the configurations: objects that another model owns lose their attention setting here and fall back
-        # to eager attention. Without the place that the decoder was loaded from, which may be a path of this machine.
+        # Copies of the configurations: one that another model owns would lose its attention setting here and fall back
+        # to eager attention. `_name_or_path` goes, because it may be a path on this machine.
         text_config = text.config.to_dict()
         text_config.pop("_name_or_path", None)
         config = RGMCConfig(
@@ -188,14 +189,15 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         self.text_model.set_output_embeddings(value)
 
     def freeze_audio_tower(self):
-        """Stops the training of the audio encoder; its dropout stays off from then on, also after `model.train()`."""
+        """Stops the training of the audio encoder. Its dropout then stays off, even after `model.train()`."""
         self.audio_tower.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "RGMCModel":
         """
-        As `nn.Module.train`, but a frozen audio encoder stays in evaluation mode, and so does the batch norm of its mel
-        bins always: batch statistics would make the loss depend on how a batch is cut into processes and steps.
+        Sets the training mode as `nn.Module.train` does, but leaves a frozen audio encoder in evaluation mode. The
+        batch norm of the encoder's mel bins always stays in evaluation mode: with batch statistics the loss would
+        depend on how a batch is cut into processes and steps.
         """
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.audio_tower.parameters()):
@@ -205,8 +207,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
     def set_log_mel_statistics(self, mean: torch.Tensor, variance: torch.Tensor):
         """
-        Sets the mean and the variance (dB, dB², each `(F,)`) that the encoder's batch norm standardises its log-mel
-        with. Needed once before an encoder is trained from scratch; a pretrained one brings its own.
+        Sets the mean and variance (dB and dB², each `(F,)`) by which the encoder's batch norm standardises log-mels.
+        Needed once before an encoder is trained from scratch; a pretrained one brings its own.
         """
         batch_norm = self.audio_tower.audio_model.audio_encoder.batch_norm
         batch_norm.running_mean.copy_(mean)
@@ -216,14 +218,23 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
     def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
         """
-        The audio encoder `f` (section 3.1): log-mel `(B, 1, T, F)` in dB to L2-normalised float32 embeddings `(B, E)`,
-        whose dot product is their similarity.
+        Embeds clips with the audio encoder `f` (section 3.1). The dot product of two embeddings is their similarity.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`):
+                Log-mel spectrograms in dB.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, E)`: L2-normalised embeddings in float32.
+
+        Raises:
+            `ValueError`: If `input_features` have another shape.
         """
         bins = self.config.audio_config.num_mel_bins
         if input_features.ndim != 4 or (input_features.shape[1], input_features.shape[3]) != (1, bins):
             raise ValueError(
-                f"`input_features` must be log-mels of shape (B, 1, T, {bins}), got {tuple(input_features.shape)}: the "
-                "processor makes them of files and waveforms"
+                f"`input_features` must be log-mels of shape (B, 1, T, {bins}), got {tuple(input_features.shape)}: "
+                "the processor makes them from files and waveforms"
             )
         dtype = self.audio_tower.audio_projection.linear1.weight.dtype
         input_features = input_features.to(self.device, dtype)
@@ -236,7 +247,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     def join_inputs(
         self, audio_embeds: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`e(x) ⊕ ỹ` (section 3.2): decoder inputs `(B, P + L, D)` and their attention mask `(B, P + L)`."""
+        """Joins `e(x) ⊕ ỹ` (section 3.2) to decoder inputs `(B, P + L, D)` and their attention mask `(B, P + L)`."""
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -265,7 +276,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
-        `p(y | e(x) ⊕ ỹ)` (section 3.3).
+        Computes the probabilities and the loss of captions, `p(y | e(x) ⊕ ỹ)` (section 3.3).
 
         Args:
             input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
@@ -273,25 +284,28 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             input_ids (`torch.LongTensor` of shape `(B, L)`):
                 Candidate, separator and, for teacher forcing, the caption and its EOS, without the prefix.
             attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*):
-                1 for tokens, 0 for padding, on either side. The positions are counted from it.
+                1 for tokens, 0 for padding, on either side. Positions are counted from it.
             audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
                 What [`~RGMCModel.embed_audio`] returns.
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
                 `input_ids` where a token is to be learned (the caption and its EOS), -100 elsewhere.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-                Divides the summed cross entropy; by default the number of labels that are not -100.
+                Divisor of the summed cross entropy. By default the number of labels that are not -100.
             max_label_length (`int`, *optional*):
-                With `labels`: the largest number `M` of labels in a row that are not -100, or more. Logits are then
-                computed at the positions that predict a label alone, with the same loss; not with transformers before
-                5.21, which computes them all. To be counted where the batch is made: to count it here would make a GPU
-                wait. With too small a number, labels are lost.
+                With `labels`: the largest number `M` of labels of a clip that are not -100, or any larger one. Logits
+                are then computed only at the positions that predict a label; the loss is the same. transformers before
+                5.21 still computes all of them. Count it where the batch is made, because counting it here would make
+                a GPU wait. Labels beyond the number are lost.
             cache or past_key_values (`Cache`, *optional*):
-                Keys and values of what came before `input_ids`, which then continue it and need no audio. Either name
-                is taken, whichever of them this version of transformers knows.
+                Keys and values of what came before `input_ids`; no audio is needed then. Both names are accepted,
+                whichever this version of transformers uses.
 
         Returns:
             `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
             or `(B, M, vocabulary)` with `max_label_length`, and the cache.
+
+        Raises:
+            `ValueError`: If the model needs audio and there is neither audio nor a cache.
         """
         rename_cache(kwargs, self.text_model.forward)
         if inputs_embeds is None and (input_features is not None or audio_embeds is not None):
@@ -309,7 +323,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 )
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if position_ids is None and attention_mask is not None:
-            # Decoders count positions from 0 at the left edge of the batch by default, padding included.
+            # By default decoders count positions from the left edge of the batch, padding included.
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         if labels is not None and max_label_length is not None and KEEPS_POSITIONS:
             logits_to_keep, kwargs["shift_labels"] = label_positions(labels, max_label_length)
@@ -326,40 +340,45 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None = None) -> Retrieved:
         """
-        The candidates of each clip (section 3.2): the captions whose songs have the largest dot product with it,
-        without the row of the datastore that has the clip's own id in `exclude_ids`.
+        Retrieves the candidates of each clip: captions of the songs with the largest dot product (section 3.2).
+
+        Args:
+            audio_embeds (`torch.FloatTensor` of shape `(B, E)`):
+                What [`~RGMCModel.embed_audio`] returns.
+            exclude_ids (`list[str | None]`, *optional*):
+                Id of the row that must not be the candidate of each clip: its own.
+
+        Raises:
+            `ValueError`: If the model has no datastore.
         """
         if self.datastore is None:
-            raise ValueError(
-                "This model has no datastore to retrieve from: give it one with `model.set_datastore(...)`"
-            )
+            raise ValueError("This model has no datastore to retrieve from: give it one with `set_datastore`")
         return self.datastore.search(audio_embeds, k=self.config.num_candidates, exclude_ids=exclude_ids)
 
     @property
     def retrieves(self) -> bool:
-        """Whether `generate` looks up candidates where it is given none."""
-        return self.config.uses_candidate and bool(self.datastore)  # an empty one holds nothing to look up
+        """Whether `generate` retrieves candidates when it is given none."""
+        return self.config.uses_candidate and bool(self.datastore)  # `False` for an empty one, too
 
     def prompt_ids(
         self, audio_embeds: torch.Tensor, found: Retrieved | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the candidates that were found for embeddings
-        `(B, E)`, or that are looked up now.
+        Returns the left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the candidates in `found`, or of
+        those retrieved now for the embeddings `(B, E)`.
         """
         candidates: list[list[list[int]]] = [[]] * len(audio_embeds)
         if self.retrieves:
             candidates = (found or self.retrieve(audio_embeds)).input_ids
         elif self.config.conditioning == "candidate":
             raise ValueError(
-                "This model captions from a candidate alone, and it has none: pass `candidates=` to the processor, "
-                "or give "
-                "the model a datastore with `model.set_datastore(CaptionDatastore.from_pretrained(...))`"
+                "This model captions from candidates alone and has none: pass `candidates=` to the processor, "
+                "or give the model a datastore with `model.set_datastore(...)`"
             )
         elif self.config.uses_candidate:
             logger.warning_once(
-                "This model has no datastore, or an empty one, and was given no candidates: it captions from the "
-                "audio alone."
+                "This model has no datastore, or an empty one, and was given no candidates: "
+                "it captions from the audio alone"
             )
         prompts = [join_candidates(token_ids, self.config.separator_token_id) for token_ids in candidates]
         input_ids, attention_mask = left_pad(prompts, self.config.separator_token_id)
@@ -378,19 +397,26 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Captions clips (section 3.3): beam search with 5 beams in which no trigram appears twice, unless the saved
         generation configuration or `kwargs` say otherwise.
 
-        The rule on trigrams sees the generated caption alone, so that the candidate may be copied.
+        The trigram rule sees only the generated caption, so a candidate may be copied.
 
         Args:
-            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`): Log-mel spectrograms in dB.
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
+                Log-mel spectrograms in dB. Not needed with `audio_embeds`.
             input_ids, attention_mask (`torch.LongTensor` of shape `(B, L)`, *optional*):
-                Candidates as the processor encodes them, padded on the left. Without them they are retrieved from
+                Candidates as the processor encodes them, padded on the left. By default they are retrieved from
                 `datastore`; without a datastore the caption comes from the audio alone.
-            audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*): Instead of `input_features`.
-            kwargs: Anything that `GenerationMixin.generate` takes.
+            audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
+                What [`~RGMCModel.embed_audio`] returns.
+            kwargs:
+                Anything that `GenerationMixin.generate` takes.
 
         Returns:
             `torch.LongTensor` of shape `(B, L')` with the tokens of the captions, or what `return_dict_in_generate`
             asks for.
+
+        Raises:
+            `ValueError`: If audio or candidates that the model needs are missing, if candidates are padded on the
+            right, or if prompt and caption are too long for the decoder.
         """
         if audio_embeds is None and input_features is not None:
             audio_embeds = self.embed_audio(input_features)
@@ -402,9 +428,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             input_ids, attention_mask = self.prompt_ids(audio_embeds)
         elif attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
-                "`input_ids` are padded on the right, and a caption would continue the padding: pad them on the "
-                "left, as "
-                "the processor does"
+                "`input_ids` are padded on the right, so the caption would continue the padding: "
+                "pad them on the left, as the processor does"
             )
         if attention_mask is not None:
             attention_mask = attention_mask.to(self.device)
@@ -414,7 +439,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         self._check_length(inputs_embeds.shape[1], kwargs)
         rename_cache(kwargs, super().prepare_inputs_for_generation)
         with warnings.catch_warnings():
-            # transformers warns that the trigram rule sees the new tokens alone; that is what we want.
+            # transformers warns that the trigram rule sees only the new tokens: that is what we want.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
             return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
@@ -423,16 +448,15 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         new = kwargs.get("max_new_tokens") or (kwargs.get("generation_config") or self.generation_config).max_new_tokens
         if limit is not None and new is not None and prompt_length + new > limit:
             raise ValueError(
-                f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, but the decoder "
-                "has only "
-                f"{limit}: pass a smaller `max_new_tokens`, or shorten the candidates "
-                "(`processor.max_candidate_length`)"
+                f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, "
+                f"but the decoder has only {limit}: "
+                "pass a smaller `max_new_tokens`, or shorten the candidates (`processor.max_candidate_length`)"
             )
 
     # -- datastore and files ------------------------------------------------------------------------------------------
 
     def encoder_fingerprint(self) -> str:
-        """SHA-256 of the audio encoder's weights: a datastore belongs to the encoder that made its embeddings."""
+        """Computes the SHA-256 of the audio encoder's weights: a datastore belongs to the encoder that embedded it."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.audio_tower.state_dict().items()):
             digest.update(name.encode())
@@ -450,10 +474,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 A datastore, or the folder or Hub id to load one from; `None` removes the model's own.
 
         Raises:
-            `FileNotFoundError` or `OSError`: if there is no datastore in the folder or repository.
-            `TypeError`: if it is anything else.
-            `ValueError`: if another encoder made its embeddings, or its captions are tokens of another decoder or
-                follow another rule of normalisation.
+            `FileNotFoundError` or `OSError`: If there is no datastore in the folder or repository.
+            `TypeError`: If it is anything else.
+            `ValueError`: If another encoder made its embeddings, or if its captions are tokens of another decoder
+            or follow another rule of normalisation.
         """
         if isinstance(datastore, (str, os.PathLike)):
             datastore = self.datastore_class.from_pretrained(datastore)
@@ -469,27 +493,27 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             )
         if datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(
-                f"The datastore ({len(datastore)} captions) was embedded by another audio encoder (fingerprint "
-                f"{datastore.encoder_fingerprint[:12]}…, this model's is {self.encoder_fingerprint()[:12]}…), so its "
-                "similarities would mean nothing. Rebuild it with this model: `python build_datastore.py --model "
-                "<checkpoint> --dataset <corpus> --output_dir <folder>`, or `CaptionDatastore.build(model, rows)`. A "
-                "checkpoint whose own datastore this is loads with `load_datastore=False`; a model cast by hand "
-                "(`model.half()`) differs too: load it with `dtype=` instead."
+                f"The datastore ({len(datastore)} captions) was embedded by another audio encoder "
+                f"(fingerprint {datastore.encoder_fingerprint[:12]}…, the model's is "
+                f"{self.encoder_fingerprint()[:12]}…), so its similarities would mean nothing. Rebuild it with this "
+                "model: `python build_datastore.py --model <checkpoint> --dataset <corpus> --output_dir <folder>`, or "
+                "`CaptionDatastore.build(model, rows)`. To load a checkpoint without its own datastore, pass "
+                "`load_datastore=False`. If the model was cast by hand (`model.half()`), load it with `dtype=` instead"
             )
         vocab_size = self.config.text_config.vocab_size
         if datastore.vocab_size not in (None, vocab_size):
             raise ValueError(
-                f"The datastore ({len(datastore)} captions) holds tokens of a decoder of {datastore.vocab_size} words, "
-                f"this model's has {vocab_size}: they would be other captions. Rebuild it with this model: `python "
-                "build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
+                f"The datastore ({len(datastore)} captions) holds tokens for a vocabulary of {datastore.vocab_size}, "
+                f"but this model's has {vocab_size}: they would be other captions. "
+                "Rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
         rule = self.config.caption_normalization
         if datastore.caption_normalization != rule:
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was normalised by the rule "
-                f"'{datastore.caption_normalization}', this model by '{rule}' (`caption_normalization`), so its "
-                "spellings are not those that the model knows. Rebuild it with this model: `python build_datastore.py "
-                "...`, or `CaptionDatastore.build(model, rows)`"
+                f"'{datastore.caption_normalization}', but this model by '{rule}' (`caption_normalization`), "
+                "so it has spellings that the model does not know. "
+                "Rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
 
     @classmethod
@@ -497,8 +521,17 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike, *args, load_datastore: bool = True, **kwargs
     ):
         """
-        As `PreTrainedModel.from_pretrained`; loads the checkpoint's `datastore/` too where it has one, and unless
-        `load_datastore` is `False`.
+        Loads a checkpoint as `PreTrainedModel.from_pretrained` does, and with it the `datastore/` of the checkpoint.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Hub id or folder.
+            load_datastore (`bool`, defaults to `True`):
+                Whether to load the datastore, if there is one.
+
+        Raises:
+            `OSError`: If the checkpoint, a file of it or the datastore that it should have cannot be found, or if a
+            file is damaged.
         """
         hub_kwargs = {
             name: kwargs[name]
@@ -507,38 +540,37 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         }
         folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "config.json")) and "config" not in kwargs:
-            raise OSError(f"{folder} is no checkpoint: it has no config.json")  # transformers would take the defaults
+            raise OSError(f"{folder} is not a checkpoint: no config.json in it")  # transformers would take the defaults
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             datastore = None
             if load_datastore:
                 datastore = CaptionDatastore.from_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
-        except SafetensorError as error:  # which does not name the file
+        except SafetensorError as error:  # does not name the file
             raise OSError(
-                f"A .safetensors file of {pretrained_model_name_or_path} is damaged or cut short ({error}): copy or "
-                "download it again"
+                f"A .safetensors file of {pretrained_model_name_or_path} is damaged or cut short ({error}): "
+                "copy or download it again"
             ) from error
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         for module in model.audio_tower.modules():
             for name in ("relative_position_index", "num_batches_tracked"):
                 if isinstance(buffer := getattr(module, name, None), torch.Tensor):
-                    setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes floats of integers too
+                    setattr(module, name, buffer.long())  # `_keep_in_fp32_modules_strict` makes integers floats too
         model.loaded_revision = kwargs.get("revision")
         if not load_datastore:
             return loaded
         if datastore is None and model.config.datastore_rows > 0:
             raise OSError(
                 f"{pretrained_model_name_or_path} has a datastore of {model.config.datastore_rows} captions, but its "
-                "files "
-                f"{', '.join(DATASTORE_FILES)} in datastore/ cannot be found: complete the folder, or check the "
-                "connection"
+                f"files {', '.join(DATASTORE_FILES)} in datastore/ cannot be found: "
+                "complete the folder, or check the connection"
             )
         model.set_datastore(datastore)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, is_main_process: bool = True, **kwargs):
-        """As `PreTrainedModel.save_pretrained`; writes the datastore to `datastore/` beside the weights."""
-        self.set_datastore(self.datastore)  # refuses one that the encoder has been trained away from
+        """Saves a checkpoint as `PreTrainedModel.save_pretrained` does, and its datastore in `datastore/` beside it."""
+        self.set_datastore(self.datastore)  # refuses one whose encoder has been trained since
         self.config.datastore_rows = 0 if self.datastore is None else len(self.datastore)
         if is_main_process:
             directory = os.path.join(save_directory, "datastore")
@@ -551,8 +583,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
 def rename_cache(arguments: dict, function: Callable):
     """
-    Gives a key-value cache among `arguments` the name by which `function` takes it: `cache` since transformers 5.24,
-    `past_key_values` before, and in the code of some decoders still.
+    Renames a key-value cache among `arguments` to the name that `function` uses: `cache` since transformers 5.24,
+    `past_key_values` before, and still so in some decoders.
     """
     for name, other in (CACHE_NAMES, CACHE_NAMES[::-1]):
         if name in arguments and other not in arguments:
@@ -562,7 +594,10 @@ def rename_cache(arguments: dict, function: Callable):
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """SpecAugment as in LAION's HTS-AT: sets 2 stripes of < 64 frames and 2 of < 8 mel bins of a clip to the mean."""
+    """
+    Applies SpecAugment as LAION's HTS-AT does: in each clip of `(B, 1, T, F)`, 2 stripes of fewer than 64 frames and 2
+    of fewer than 8 mel bins are set to the `mean` `(F,)`.
+    """
     masked = torch.zeros_like(log_mels, dtype=torch.bool)  # (B, 1, T, F)
     for dim, width in ((2, 64), (3, 8)):
         size = log_mels.shape[dim]
@@ -577,17 +612,17 @@ def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 def label_positions(labels: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    For labels `(B, L)` the positions whose logits predict one, in order, and these labels, each `(B, M)` with
-    `M = length`. Rows with fewer labels are filled up with positions whose label is -100.
+    Returns the positions whose logits predict a label of `labels` `(B, L)`, in order, and these labels, each `(B, M)`
+    with `M = length`. Rows with fewer labels are filled up with positions whose label is -100.
     """
     targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # what the logits of each position predict
-    # Sorting has no result whose size depends on the values, which a GPU would have to report first.
+    # Sorted and cut, because a selection has a size that depends on the values, and the CPU would wait for it.
     positions = targets.eq(-100).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # (B, M)
     return positions, targets.gather(1, positions)
 
 
 def default_generation_config(config: RGMCConfig) -> GenerationConfig:
-    """Beam search with 5 beams, no trigram twice (section 3.3), captions of up to 128 tokens."""
+    """Beam search with 5 beams, no repeated trigram (section 3.3), captions of up to 128 tokens."""
     eos_token_id = config.text_config.eos_token_id
     return GenerationConfig(
         num_beams=5,

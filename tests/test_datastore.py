@@ -483,7 +483,7 @@ def test_tokens_of_another_decoder_are_refused_where_the_encoder_is_the_same(mak
     other = make_model()
     other.resize_token_embeddings(500)
     assert other.encoder_fingerprint() == make_model().encoder_fingerprint()
-    with pytest.raises(ValueError, match=r"tokens of a decoder of \d+ words, this model's has 500.*Rebuild"):
+    with pytest.raises(ValueError, match=r"tokens for a vocabulary of \d+, but this model's has 500.*Rebuild"):
         other.set_datastore(CaptionDatastore.from_pretrained(tmp_path / "store"))
 
 
