@@ -26,14 +26,14 @@ CANDIDATE = ("id", "text", "similarity", "source", "license")
 
 @dataclass
 class Clip:
-    """A sound, and the captions that the decoder is shown with it."""
+    """A sound and the captions that the decoder is given with it."""
 
     audio: Any
     candidates: Any  # a caption or an iterable of captions, which `list_captions` checks
 
 
 class Stream(IterableDataset):
-    """Clips one by one, as they come: of a generator, transformers 5.6 would collect them all first."""
+    """Yields clips one by one: from a generator, transformers 5.6 would collect them all first."""
 
     def __init__(self, clips: Iterable):
         self.clips = clips
@@ -46,8 +46,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
     """
     Captions music: `pipeline("music-captioning", model=checkpoint, trust_remote_code=True)`.
 
-    Every argument of `generate` can be given to `pipeline(...)`, or to a call, which wins. What is given in neither is
-    as the checkpoint's own generation configuration says.
+    Every argument of `generate` can be given to `pipeline(...)` or to a call; the call wins. By default the generation
+    configuration of the checkpoint applies.
     """
 
     _load_processor = True
@@ -57,36 +57,41 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         self, inputs: Any, candidates: str | list[str] | Iterable[str | list[str]] | None = None, **kwargs
     ) -> dict[str, Any] | Iterable[dict[str, Any]]:
         """
+        Captions one or several clips.
+
         Args:
-            inputs:
+            inputs (`Any` or `Iterable`):
                 One clip, as [`RGMCFeatureExtractor`] takes it (a local path, bytes, a file, an array, a dict), or a
-                list, generator, or dataset of clips. URLs are not fetched.
-            candidates (*optional*):
-                Captions for the decoder in place of those that it would retrieve: a caption or a list of captions for
-                one clip; for several clips, one entry of this kind for each.
-            sampling_rate (`int`, *optional*): Of arrays, in Hz.
-            batch_size (`int`, defaults to 1): Clips that are captioned at once.
-            generate_kwargs (`dict`, *optional*): Arguments of `generate`, which may also be given directly.
+                list, generator or dataset of clips. URLs are not fetched.
+            candidates (`str`, `list[str]` or `Iterable`, *optional*):
+                Captions for the decoder in place of those it would retrieve: for one clip a caption or a list of
+                captions, for several clips one such entry each.
+            sampling_rate (`int`, *optional*):
+                Rate of arrays in Hz.
+            batch_size (`int`, defaults to 1):
+                Clips that are captioned at once.
+            generate_kwargs (`dict`, *optional*):
+                Arguments of `generate`. They can also be given directly.
 
         Returns:
-            For a clip a dict, for a list a list of dicts, else an iterator over dicts:
+            `dict` for a clip, `list[dict]` for a list, else an iterator over dicts:
 
             - `caption` (`str`);
-            - `score` (`float`): the mean log probability of the caption's tokens, its end included, given the sound and
-              the candidates; after a beam search this is the `sequences_scores` of `generate`;
-            - `candidates` (`list[dict]`): the captions that the decoder was shown, the most similar first, as `text`,
-              with `id`, `similarity` (dot product, -1 to 1), `source` and `license` in the datastore; all but `text`
-              are `None` where they were given, the last two also where the datastore does not know them.
+            - `score` (`float`): mean log probability of the caption's tokens and its end, given the sound and the
+              candidates; after a beam search this equals the `sequences_scores` of `generate`;
+            - `candidates` (`list[dict]`): the captions that the decoder was given, the most similar first, each with
+              `text`, `id`, `similarity` (dot product, -1 to 1), and the `source` and `license` of the datastore. All
+              but `text` are `None` for candidates from the caller; `source` and `license` also if not known.
 
         Raises:
-            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
-            clip.
+            `AudioError`: If audio cannot be used.
+            `ValueError`: If clips and entries of candidates do not match 1:1, or if the model reads no candidates.
         """
         listed = isinstance(inputs, (list, tuple))
         one = is_one_sound(inputs) and not isinstance(inputs, Dataset)
         if candidates is not None:
             if not self.model.config.uses_candidate:
-                raise ValueError("This model captions from the audio alone: it was not trained to read `candidates`")
+                raise ValueError("This model captions from the audio alone: leave out `candidates`")
             if one:
                 return super().__call__(Clip(inputs, candidates), **kwargs)
             entries = [candidates] if isinstance(candidates, str) else candidates
@@ -116,7 +121,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         audio_embeds = model.embed_audio(inputs["input_features"])
         if "candidates" in inputs:
             given = inputs["candidates"]
-            given = [given] if isinstance(given, tuple) else given  # of one clip, or of a batch
+            given = [given] if isinstance(given, tuple) else given  # one clip, or a batch
             shown = [[dict.fromkeys(CANDIDATE) | {"text": text} for text in texts] for texts in given]
             prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         else:
@@ -129,8 +134,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
         if len(tokens) != len(audio_embeds):
             raise ValueError(
-                f"`generate` made {len(tokens)} captions of {len(audio_embeds)} clips, but the pipeline returns one of "
-                "each: leave out `num_return_sequences`"
+                f"`generate` made {len(tokens)} captions for {len(audio_embeds)} clips, "
+                "but the pipeline returns one for each: leave out `num_return_sequences`"
             )
         scores = self._score(tokens, audio_embeds, **prompt)
         captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
@@ -141,14 +146,14 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         clips = outputs["clips"]
-        return clips[0] if isinstance(clips, list) else clips  # transformers takes batches apart
+        return clips[0] if isinstance(clips, list) else clips  # transformers splits batches
 
     def _score(
         self, tokens: torch.Tensor, audio_embeds: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """
-        Mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS, in one pass: `generate` would keep
-        the scores of every word in every beam at every step.
+        Computes the mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS. One pass does it;
+        `generate` would keep the scores of every word in every beam at every step.
         """
         ends = torch.isin(tokens, torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device))
         kept = (ends.cumsum(1) - ends.long() == 0).long()  # padding comes after the first EOS
@@ -164,9 +169,16 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """
-        Writes the whole checkpoint: model, datastore, processor, code, and a card where the folder has none. With
-        `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`] does it; without a `repo_id` it takes the
-        name of the folder.
+        Saves the whole checkpoint: model, datastore, processor, code, and a card if the folder has none.
+
+        Args:
+            save_directory (`str`):
+                Folder to write into; made if needed.
+            push_to_hub (`bool`, defaults to `False`):
+                Whether to push it as well, as [`~PushesCheckpoint.push_to_hub`] does.
+            kwargs:
+                Arguments of [`~PushesCheckpoint.push_to_hub`], where `repo_id` defaults to the name of the folder, and
+                of `PreTrainedModel.save_pretrained`.
         """
         hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         self.model.save_pretrained(save_directory, *args, **kwargs)
@@ -180,7 +192,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             self.push_to_hub(**{"repo_id": name, **hub_kwargs})
 
 
-# For `pipeline("music-captioning", model=model, processor=processor)`. Each checkpoint brings a copy of this code: the
-# one loaded last replaces the one before, without the warning that `register_pipeline` would print.
+# For `pipeline("music-captioning", model=model, processor=processor)`. Each checkpoint brings a copy of this code; the
+# one loaded last replaces the one before, without the warning of `register_pipeline`.
 PIPELINE_REGISTRY.to_dict().pop(TASK, None)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=MusicCaptioningPipeline, pt_model=AutoModel)

@@ -1,4 +1,4 @@
-"""Processor of RGMC: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
+"""The processor: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
 
 import os
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from transformers import (
 from transformers.utils import logging
 
 try:
-    # Of a local folder, transformers 5.6 copies what is imported here, and not what that imports in its turn.
+    # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
     from .audio_rgmc import AudioError  # noqa: F401
     from .captions_rgmc import (
         NORMALIZATIONS,
@@ -43,15 +43,24 @@ logger = logging.get_logger(__name__)
 
 class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
     """
-    Prepares audio and, where wanted, candidate captions for [`RGMCModel`].
+    Prepares audio and, optionally, candidate captions for [`RGMCModel`].
 
     Args:
-        feature_extractor ([`RGMCFeatureExtractor`]): From a file or waveform to the log-mel of its middle 10 s.
-        tokenizer (`PreTrainedTokenizerBase`): The decoder's tokenizer. Its pad token becomes its EOS where it has none.
-        max_candidate_length (`int`, defaults to 128): Longest candidate in tokens; a longer one is cut, announced once.
-        max_caption_length (`int`, defaults to 128): Longest caption in tokens, with its EOS, that is trained on.
-        text_model_id (`str`, *optional*): Hub id of the tokenizer, for a folder that holds no tokenizer of its own.
-        caption_normalization (`str`, defaults to `"paper"`): Rule of [`normalize_caption`] for captions and candidates.
+        feature_extractor ([`RGMCFeatureExtractor`]):
+            Turns a file or waveform into the log-mel of its middle 10 s.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The decoder's tokenizer. If it has no pad token, its EOS serves as one.
+        max_candidate_length (`int`, defaults to 128):
+            Longest candidate in tokens. Longer ones are cut, with one warning.
+        max_caption_length (`int`, defaults to 128):
+            Longest caption in tokens, with its EOS, that is trained on. Longer ones are cut, with one warning.
+        text_model_id (`str`, *optional*):
+            Hub id of the tokenizer, for a folder without a tokenizer of its own.
+        caption_normalization (`str`, defaults to `"paper"`):
+            Rule of [`normalize_caption`] for captions and candidates.
+
+    Raises:
+        `ValueError`: If there is no such rule, or if the tokenizer has no EOS token.
     """
 
     def __init__(
@@ -71,13 +80,13 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
-        for name in ("is_local", "local_files_only", "dtype"):  # how it was loaded, which would be saved with it
+        for name in ("is_local", "local_files_only", "dtype"):  # how it was loaded; it would be saved, too
             tokenizer.init_kwargs.pop(name, None)
         super().__init__(feature_extractor, tokenizer, **kwargs)
         self.max_candidate_length = max_candidate_length
         self.max_caption_length = max_caption_length
         self.caption_normalization = caption_normalization
-        self.text_model_id = None  # loaded now, and saved beside the rest
+        self.text_model_id = None  # the tokenizer is saved with the rest from now on
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "RGMCProcessor":
@@ -85,23 +94,25 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         Loads the processor of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Hub id or folder.
-            kwargs: `revision`, `token`, `cache_dir` … of the Hub; others take the place of what was saved.
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Hub id or folder.
+            kwargs:
+                `revision`, `token`, `cache_dir` … of the Hub; any others replace what was saved.
         """
         settings, changes = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        # Our own classes: the Auto classes would ask for trust in the checkpoint's copy of this very code.
+        # Our own class: an Auto class would ask for trust in the checkpoint's copy of this code.
         feature_extractor = RGMCFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         text_model_id = settings.get("text_model_id")
         if text_model_id:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-        else:  # or it looks into config.json, and asks for trust again
+        else:  # without a configuration it reads config.json and asks for trust again
             kwargs = {**kwargs, "config": PreTrainedConfig()}
         tokenizer = AutoTokenizer.from_pretrained(text_model_id or pretrained_model_name_or_path, **kwargs)
         return cls.from_args_and_dict([feature_extractor, tokenizer], settings, **changes)
 
     @property
     def separator_token_id(self) -> int:
-        """Token that ends a candidate and starts the caption."""
+        """The token that ends a candidate and starts the caption."""
         return separator_token_id(self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
 
     def __call__(
@@ -113,22 +124,29 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         **kwargs,
     ) -> BatchFeature:
         """
+        Prepares clips, candidates or both.
+
         Args:
-            audio: One clip or a list of clips: paths, bytes, file objects, or waveforms (`(samples,)` or `(channels,
-            samples)`).
+            audio (`Any` or `list`, *optional*):
+                One clip or a list of clips: paths, bytes, file objects, or waveforms of shape `(samples,)` or
+                `(channels, samples)`.
             candidates (`list[str]` or `list[list[str]]`, *optional*):
-                One caption, or a list of captions, per clip, instead of those that the model would retrieve.
-            sampling_rate (`int`, *optional*): Of the waveforms, in Hz; files carry their own.
-            return_tensors (`str`, defaults to `"pt"`)
-            kwargs: Further arguments of [`RGMCFeatureExtractor`].
+                One caption or a list of captions per clip, in place of those that the model would retrieve.
+            sampling_rate (`int`, *optional*):
+                Rate of the waveforms in Hz. Files state their own.
+            return_tensors (`str`, defaults to `"pt"`):
+                Only `"pt"`.
+            kwargs:
+                Further arguments of [`RGMCFeatureExtractor`].
 
         Returns:
-            `BatchFeature` with `input_features` `(B, 1, T, F)` and, with candidates, left-padded `input_ids` and
-            `attention_mask` `(B, L)`.
+            `BatchFeature` with `input_features` `(B, 1, T, F)` in dB and, if there are candidates, left-padded
+            `input_ids` and `attention_mask`, each `(B, L)`.
 
         Raises:
-            `AudioError`: for audio that cannot be used; `ValueError`: when there is not one entry of candidates per
-            clip, or one is no text.
+            `AudioError`: If audio cannot be used.
+            `ValueError`: If clips and entries of candidates do not match 1:1, if a candidate is not a text, or if there
+            is nothing to process.
         """
         if return_tensors != "pt":
             raise ValueError(f"RGMCProcessor makes PyTorch tensors (return_tensors='pt'), got {return_tensors!r}")
@@ -149,29 +167,27 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         return BatchFeature(inputs)
 
     def encode_candidate(self, caption: str) -> list[int]:
-        """Token ids of a candidate caption, normalised, without a separator."""
+        """Normalises and tokenizes a candidate caption, without a separator."""
         token_ids = self._encode(caption)
         if len(token_ids) > self.max_candidate_length:
             logger.warning_once(
-                f"Candidates longer than {self.max_candidate_length} tokens are cut (`max_candidate_length`)."
+                f"Candidates longer than {self.max_candidate_length} tokens are cut (`max_candidate_length`)"
             )
         return token_ids[: self.max_candidate_length]
 
     def encode_prompt(self, candidates: list[str]) -> list[int]:
-        """Token ids of the decoder's prompt: the candidates, each followed by a separator."""
+        """Tokenizes the decoder's prompt: the candidates, each followed by a separator."""
         return join_candidates([self.encode_candidate(caption) for caption in candidates], self.separator_token_id)
 
     def encode_caption(self, caption: str) -> list[int]:
-        """Token ids of a caption to be learned, normalised, with its EOS; a caption that is cut gets none."""
+        """Normalises and tokenizes a caption to be learned, with its EOS; a caption that is cut has none."""
         token_ids = [*self._encode(caption), self.tokenizer.eos_token_id]
         if len(token_ids) > self.max_caption_length:
-            logger.warning_once(
-                f"Captions longer than {self.max_caption_length} tokens are cut (`max_caption_length`)."
-            )
+            logger.warning_once(f"Captions longer than {self.max_caption_length} tokens are cut (`max_caption_length`)")
         return token_ids[: self.max_caption_length]
 
     def normalize(self, caption: str) -> str:
-        """A caption by the rule of this processor."""
+        """Normalises a caption by the rule of this processor."""
         return normalize_caption(caption, self.caption_normalization)
 
     def _encode(self, caption: str) -> list[int]:

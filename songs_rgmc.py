@@ -1,4 +1,4 @@
-"""Songs to what a datastore holds of them: their captions as rows, and their embeddings."""
+"""Turns songs into what a datastore holds: captions as rows, and embeddings."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ except ImportError:
     from processing_rgmc import RGMCProcessor
     from search_rgmc import encode_embeddings
 
-PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, None where they are not known
+PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, `None` if not known
 
 
 def make_rows(
@@ -33,7 +33,7 @@ def make_rows(
     source: list[str | None] | None = None,
     license: list[str | None] | None = None,
 ) -> "datasets.Dataset":
-    """The rows of a [`CaptionDatastore`]: captions as the model is trained on them, and their tokens."""
+    """Makes the rows of a [`CaptionDatastore`] from captions as the model is trained on them."""
     datasets, _ = import_datasets()
     tokens = [processor.encode_candidate(caption) for caption in captions]
     provenance = {"source": source or [None] * len(ids), "license": license or [None] * len(ids)}
@@ -41,20 +41,21 @@ def make_rows(
 
 
 def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", Iterator]:
-    """What [`CaptionDatastore.build`] is given, as the rows of a datastore and a column of sounds."""
+    """Reads what [`CaptionDatastore.build`] is given as the rows of a datastore and an iterator over the sounds."""
     datasets, _ = import_datasets()
     if isinstance(dataset, datasets.Dataset):
         for column, feature in dataset.features.items():
-            if isinstance(feature, datasets.Audio):  # decoding is the processor's work
+            if isinstance(feature, datasets.Audio):  # the processor decodes
                 dataset = dataset.cast_column(column, datasets.Audio(decode=False))
     songs: dict[str, list] = {name: [] for name in ("ids", "captions", *PROVENANCE)}
-    dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # which is gone through twice
+    dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # it is read twice
     for number, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise ValueError(
                 f"Row {number} of the datastore to be built is a {type(row).__name__}, in a {type(dataset).__name__}: "
-                "expected a datasets.Dataset or a list of dicts with `audio`, `caption` and `id` (of a DatasetDict one "
-                'split, of a DataFrame `.to_dict("records")`, of a folder `load_dataset("audiofolder", ...)`)'
+                "expected a datasets.Dataset or a list of dicts with `audio`, `caption` and `id` "
+                '(pass one split of a DatasetDict, `.to_dict("records")` of a DataFrame, '
+                'or `load_dataset("audiofolder", ...)` for a folder)'
             )
         audio = row.get("audio")
         path = audio.get("path") if isinstance(audio, dict) else audio
@@ -66,8 +67,8 @@ def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["da
         for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
             if value is None:
                 raise ValueError(
-                    f"Row {number} of the datastore to be built (id {row_id!r}) has no {name}: found the columns "
-                    f"{', '.join(row)}"
+                    f"Row {number} of the datastore to be built (id {row_id!r}) has no {name}: "
+                    f"found the columns {', '.join(row)}"
                 )
         songs["ids"].append(str(row_id))
         songs["captions"].append(caption)
@@ -81,7 +82,7 @@ def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["da
 
 
 def _texts(entry) -> list[str]:
-    """Of a caption, a list of captions, or nothing (which in a table may be NaN)."""
+    """Lists the texts in a caption, a list of captions, or an empty cell (NaN in a table)."""
     entries = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else entry
     return [text for text in entries if isinstance(text, str)]
 
@@ -98,7 +99,7 @@ def embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size: 
             for row_id, audio in zip(ids[start : start + batch_size], sounds):
                 try:
                     log_mels.append(processor(audio=[audio])["input_features"])
-                except ValueError as error:  # AudioError is one
+                except ValueError as error:  # includes AudioError
                     raise ValueError(f"The song '{row_id}' cannot be embedded: {error}") from error
             embeds = model.embed_audio(torch.cat(log_mels)).cpu().numpy()
             embeddings[start : start + batch_size] = encode_embeddings(embeds, storage)
@@ -111,7 +112,7 @@ def embed_songs(model, ids: list[str], sounds: Iterator, processor, batch_size: 
 
 def processor_of(model):
     if not model.name_or_path:
-        raise ValueError("This model was not loaded from a checkpoint, whose processor could be taken: pass processor=")
+        raise ValueError("This model was not loaded from a checkpoint, so it has no processor: pass processor=")
     revision = {"revision": model.loaded_revision} if model.loaded_revision else {}
     return RGMCProcessor.from_pretrained(model.name_or_path, **revision)
 
@@ -120,7 +121,7 @@ def check_ids(ids: list[str]):
     if len(set(ids)) == len(ids):
         return
     repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
-    raise ValueError(f"A datastore's ids must be unique; {len(repeated)} stand more than once, such as {repeated[:3]}")
+    raise ValueError(f"A datastore's ids must be unique: found {len(repeated)} duplicate ids, such as {repeated[:3]}")
 
 
 def import_datasets():

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, write_clap
+from helpers import ROOT, TEXT, write_clap
 from huggingface_hub import ModelCard
-from laion_reference import TEXT, make_laion, sounds
+from laion_reference import make_laion, sounds
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -246,13 +246,13 @@ def test_weights_that_would_be_random_are_refused(decoder, tokenizer, tmp_path):
     remove_weight(tmp_path / "clap", "text_projection.linear1.weight")  # not needed
     load_clap_audio(str(tmp_path / "clap"))
     remove_weight(tmp_path / "clap", norm)
-    with pytest.raises(ValueError, match=f"clap is no CLAP: it lacks weights.*: {norm}$"):
+    with pytest.raises(ValueError, match=f"clap is not a complete CLAP: these weights would be random: {norm}$"):
         RGMCModel.from_audio_text_pretrained(str(tmp_path / "clap"), decoder)
-    with pytest.raises(ValueError, match="gpt2 is no CLAP: it lacks weights"):
+    with pytest.raises(ValueError, match="gpt2 is not a complete CLAP: these weights would be random"):
         RGMCModel.from_audio_text_pretrained(decoder, decoder)
     write_decoder(tmp_path / "llama", tokenizer, "llama")
     remove_weight(tmp_path / "llama", "lm_head.weight")
-    with pytest.raises(ValueError, match=r"llama is no causal language model: it lacks weights.*: lm_head\.weight$"):
+    with pytest.raises(ValueError, match=r"llama is not a complete causal language model.*: lm_head\.weight$"):
         load_text_model(str(tmp_path / "llama"))
 
 
