@@ -171,7 +171,7 @@ def _find_laion_checkpoint(name: str) -> tuple[Path, dict]:
     try:
         path = Path(cached_file(repo_id, file))
     except OSError as error:
-        raise OSError(f"{name} is not a local file, and {repo_id} on the Hub gives no {file}: {error}") from error
+        raise OSError(f"{name} is not a local file, and the Hub does not give {file} of {repo_id}: {error}") from error
     return path, {"name": name, "revision": path.parents[file.count("/")].name}
 
 

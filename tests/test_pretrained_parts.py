@@ -310,7 +310,7 @@ def test_parts_of_the_hub_are_named_with_their_commit(state, decoder, tmp_path):
     assert found[0] == [{"name": "someone/clap", "revision": "c" * 40, "sha256": weights, "conversion": None}, text]
     source = {"revision": "e" * 40, "sha256": {"tiny.pt": sha256(laion)}, "conversion": LAION_CONVERSION}
     assert found[1] == [{"name": "someone/laion/checkpoints/tiny.pt", **source}, text]
-    assert "nor to be had from the Hub as other.pt of someone/laion" in error
+    assert "the Hub does not give other.pt of someone/laion" in error
 
 
 def test_the_model_card_names_the_repositories_and_no_place(make_config, tmp_path):
