@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, which `train.py` writes and `push_to_hub` puts in the place of transformers' form."""
+"""Writes the model card of a checkpoint, for `train.py` and, in place of transformers' template, for `push_to_hub`."""
 
 import os
 import re
@@ -84,15 +84,22 @@ def model_card(
     **metadata,
 ) -> str:
     """
-    The text of a card.
+    Writes the text of a card.
 
     Args:
-        name (`str`): The id of the repository, or the name of the checkpoint's folder.
-        config ([`RGMCConfig`], *optional*): Of the model: says what its parts were and what datastore it has.
-        sections (`str`, *optional*): Markdown between the use and the limits.
+        name (`str`):
+            Id of the repository, or name of the checkpoint's folder.
+        config ([`RGMCConfig`], *optional*):
+            Configuration of the model, which names the pretrained parts and the size of the datastore.
+        sections (`str`, *optional*, defaults to `""`):
+            Markdown between the use and the limits.
         model_license, datastore_license (`str`, *optional*):
-            Identifiers of the Hub, such as `"cc-by-4.0"`, of the weights and of the datastore's captions.
-        metadata: Further fields of `ModelCardData`.
+            Licences of the weights and of the datastore's captions, as the Hub's identifiers (`"cc-by-4.0"`).
+        metadata:
+            Further fields of `ModelCardData`.
+
+    Returns:
+        `str`: The text, with its metadata.
     """
     sources = [getattr(config, f"{part}_model_source", None) for part in ("audio", "text")]
     repositories = ["/".join(source["name"].split("/")[:2]) for source in sources if source and source["revision"]]
@@ -140,20 +147,28 @@ def from_scratch_warning(config: PreTrainedConfig | None) -> str | None:
 
 
 def is_hub_id(name) -> bool:
-    """Whether `name` is `owner/name`, and no file or folder here."""
+    """Whether `name` is an `owner/name` and not a local file or folder."""
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 class PushesCheckpoint:
     """
-    Before a class of transformers: what it pushes is what its own `save_pretrained` writes, datastore included, with a
-    card of ours where the repository has none.
+    Makes a class of transformers, when placed before it in the bases, push what its `save_pretrained` writes (datastore
+    included), with a card of ours if the repository has none.
     """
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """
-        As the class of transformers has it. With `push_to_hub` it is pushed, too, as [`~PushesCheckpoint.push_to_hub`]
-        does it; without a `repo_id` the repository takes the name of the folder.
+        Saves as the class of transformers does.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Folder to write into; made if needed.
+            push_to_hub (`bool`, defaults to `False`):
+                Whether to push it as well, as [`~PushesCheckpoint.push_to_hub`] does.
+            kwargs:
+                Arguments of [`~PushesCheckpoint.push_to_hub`], where `repo_id` defaults to the name of the folder, and
+                of the class's own `save_pretrained`.
         """
         hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
@@ -175,9 +190,9 @@ class PushesCheckpoint:
         **save_kwargs,
     ) -> CommitInfo:
         """
-        Uploads what `save_pretrained` writes, in one commit; the arguments are those of transformers' `push_to_hub`,
-        and further ones go to `save_pretrained`. Files of a datastore that a former push left there, and that this
-        model does not have, are deleted: they would be taken for this model's.
+        Uploads what `save_pretrained` writes, in one commit. The arguments are those of transformers' `push_to_hub`;
+        any others go to `save_pretrained`. Datastore files from an earlier push are deleted if this model has none of
+        that name, because they would be taken for its own.
         """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr") and not create_pr:
@@ -186,7 +201,7 @@ class PushesCheckpoint:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save_kwargs)
             card = Path(folder, "README.md")
-            if file_exists(repo_id, "README.md", revision=revision, token=token):  # and stays, but for the tags
+            if file_exists(repo_id, "README.md", revision=revision, token=token):  # it stays; only tags are added
                 text = ModelCard.load(repo_id, token=token)
                 text.data.tags = list(dict.fromkeys([*(text.data.tags or ()), *(tags or ())])) or None
             else:

@@ -1,5 +1,5 @@
 """
-The captions that RGMC retrieves its candidates from (sections 3.2 and 4 of the paper).
+The datastore of captions from which RGMC retrieves its candidates (sections 3.2 and 4).
 
 Shape letters: `N` datastore rows, `B` queries, `E` numbers of an audio embedding, `K` candidates.
 """
@@ -55,27 +55,31 @@ except ImportError:
     )
     from songs_rgmc import PROVENANCE, check_ids, embed_songs, import_datasets, processor_of, read_songs
 
-FORMAT_VERSION = 3  # version 1 knew float32 alone and neither source nor license; 1 and 2 no search parameters
+FORMAT_VERSION = 3  # version 1 had only float32, no source and no license; 1 and 2 had no search parameters
 COLUMNS = ["id", "caption", "input_ids"]
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
-INDEX_FILE = "index.faiss"  # of version 2: never read, for FAISS trusts what stands in a file, and deleted by a save
-ENTRIES = {  # of datastore.json, with their types
+INDEX_FILE = "index.faiss"  # of version 2: never read, because FAISS trusts a file blindly; deleted by a save
+ENTRIES = {  # entries of datastore.json and their types
     **{"rows": int, "embedding_size": int, "string_factory": str, "encoder_fingerprint": str, "storage": str},
     **{"search_parameters": str | None, "vocab_size": int | None, "caption_normalization": str},
 }
-INDEX_NAME = "embeddings"  # of the index of `CaptionDatastore.rows`
+INDEX_NAME = "embeddings"  # name of the index of `CaptionDatastore.rows`
 
 
 @dataclass
 class Retrieved:
     """
-    Candidates of `B` queries, the most similar first; a query has fewer than `K` where the datastore is that small.
+    Holds the candidates of `B` queries, the most similar first: `K` each, or fewer if the datastore is smaller.
 
     Attributes:
-        ids, captions: For each query its candidates' ids and captions.
-        input_ids: For each query its candidates' token ids.
-        similarities: For each query its candidates' dot products, from -1 to 1.
-        sources, licenses: For each query where its candidates come from and their licences; `None` where not known.
+        ids, captions (`list[list[str]]`):
+            Ids and captions of each query's candidates.
+        input_ids (`list[list[list[int]]]`):
+            Tokens of each query's candidates.
+        similarities (`list[list[float]]`):
+            Dot products with each query's candidates, from -1 to 1.
+        sources, licenses (`list[list[str | None]]`):
+            Origin and licence of each query's candidates, `None` if not known.
     """
 
     ids: list[list[str]]
@@ -88,41 +92,45 @@ class Retrieved:
 
 class CaptionDatastore:
     """
-    Captions, their token ids, and the L2-normalised embeddings of their songs, searched by dot product with FAISS.
+    Holds captions, their tokens and the L2-normalised embeddings of their songs; searches by dot product with FAISS.
 
     Args:
         rows (`datasets.Dataset`):
             `N` rows with the columns `id` (unique), `caption` (as the model is trained on it), `input_ids` (the
-            caption's tokens, without separator), and optionally `source` and `license`; [`make_rows`] makes them.
+            caption's tokens, without separator), and optionally `source` and `license`. [`make_rows`] makes them.
         embeddings (`np.ndarray` of shape `(N, E)`):
-            What `RGMCModel.embed_audio` makes of their songs, or what [`encode_embeddings`] makes of that.
-        encoder_fingerprint (`str`): `RGMCModel.encoder_fingerprint()` of the model that made them.
+            Embeddings of their songs from [`~RGMCModel.embed_audio`], which may be encoded by [`encode_embeddings`].
+        encoder_fingerprint (`str`):
+            [`~RGMCModel.encoder_fingerprint`] of the model that made the embeddings.
         string_factory (`str`, defaults to `"Flat"`):
-            `"Flat"` is exact search in the embeddings as they lie in memory or in a mapped file. Any other is an index
-            of FAISS with vectors of its own, approximate and faster, made at the first search: `HNSW32`, `IVF1024,Flat`
-            or `IVF65536_HNSW32,Flat`, with `SQ8`, `SQ6`, `SQ4`, `SQfp16`, `PQ64` or `PQ64x4` in place of `Flat` to
-            store its vectors smaller (`HNSW32,SQ8`), all of them also after `OPQ64,` or `OPQ64_256,`.
+            `"Flat"` searches exactly, in the embeddings themselves, in memory or in a mapped file. Any other value is a
+            FAISS index with its own copy of the vectors, approximate and faster, made at the first search: `HNSW32`,
+            `IVF1024,Flat` or `IVF65536_HNSW32,Flat`. `SQ8`, `SQ6`, `SQ4`, `SQfp16`, `PQ64` or `PQ64x4` instead of
+            `Flat` stores smaller vectors (`HNSW32,SQ8`). All of these can follow `OPQ64,` or `OPQ64_256,`.
         storage (`str`, defaults to `"float32"`):
-            What is held in memory and in files: `"float32"`, `"float16"` (half of it) or `"int8"` (a quarter).
+            Type of the embeddings in memory and in files: `"float32"`, `"float16"` (half) or `"int8"` (a quarter).
         vocab_size (`int`, *optional*):
-            Of the decoder that the tokens are for: those of another one would be other words.
+            Vocabulary size of the decoder that the tokens are for. In another vocabulary they would be other words.
         search_parameters (`str`, *optional*):
-            How thoroughly such an index is searched: `"nprobe=32"` (cells of an IVF), `"efSearch=64"` (of an HNSW), or
-            both with a comma; FAISS's defaults are 1 and 16. An attribute, which may be set later; saved.
-        caption_normalization (`str`, defaults to `"paper"`): Rule by which the captions were normalised.
+            How thoroughly a FAISS index is searched: `"nprobe=32"` (cells of an IVF), `"efSearch=64"` (of an HNSW), or
+            both with a comma. By default 1 and 16, as in FAISS. It can also be set later, and it is saved.
+        caption_normalization (`str`, defaults to `"paper"`):
+            Rule by which the captions were normalised.
 
     Attributes:
         rows (`datasets.Dataset`):
-            The `N` rows with all columns, and with the search as its index `"embeddings"`:
+            The `N` rows with all columns and an index `"embeddings"` that searches as the datastore does:
             `rows.get_nearest_examples("embeddings", query, k)` and `rows.search_batch("embeddings", queries, k)`.
-            `datasets` refuses to select, filter, sort or save rows with an index. Without it, and with that of the
-            datastore left as it is: `plain = datastore.rows.with_format(None)` and `plain.drop_index("embeddings")`.
-        embeddings (`np.ndarray` of shape `(N, E)`): As they are stored.
+            `datasets` refuses to select, filter, sort or save rows that have an index. A copy without it, which leaves
+            the datastore unchanged: `plain = datastore.rows.with_format(None)`, then `plain.drop_index("embeddings")`.
+        embeddings (`np.ndarray` of shape `(N, E)`):
+            The embeddings as they are stored.
 
     Raises:
-        `ValueError`: when a column is missing, lengths differ, an id stands twice, an embedding is not a unit vector,
-        there is no such `storage`, or no such index: at most 262,144 cells and no more than rows, 2 to 256 links of an
-        HNSW, at least as many rows as a PQ has centroids (256, or 16 of `x4`), and for an OPQ at least 256 and `E`.
+        `ValueError`: If a column is missing, lengths differ, ids are duplicate, an embedding is not a unit vector, or
+        `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
+        rows; 2 to 256 links of an HNSW; at least as many rows as a PQ has centroids (256, or 16 with `x4`); for an OPQ
+        at least 256 rows and at least `E`.
     """
 
     def __init__(
@@ -177,17 +185,21 @@ class CaptionDatastore:
         Embeds songs with a model's encoder.
 
         Args:
-            model (`RGMCModel`)
+            model (`RGMCModel`):
+                Its encoder embeds the songs.
             dataset (`datasets.Dataset` or `list[dict]`):
-                A row per song with `audio` (anything that the processor takes), `captions` or `caption` (of which the
-                first is taken), `id` (else the name of the audio's file), and optionally `source` and `license`.
-            processor (`RGMCProcessor`, *optional*): By default that of the checkpoint that the model was loaded from.
-            batch_size (`int`, defaults to 16): Clips that are embedded at once.
-            string_factory, storage, search_parameters (`str`): As in the class.
+                A row per song with `audio` (anything that the processor takes), `captions` or `caption` (the first
+                caption is taken), `id` (by default the name of the audio file), and optionally `source` and `license`.
+            processor (`RGMCProcessor`, *optional*):
+                By default that of the checkpoint that the model was loaded from.
+            batch_size (`int`, defaults to 16):
+                Clips that are embedded at once.
+            string_factory, storage, search_parameters (`str`, *optional*):
+                As in [`CaptionDatastore`].
 
         Raises:
-            `ValueError`: for a row without audio, caption or id, an id that stands twice, audio that cannot be used,
-            and for a `storage`, `string_factory` or `search_parameters` that does not exist.
+            `ValueError`: If a row has no audio, caption or id, if ids are duplicate, if audio cannot be used, or if
+            `storage`, `string_factory` or `search_parameters` does not exist.
         """
         searching = (model.config.audio_config.projection_dim, string_factory, storage, search_parameters)
         check_search(*searching)  # before hours of decoding
@@ -202,29 +214,30 @@ class CaptionDatastore:
 
     def add(self, model, dataset: "datasets.Dataset | list[dict]", processor=None, batch_size: int = 16):
         """
-        Embeds more songs with the same encoder and appends them, in this datastore itself: a model that holds it
-        retrieves them from then on. Arguments as of [`~CaptionDatastore.build`].
+        Embeds more songs with the same encoder and appends them in place: a model with this datastore retrieves them
+        from then on. The arguments are those of [`~CaptionDatastore.build`].
 
         Raises:
-            `ValueError`: as there, for another encoder, and for an id that the datastore has. Nothing is added then.
+            `ValueError`: As in [`~CaptionDatastore.build`], and if the encoder or the rule of normalisation is another
+            one, or if the datastore already has an id. Nothing is added then.
         """
         fingerprint = model.encoder_fingerprint()
         if fingerprint != self.encoder_fingerprint:
             raise ValueError(
                 f"This datastore was embedded by another audio encoder (fingerprint {self.encoder_fingerprint[:12]}…, "
-                f"this model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
+                f"the model's is {fingerprint[:12]}…): build one of all songs with `CaptionDatastore.build`"
             )
         processor = processor or processor_of(model)
         if processor.caption_normalization != self.caption_normalization:
             raise ValueError(
-                f"This datastore's captions were normalised by the rule '{self.caption_normalization}', and the "
-                f"processor's is '{processor.caption_normalization}': build one of all songs with "
-                "`CaptionDatastore.build`"
+                f"This datastore's captions were normalised by the rule '{self.caption_normalization}', "
+                f"but the processor's is '{processor.caption_normalization}': "
+                "build one of all songs with `CaptionDatastore.build`"
             )
         rows, sounds = read_songs(dataset, processor)
         known = [row_id for row_id in rows["id"] if row_id in self._row_of_id]
         if known:
-            raise ValueError(f"{len(known)} of these ids are in the datastore already, such as {known[:3]}")
+            raise ValueError(f"{len(known)} of these ids are already in the datastore, such as {known[:3]}")
         embeddings = embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
         datasets, _ = import_datasets()
         joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
@@ -232,11 +245,15 @@ class CaptionDatastore:
 
     def remove(self, ids: str | list[str]):
         """
-        Takes rows away, in this datastore itself, by their ids.
+        Removes rows in place.
+
+        Args:
+            ids (`str` or `list[str]`):
+                Ids of the rows.
 
         Raises:
-            `ValueError`: for an id that it does not have, or when too few rows would be left for its index. Nothing is
-            removed then.
+            `ValueError`: If the datastore does not have an id, or if too few rows would be left for its index. Nothing
+            is removed then.
         """
         ids = [str(row_id) for row_id in ([ids] if isinstance(ids, (str, int)) else ids)]
         unknown = [row_id for row_id in ids if row_id not in self._row_of_id]
@@ -244,11 +261,11 @@ class CaptionDatastore:
             raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
         kept: np.ndarray = np.ones(len(self), bool)
         kept[[self._row_of_id[row_id] for row_id in ids]] = False
-        rows = _as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index does not
+        rows = _as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index refuses to select
         self._set_rows(rows, self.embeddings[kept], self.search_parameters)
 
     def read_embeddings(self, rows: slice | np.ndarray) -> np.ndarray:
-        """The embeddings of these rows as float32 unit vectors."""
+        """Reads the embeddings of some rows as float32 unit vectors `(rows, E)`."""
         return decode_embeddings(self.embeddings[rows])
 
     # -- search -------------------------------------------------------------------------------------------------------
@@ -261,19 +278,25 @@ class CaptionDatastore:
         device: str | torch.device = "cpu",
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        The `k` most similar rows of each query.
+        Finds the `k` most similar rows of each query.
 
         Args:
-            queries (`(B, E)`): L2-normalised embeddings.
-            k (`int`, defaults to 1): Number of candidates `K`.
+            queries (`torch.Tensor` or `np.ndarray` of shape `(B, E)`):
+                L2-normalised embeddings.
+            k (`int`, defaults to 1):
+                Number of candidates `K`.
             exclude_ids (`list[str | None]`, *optional*):
-                For each query the id of the row that must not be its candidate, or None; a row with another id may be
-                chosen even where it holds the same text (section 3: `D` without `(x, y)`).
+                For each query the id of the row that must not be its candidate, or `None`. A row with another id may be
+                chosen even if it holds the same text (section 3: `D` without `(x, y)`).
             device (`str` or `torch.device`, defaults to `"cpu"`):
-                Where an exact (`"Flat"`) search runs: FAISS on the CPU, elsewhere a float32 matrix product.
+                Where an exact (`"Flat"`) search runs: with FAISS on the CPU, elsewhere as a float32 matrix product.
 
         Returns:
-            Row numbers (`(B, K)`, int64, -1 where there are fewer rows than that) and similarities (`(B, K)`, float32).
+            `tuple`: Row numbers (int64 `(B, K)`, -1 where the datastore has fewer rows) and similarities (float32
+            `(B, K)`).
+
+        Raises:
+            `ValueError`: If queries have another size, or if `exclude_ids` do not match them 1:1.
         """
         queries = as_queries(queries, self.embeddings.shape[1])
         if exclude_ids is not None and len(exclude_ids) != len(queries):
@@ -284,7 +307,7 @@ class CaptionDatastore:
         else:
             similarities, rows = self.rows.search_batch(INDEX_NAME, queries, wanted)
         if exclude_ids is not None:
-            # Excluded by id and never by rank: of two equal songs either may come first.
+            # Excluded by id and never by rank: either of two equal songs may come first.
             own_rows = np.array([-1 if name is None else self._row_of_id.get(str(name), -1) for name in exclude_ids])
             kept_first = np.argsort(rows == own_rows[:, None], axis=1, kind="stable")[:, :k]
             rows = np.take_along_axis(rows, kept_first, axis=1)
@@ -294,11 +317,11 @@ class CaptionDatastore:
     def search(
         self, queries: torch.Tensor | np.ndarray, k: int = 1, exclude_ids: list[str | None] | None = None
     ) -> Retrieved:
-        """As [`~CaptionDatastore.search_rows`], but returns the candidates themselves."""
+        """Finds candidates as [`~CaptionDatastore.search_rows`] does, and returns the candidates themselves."""
         return self.take(*self.search_rows(queries, k, exclude_ids))
 
     def take(self, rows: np.ndarray, similarities: np.ndarray) -> Retrieved:
-        """The candidates that `search_rows` found."""
+        """Looks up the candidates that [`~CaptionDatastore.search_rows`] found."""
         found = [[self.rows[int(row)] for row in query if row >= 0] for query in rows]
         return Retrieved(
             ids=[[row["id"] for row in query] for query in found],
@@ -321,8 +344,8 @@ class CaptionDatastore:
     @property
     def index(self) -> "faiss.Index":
         """
-        The FAISS index of `string_factory`, made when it is first needed. What is set in it is not saved:
-        `search_parameters` are. That of `"Flat"` is a copy of the embeddings that no search needs.
+        The FAISS index of `string_factory`, made when it is first needed. Settings made in it are not saved, but
+        `search_parameters` are. With `"Flat"` it is a copy of the embeddings that no search needs.
         """
         return self._index.make()
 
@@ -330,12 +353,12 @@ class CaptionDatastore:
 
     def save_pretrained(self, save_directory: str | os.PathLike):
         """
-        Writes `datastore.json`, `captions.parquet` and `embeddings.safetensors` into a folder, whose datastore of
-        before they replace. An index is not written: it is made anew of the embeddings.
+        Writes `datastore.json`, `captions.parquet` and `embeddings.safetensors` into a folder and replaces any
+        datastore there. An index is not written: it is made again from the embeddings.
         """
         _, pyarrow = import_datasets()
         directory = Path(save_directory)
-        # Beside their place first: the former files may be what this datastore's embeddings are mapped from.
+        # Not over the old files: this datastore's embeddings may be mapped from them.
         staging = directory / ".incomplete"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -355,7 +378,7 @@ class CaptionDatastore:
             "caption_normalization": self.caption_normalization,
         }
         (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for name in ("datastore.json", INDEX_FILE):  # without the first a folder is no datastore
+        for name in ("datastore.json", INDEX_FILE):  # without the first a folder is not a datastore
             (directory / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "datastore.json"):
             os.replace(path, directory / path.name)
@@ -370,9 +393,16 @@ class CaptionDatastore:
         commit_message: str = "Upload the datastore",
     ):
         """
-        Uploads the datastore's files, and nothing else, to a model repository, which is made where there is none.
-        [`~CaptionDatastore.from_pretrained`] reads it back; with `path_in_repo="datastore"` it becomes the datastore of
-        the checkpoint in that repository.
+        Uploads the datastore's files, and nothing else, to a model repository. The repository is made if needed, and
+        [`~CaptionDatastore.from_pretrained`] reads the datastore back.
+
+        Args:
+            repo_id (`str`):
+                Id of the repository.
+            path_in_repo (`str`, defaults to `""`):
+                Folder in the repository. In `"datastore"` it becomes the datastore of the checkpoint there.
+            private (`bool`, *optional*), token (`str`, *optional*), commit_message (`str`):
+                As in transformers' `push_to_hub`.
         """
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -397,20 +427,25 @@ class CaptionDatastore:
         **hub_kwargs,
     ) -> "CaptionDatastore":
         """
-        Loads a datastore from its folder or Hub id, or from that of a checkpoint, which holds it in `datastore/`.
+        Loads a datastore from its folder or Hub id, or from those of a checkpoint with a `datastore/`.
 
-        The embeddings are mapped from their file, not read into memory; captions and ids are. An index is made of them
-        at the first search.
+        Captions and ids are read into memory; the embeddings are mapped from their file. An index is made from them at
+        the first search.
 
         Args:
-            path_or_id (`str` or `os.PathLike`)
-            subfolder (`str`, defaults to `""`): Where in the folder or repository.
+            path_or_id (`str` or `os.PathLike`):
+                Folder or Hub id.
+            subfolder (`str`, defaults to `""`):
+                Folder in it.
             string_factory, search_parameters (`str`, *optional*):
-                As in the class, instead of those it was saved with; another `string_factory` comes without the latter.
-            hub_kwargs: `revision`, `token`, `cache_dir` … of the Hub.
+                As in [`CaptionDatastore`]. By default those that were saved; the saved `search_parameters` are dropped
+                if `string_factory` is given.
+            hub_kwargs:
+                `revision`, `token`, `cache_dir` … of the Hub.
 
         Raises:
-            `FileNotFoundError`: when there is none; `ValueError`: when its files are damaged or do not belong together.
+            `FileNotFoundError`: If there is none.
+            `ValueError`: If its files are damaged or do not belong together.
         """
         searching = {"string_factory": string_factory, "search_parameters": search_parameters}
         datastore = cls._find(path_or_id, subfolder, **searching, **hub_kwargs)
@@ -418,8 +453,8 @@ class CaptionDatastore:
             datastore = cls.from_checkpoint(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
             raise FileNotFoundError(
-                f"{path_or_id} holds no datastore: expected the files {', '.join(DATASTORE_FILES)} in it or in "
-                "datastore/"
+                f"{path_or_id} holds no datastore: "
+                f"expected the files {', '.join(DATASTORE_FILES)} in it or in datastore/"
             )
         return datastore
 
@@ -428,8 +463,8 @@ class CaptionDatastore:
         cls, path_or_id: str | os.PathLike, subfolder: str = "", **hub_kwargs
     ) -> "CaptionDatastore | None":
         """
-        As [`~CaptionDatastore.from_pretrained`], but only the datastore in `datastore/` of a checkpoint's folder or Hub
-        repository, or `None` where it has none.
+        Loads the datastore in `datastore/` of a checkpoint's folder or Hub repository, or returns `None` if it has
+        none. The arguments are those of [`~CaptionDatastore.from_pretrained`].
         """
         return cls._find(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
 
@@ -458,10 +493,10 @@ class CaptionDatastore:
         version = description.get("format_version")
         if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"{description_file} has format version {version}, but this code reads versions 1 to "
-                f"{FORMAT_VERSION}: update the code or rebuild the datastore"
+                f"{description_file} has format version {version}, but this code reads versions 1 to {FORMAT_VERSION}: "
+                "update the code or rebuild the datastore"
             )
-        # What earlier versions did not say.
+        # What earlier versions did not state.
         former: dict[str, Any] = {
             "storage": "float32",
             "search_parameters": None,
@@ -483,14 +518,14 @@ class CaptionDatastore:
         expected = (description["rows"], description["embedding_size"])
         if len(rows) != expected[0] or embeddings.shape != expected:
             raise ValueError(
-                f"{folder} is incomplete: datastore.json says {expected[0]} rows of {expected[1]} numbers, but there "
-                f"are {len(rows)} captions and embeddings of shape {embeddings.shape}"
+                f"{folder} is incomplete: datastore.json says {expected[0]} rows of {expected[1]} numbers, "
+                f"but there are {len(rows)} captions and embeddings of shape {embeddings.shape}"
             )
         storage = description["storage"]
         if embeddings.dtype != storage:
             raise ValueError(
-                f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: they "
-                "are files of two datastores"
+                f"embeddings.safetensors in {folder} holds {embeddings.dtype}, but datastore.json says {storage}: "
+                "the files are from two datastores"
             )
         if string_factory is None:
             string_factory = description["string_factory"]
@@ -499,8 +534,8 @@ class CaptionDatastore:
             check_search(embeddings.shape[1], string_factory, storage, search_parameters, len(rows))
         except ValueError as error:
             raise ValueError(
-                f"The datastore in {folder} cannot be searched ({error}): pass another string_factory to "
-                "`CaptionDatastore.from_pretrained`, such as 'Flat'"
+                f"The datastore in {folder} cannot be searched ({error}): "
+                "pass another string_factory, such as 'Flat', to `CaptionDatastore.from_pretrained`"
             ) from error
         fingerprint, vocab_size = description["encoder_fingerprint"], description["vocab_size"]
         rule = description["caption_normalization"]
@@ -511,8 +546,9 @@ def find_file(
     path_or_id: str | os.PathLike, name: str, subfolder: str = "", required: bool = False, **hub_kwargs
 ) -> str | None:
     """
-    The path of a file of a folder or of a Hub repository, downloaded if need be. `None` where it has none, or where it
-    is not in the cache and the Hub cannot be reached; an `OSError`, if it is `required`.
+    Finds the path of a file in a folder or, downloaded if needed, of a Hub repository. Returns `None` if there is no
+    such file, or if the Hub cannot be reached and the file is not in the cache; if it is `required`, that is an
+    `OSError`.
     """
     if os.path.isdir(path_or_id):
         path = Path(path_or_id, subfolder, name)
@@ -523,7 +559,7 @@ def find_file(
         except EntryNotFoundError:
             found = None
         except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise OSError(f"{path_or_id} is not a folder, and cannot be loaded from the Hub: {error}") from error
+            raise OSError(f"{path_or_id} is not a folder and cannot be loaded from the Hub: {error}") from error
     if required and found is None:
         place = os.path.join(path_or_id, subfolder, name)
         raise OSError(f"{place} cannot be found: complete the folder, or check the connection")
@@ -531,11 +567,11 @@ def find_file(
 
 
 def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
-    """Names `index` as one of `rows`, for which `datasets` has it add the vectors that it is given: none."""
+    """Attaches `index` to `rows`. `datasets` makes it add the vectors that come with the call: none."""
     datasets, _ = import_datasets()
     shown = not datasets.are_progress_bars_disabled()
     if shown:
-        datasets.disable_progress_bars()  # of no vectors
+        datasets.disable_progress_bars()  # there are no vectors to show
     try:
         nothing = np.empty((0, index.d), np.float32)
         rows.add_faiss_index_from_external_arrays(nothing, index_name=INDEX_NAME, custom_index=index)
@@ -548,7 +584,7 @@ def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
 
 
 def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
-    """All columns in their types, and no others; in memory."""
+    """Casts rows to the stored columns and types, without any other columns, in memory."""
     _, pyarrow = import_datasets()
     table = rows.with_format("arrow")[:]
     types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
@@ -561,7 +597,7 @@ def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
 
 def _as_dataset(table) -> "datasets.Dataset":
     datasets, _ = import_datasets()
-    # By default a dataset's fingerprint is a hash of all its rows.
+    # By default a dataset hashes all its rows for its fingerprint.
     return datasets.Dataset(table, fingerprint=uuid4().hex)
 
 
@@ -584,6 +620,6 @@ def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
         wrong += (start + np.flatnonzero(~(np.abs(norms - 1) < 1e-3))).tolist()
     if wrong:
         raise ValueError(
-            f"A datastore's embeddings must be unit vectors; {len(wrong)} of {len(embeddings)} are not, such as "
-            f"that of '{rows[wrong[0]]['id']}'. `RGMCModel.embed_audio` makes unit vectors."
+            f"A datastore's embeddings must be unit vectors, as `RGMCModel.embed_audio` makes them: "
+            f"{len(wrong)} of {len(embeddings)} are not, such as that of '{rows[wrong[0]]['id']}'"
         )

@@ -1,5 +1,5 @@
 """
-Search among embeddings (section 3.2): how they are stored, exact search by dot product, and indexes of FAISS.
+Searches among embeddings (section 3.2): how they are stored, exact search by dot product, and FAISS indexes.
 
 Shape letters: `N` rows, `B` queries, `E` numbers of an embedding, `K` candidates.
 """
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
         pass
 
 STORAGES = ("float32", "float16", "int8")
-BLOCK_ROWS = 2**16  # what is read as float32 at once
+BLOCK_ROWS = 2**16  # rows converted to float32 at once
 INDEX_TRAINING_ROWS = 2**18
-# What FAISS is asked for may come from a stranger's file: it must not end the process, nor take memory without bound.
+# A request to FAISS may come from a stranger's file: it must not end the process or take unlimited memory.
 MAX_HNSW_LINKS = 256
 NUMBER = "[1-9][0-9]{0,5}"
 CODES = f"(Flat|SQ4|SQ6|SQ8|SQfp16|PQ{NUMBER}(x[1-8])?)"
 STRING_FACTORY = re.compile(
     f"(OPQ{NUMBER}(_{NUMBER})?,)?(Flat|HNSW{NUMBER}(,{CODES})?|IVF{NUMBER}(_HNSW{NUMBER})?,{CODES})"
 )
-DEFAULT_PARAMETERS = {"nprobe": 1, "efSearch": 16}  # of FAISS
+DEFAULT_PARAMETERS = {"nprobe": 1, "efSearch": 16}  # the defaults of FAISS
 PARAMETER = f"({'|'.join(DEFAULT_PARAMETERS)})={NUMBER}"
 SEARCH_PARAMETERS = re.compile(f"{PARAMETER}(, ?{PARAMETER})*")
 
 
 class EmbeddingIndex:
     """
-    The index of [`CaptionDatastore.rows`]: as much of a `faiss.Index` as `datasets` asks for, of embeddings as they are
-    stored, which it shares. `"Flat"` searches in these themselves, any other `string_factory` in a FAISS index that is
-    made of them when it is first needed.
+    The index of [`CaptionDatastore.rows`], with as much of the interface of `faiss.Index` as `datasets` uses.
+
+    It shares the stored embeddings of the datastore. `"Flat"` searches the embeddings themselves; any other
+    `string_factory` searches a FAISS index, made from them when it is first needed.
     """
 
     is_trained = True
@@ -52,22 +53,22 @@ class EmbeddingIndex:
         self._made: faiss.Index | None = None
 
     def __deepcopy__(self, memo: dict) -> "EmbeddingIndex":
-        return self  # `rows.with_format` and others copy a dataset with its indexes
+        return self  # `rows.with_format` and others copy a dataset and its indexes
 
     def add(self, vectors: np.ndarray):
-        """`datasets` adds the vectors of a dataset to its index; those of this one are there already."""
+        """Accepts no vectors: `datasets` adds those of a dataset to its index, but this one has them already."""
         if len(vectors):
-            raise ValueError(f"Got {len(vectors)} vectors to add to the index of a datastore: add songs to itself")
+            raise ValueError(f"Got {len(vectors)} vectors for the index of a datastore: use `CaptionDatastore.add`")
 
     def search(
         self, queries: np.ndarray, k: int, params: "faiss.SearchParameters | None" = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities and row numbers, each `(B, K)`, -1 where there are fewer rows; `params` as FAISS has them."""
+        """Returns similarities and row numbers, each `(B, K)`, -1 where there are fewer rows; `params` as in FAISS."""
         queries = as_queries(queries, self.d)
         if self.string_factory != "Flat" and self.ntotal:
             return self.make().search(queries, k, params=params)
         if params is not None:
-            raise ValueError("An exact search has no parameters: got `params`")
+            raise ValueError("An exact search has no parameters, got `params`")
         faiss = _import_faiss()
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         for start, block in _blocks(self.embeddings, BLOCK_ROWS):
@@ -77,7 +78,7 @@ class EmbeddingIndex:
         return best.D, best.I
 
     def make(self) -> "faiss.Index":
-        """The FAISS index of `string_factory` with all embeddings, made at the first call."""
+        """Makes the FAISS index of `string_factory` with all embeddings, at the first call."""
         if self._made is None:
             index = _make_index(self.d, self.string_factory)
             described = f"Making the index {self.string_factory}"
@@ -89,15 +90,15 @@ class EmbeddingIndex:
                     except RuntimeError as error:
                         raise ValueError(
                             f"The index {self.string_factory!r} cannot be trained with {self.ntotal} captions "
-                            f"({error}): take one of fewer cells, or 'Flat', which is exact"
+                            f"({error}): take one with fewer cells, or 'Flat', which is exact"
                         ) from error
-                # What is float32 already goes in at once: an index that grows is copied again and again.
+                # float32 goes in at once, because an index that grows is copied again and again.
                 is_float32 = self.embeddings.dtype == np.float32
                 for _, block in _blocks(self.embeddings, max(self.ntotal, 1) if is_float32 else BLOCK_ROWS):
                     index.add(block)
                     progress.update(len(block))
             _set_parameters(index, self.string_factory, self.search_parameters)
-            self._made = index  # whole: an interruption leaves none
+            self._made = index  # only when complete, so that an interruption leaves none
         return self._made
 
     def set_search_parameters(self, search_parameters: str | None):
@@ -121,12 +122,12 @@ def _make_index(size: int, string_factory: str) -> "faiss.Index":
         return faiss.index_factory(size, string_factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
-            f"string_factory {string_factory!r} is no index of FAISS for vectors of {size} numbers ({error})"
+            f"string_factory {string_factory!r}: FAISS has no such index for vectors of {size} numbers ({error})"
         ) from error
 
 
 def _set_parameters(index: "faiss.Index", string_factory: str, search_parameters: str | None):
-    """The parameters of an index, those that are not named as FAISS has them by default."""
+    """Sets the parameters of an index; those not named take the defaults of FAISS."""
     space = _import_faiss().ParameterSpace()
     given = dict(re.findall("([a-zA-Z]+)=([0-9]+)", search_parameters or ""))
     for name, default in DEFAULT_PARAMETERS.items():
@@ -142,22 +143,22 @@ def _set_parameters(index: "faiss.Index", string_factory: str, search_parameters
 def _check_factory(size: int, string_factory: str, rows: int | None):
     if not STRING_FACTORY.fullmatch(string_factory):
         raise ValueError(
-            f"string_factory {string_factory!r} is none that a datastore takes: expected 'Flat', or such as 'HNSW32', "
-            "'IVF1024,Flat' or 'IVF1024_HNSW32,SQ8'; the docstring of CaptionDatastore lists them"
+            f"string_factory {string_factory!r}: expected 'Flat', or an index like 'HNSW32', 'IVF1024,Flat' or "
+            "'IVF1024_HNSW32,SQ8' (the docstring of CaptionDatastore lists them)"
         )
     limits = {"IVF": INDEX_TRAINING_ROWS, "HNSW": MAX_HNSW_LINKS, "OPQ": size, "_": size, "PQ": size}
     for name, number, bits in re.findall("(IVF|HNSW|OPQ|_|PQ)([0-9]+)(?:x([0-9]))?", string_factory):
-        least = 2 if name == "HNSW" else 1  # with one link FAISS ends the process
+        least = 2 if name == "HNSW" else 1  # with a single link FAISS ends the process
         if not least <= int(number) <= limits[name]:
             raise ValueError(
-                f"string_factory {string_factory!r}: expected {least} to {limits[name]} in {name}{number} for vectors "
-                f"of {size} numbers"
+                f"string_factory {string_factory!r}: the number in {name}{number} must be {least} to {limits[name]} "
+                f"for vectors of {size} numbers"
             )
         needed = {"IVF": int(number), "OPQ": max(size, 256), "PQ": 2 ** int(bits or 8)}.get(name, 1)
         if rows and needed > rows:
             raise ValueError(
                 f"The index {string_factory!r} cannot be trained with {rows} captions, {name}{number} needs {needed}: "
-                "take one of fewer cells, or 'Flat', which is exact"
+                "take one with fewer cells, or 'Flat', which is exact"
             )
 
 
@@ -165,8 +166,18 @@ def check_search(
     size: int, string_factory: str, storage: str, search_parameters: str | None = None, rows: int | None = None
 ):
     """
-    Raises `ValueError` where a [`CaptionDatastore`] of embeddings of `size` numbers, and of that many `rows` where they
-    are known, could not be of this kind. Nothing large is allocated for it.
+    Checks the options of a [`CaptionDatastore`] without allocating anything large.
+
+    Args:
+        size (`int`):
+            Numbers `E` of an embedding.
+        string_factory, storage, search_parameters (`str`):
+            As in [`CaptionDatastore`].
+        rows (`int`, *optional*):
+            Number of rows `N`, if known.
+
+    Raises:
+        `ValueError`: If an option does not exist or does not suit these sizes.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
@@ -174,18 +185,18 @@ def check_search(
     if search_parameters is not None and not SEARCH_PARAMETERS.fullmatch(search_parameters):
         raise ValueError(
             f"search_parameters {search_parameters!r} of the index {string_factory!r}: expected 'nprobe=32', "
-            "'efSearch=64' or both with a comma, in whole numbers from 1 to 999999"
+            "'efSearch=64' or both with a comma between them, with whole numbers from 1 to 999999"
         )
-    if rows != 0 and (string_factory != "Flat" or search_parameters is not None):  # an empty one is not made
+    if rows != 0 and (string_factory != "Flat" or search_parameters is not None):  # the index of no rows is never made
         _set_parameters(_make_index(size, string_factory), string_factory, search_parameters)
 
 
 def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
     """
-    Unit vectors `(N, E)` as they are stored; what is stored so already is returned as it is.
+    Converts unit vectors `(N, E)` to the type they are stored in. Vectors of that type are returned unchanged.
 
-    int8 numbers are those of the vector with its largest one at ±127. Only its direction counts: what is read is
-    normalised again, so that there is no scale to be stored.
+    For int8 a vector is scaled so that its largest number is ±127. The scale is not stored, because only the direction
+    counts: [`decode_embeddings`] normalises again.
     """
     check_search(vectors.shape[1], "Flat", storage)
     if vectors.dtype == storage:
@@ -204,7 +215,7 @@ def encode_embeddings(vectors: np.ndarray, storage: str) -> np.ndarray:
 
 
 def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """float32 unit vectors of what [`encode_embeddings`] made; float32 ones are returned as they are, uncopied."""
+    """Converts what [`encode_embeddings`] made to float32 unit vectors; float32 is returned as it is, not copied."""
     if encoded.dtype in (np.float32, torch.float32):
         return encoded
     decoded = torch.nn.functional.normalize(torch.as_tensor(encoded).float(), dim=1)
@@ -212,7 +223,7 @@ def decode_embeddings(encoded: np.ndarray | torch.Tensor) -> np.ndarray | torch.
 
 
 def _blocks(encoded: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Of all rows: the number of a block's first one, and the block as float32."""
+    """Yields blocks of at most `rows` rows as float32, each with the number of its first row."""
     for start in range(0, len(encoded), rows):
         yield start, decode_embeddings(encoded[start : start + rows])
 
@@ -227,9 +238,24 @@ def search_exactly(
     block_rows: int = 2**18,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    The `k` rows of `embeddings` (`(N, E)`) with the largest dot product with each query (`(B, E)`): row numbers and
-    similarities, each `(B, K)`, as FAISS's flat index gives them. Memory on `device`: the queries, `block_rows` x `E`,
-    and `batch_size` x `block_rows`.
+    Finds the `k` rows of `embeddings` with the largest dot product with each query, on any device.
+
+    It needs memory on `device` for the queries, `block_rows` x `E` numbers, and `batch_size` x `block_rows` numbers.
+
+    Args:
+        embeddings (`np.ndarray` of shape `(N, E)`):
+            Embeddings as they are stored.
+        queries (`np.ndarray` of shape `(B, E)`):
+            L2-normalised embeddings in float32.
+        k (`int`):
+            Number of candidates `K`.
+        device (`str` or `torch.device`):
+            Where the products are computed.
+        batch_size (`int`, defaults to 1024), block_rows (`int`, defaults to 262144):
+            Queries and rows of a single product.
+
+    Returns:
+        `tuple`: Row numbers and similarities, each `(B, K)`, as a flat FAISS index gives them.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TF32 would shuffle near neighbours

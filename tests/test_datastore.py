@@ -131,7 +131,7 @@ def test_a_model_takes_its_datastore_from_a_folder(make_model, processor, songs,
 
 def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_model, processor, songs):
     unreadable = [songs[0] | {"audio": "nowhere.wav"}]
-    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is none that a datastore takes"):
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float': expected 'Flat'"):
         CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Float")
     with pytest.raises(ValueError, match="'IVF4,Flat' cannot be trained with 1 captions"):
         CaptionDatastore.build(make_model(), unreadable, processor, string_factory="IVF4,Flat")
@@ -141,7 +141,7 @@ def test_a_search_that_cannot_be_is_refused_before_any_song_is_decoded(make_mode
         )
     with pytest.raises(ValueError, match="storage 'int4': expected one of float32, float16, int8"):
         CaptionDatastore.build(make_model(), unreadable, processor, storage="int4")
-    with pytest.raises(ValueError, match="string_factory 'IVF4,Float' is none that a datastore takes"):
+    with pytest.raises(ValueError, match="string_factory 'IVF4,Float': expected 'Flat'"):
         make_datastore(5, string_factory="IVF4,Float")
 
 
@@ -149,7 +149,7 @@ def test_the_command_refuses_such_a_search_before_it_looks_at_the_corpus(checkpo
     args = build_datastore.DatastoreArguments(
         model=str(checkpoint), dataset="nowhere", output_dir=str(tmp_path / "store"), string_factory="HNSWx"
     )
-    with pytest.raises(ValueError, match="string_factory 'HNSWx' is none that a datastore takes"):
+    with pytest.raises(ValueError, match="string_factory 'HNSWx': expected 'Flat'"):
         build_datastore.main(args, Accelerator())
     args.string_factory, args.search_parameters = "HNSW8", "efSearch=0"
     with pytest.raises(ValueError, match="search_parameters 'efSearch=0' of the index 'HNSW8': expected 'nprobe=32'"):
@@ -262,7 +262,7 @@ def test_added_and_removed_rows_make_what_is_built_anew(make_model, processor, s
 def test_a_change_that_is_refused_changes_nothing(make_model, processor, songs):
     model = make_model()
     datastore = CaptionDatastore.build(model, songs[:2], processor)
-    with pytest.raises(ValueError, match=r"in the datastore already.*song-1"):
+    with pytest.raises(ValueError, match=r"already in the datastore.*song-1"):
         datastore.add(model, songs[1:], processor)
     with pytest.raises(ValueError, match=r"not in the datastore.*song-3"):
         datastore.remove(["song-0", "song-3"])
@@ -416,7 +416,7 @@ def change_description(path: Path, **changed):
         (
             "datastore.json",
             lambda path: change_description(path, string_factory="LSH"),
-            "'LSH' is none.*from_pretrained",
+            "'LSH': expected 'Flat'.*from_pretrained",
         ),
     ],
 )
@@ -450,7 +450,7 @@ def test_an_empty_datastore_captions_from_the_audio_alone(make_model, processor,
     assert nothing.rows["id"][:] == ["song-0"]
     text_only = make_model(conditioning="candidate")
     text_only.set_datastore(CaptionDatastore.build(text_only, [], processor))
-    with pytest.raises(ValueError, match="it has none"):
+    with pytest.raises(ValueError, match="candidates alone and has none"):
         text_only.generate(input_features=features)
 
 

@@ -88,7 +88,7 @@ def test_a_datastore_by_another_rule_is_refused(checkpoints):
     )
     with pytest.raises(ValueError, match=r"by the rule 'music', but this model by 'paper'.*build_datastore\.py"):
         model.set_datastore(datastore)
-    with pytest.raises(ValueError, match=r"by the rule 'paper', and the processor's is 'music'.*build"):
+    with pytest.raises(ValueError, match=r"by the rule 'paper', but the processor's is 'music'.*build"):
         model.datastore.add(model, [{"id": "x", "audio": "x.wav", "caption": "x"}], processor)
 
 
