@@ -208,7 +208,7 @@ def test_what_cannot_be_scored_is_refused_and_the_metric_stays_usable(metric, ch
 def test_a_checkpoint_with_fusion_is_refused(tmp_path):
     kwargs = {"predictions": PREDICTIONS, "references": REFERENCES}
     fused = save_checkpoint(tmp_path / "fused", *tiny_clap(enable_fusion=True))
-    with pytest.raises(ValueError, match=r"fused is a CLAP with fusion.* Use one without, such as laion/"):
+    with pytest.raises(ValueError, match=r"fused is a CLAP with fusion.* Use one without fusion, such as laion/"):
         load().compute(**kwargs, model=fused)
     mislabelled = save_checkpoint(tmp_path / "mislabelled", *tiny_clap(), truncation="fusion")
     with pytest.raises(ValueError, match="mislabelled is a CLAP with fusion"):
@@ -219,7 +219,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
     model, tokenizer = tiny_clap()
     save_checkpoint(tmp_path / "audio-only", model, tokenizer)
     model.audio_model.save_pretrained(tmp_path / "audio-only")
-    with pytest.raises(ValueError, match="audio-only is no CLAP checkpoint: it lacks"):
+    with pytest.raises(ValueError, match="audio-only is not a CLAP checkpoint: it lacks"):
         load().compute(predictions=PREDICTIONS, references=REFERENCES, model=str(tmp_path / "audio-only"))
 
 

@@ -1,4 +1,4 @@
-"""BLEU, METEOR 1.5, ROUGE-L and CIDEr-D of captions, as the COCO caption code computes them, for `evaluate.load`."""
+"""Computes BLEU, METEOR 1.5, ROUGE-L and CIDEr-D as the COCO caption code does, for `evaluate.load`."""
 
 import re
 import shutil
@@ -13,35 +13,46 @@ import numpy as np
 
 DESCRIPTION = """
 BLEU-1 to BLEU-4, METEOR 1.5, ROUGE-L and CIDEr-D as the COCO caption evaluation code computes them, x 100 (a perfect
-CIDEr-D is 1000). Captions are lower-cased, Unicode punctuation and symbols are deleted (or, by the rule `music`, but
-for those of C#, R&B, 4/4 and don't), white space is collapsed, and the words are those of NLTK's word tokenizer: by the
-rule `paper` they are the same as those of the Java PTB tokenizer of the original code.
+CIDEr-D is 1000). Captions are lower-cased, Unicode punctuation and symbols are deleted (the rule `music` keeps those of
+C#, R&B, 4/4 and don't), and white space is collapsed. NLTK's word tokenizer then splits them into words; by the rule
+`paper` these are the words of the Java PTB tokenizer of the original code.
 
-All captions of a split belong into one call: CIDEr-D weighs words by the references of the call, and BLEU and METEOR
-are ratios of sums over it.
+Score all captions of a split in one call: CIDEr-D weights words by the references of the call, and BLEU and METEOR are
+ratios of sums over the call.
 """
 INPUTS = """
 Args:
-    predictions: A caption per item. One without words scores 0.
-    references: A caption, or a list of captions, per item, of which at least one has words.
-    normalization (str, defaults to "paper"): Rule of the captions, that of the model: "paper" or "music".
-    per_item (bool, defaults to False): Also return each item's scores.
-    meteor (bool, defaults to True): METEOR needs Java and about 1 GB; the other metrics need neither.
-    meteor_timeout (float, defaults to 600): Seconds after which METEOR is given up.
-    bootstrap (int, defaults to 0): Resamples of the items for 95 % percentile intervals; 0 for none.
-    seed (int, defaults to 0): Of the resamples. They are the same items for every call with this seed and as many
-        items, so that differences of two systems' `resamples` are paired.
+    predictions (`list[str]`):
+        A caption per item. A caption without words scores 0.
+    references (`list[str]` or `list[list[str]]`):
+        A caption or a list of captions per item, at least one of them with words.
+    normalization (`str`, defaults to `"paper"`):
+        Rule of the captions, the model's own: `"paper"` or `"music"`.
+    per_item (`bool`, defaults to `False`):
+        Whether to also return the scores of each item.
+    meteor (`bool`, defaults to `True`):
+        Whether to compute METEOR. It needs Java and about 1 GB of memory; the other metrics need neither.
+    meteor_timeout (`float`, defaults to 600):
+        Seconds to wait for METEOR.
+    bootstrap (`int`, defaults to 0):
+        Number of resamples of the items for 95 % percentile intervals; 0 for none.
+    seed (`int`, defaults to 0):
+        Seed of the resamples. Calls with the same seed and number of items draw the same items, so that differences
+        between the `resamples` of two systems are paired.
 
 Returns:
-    bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider_d, meteor_1.5: floats, x 100. `meteor_1.5` is None where it cannot be
-        computed.
-    unavailable: {metric: reason}, where one is None.
-    per_item: {metric: list of floats}; METEOR of all is not the mean of these, nor is BLEU.
-    intervals: {metric: [low, high]}, and resamples: {metric: list of `bootstrap` floats}. CIDEr-D keeps the word
-        weights of all items.
+    `dict`:
+
+    - `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l`, `cider_d`, `meteor_1.5` (`float`): Scores x 100. `meteor_1.5`
+      is `None` if it cannot be computed.
+    - `unavailable` (`dict[str, str]`): Reason for each metric that is `None`; only if there is such a metric.
+    - `per_item` (`dict[str, list[float]]`): Scores of each item. BLEU and METEOR of all items are not the means of these.
+    - `intervals` (`dict[str, list[float]]`): Low and high end for each metric.
+    - `resamples` (`dict[str, list[float]]`): `bootstrap` scores for each metric. CIDEr-D keeps the word weights of all
+      items.
 
 Raises:
-    ValueError: without items, for an item whose references have no words, and where no prediction has any.
+    `ValueError`: If there are no items, if the references of an item have no words, or if no prediction has any.
 """
 CITATION = """
 @article{chen2015microsoft,
@@ -58,13 +69,14 @@ CITATION = """
 }
 """
 NORMALIZATIONS = ("paper", "music")
-MUSICAL = "/&#♭'"  # what `music` keeps in its place
-SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
+MUSICAL = "/&#♭'"  # kept by `music`, where each has a meaning
+# Other characters that are typed for the same sign.
+SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})
 METEOR_STATISTICS = 23  # numbers per item that the jar returns
 
 
 def normalize(caption: str, normalization: str = "paper") -> str:
-    """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
+    """Normalises as `normalize_caption` of `captions_rgmc.py`, which a metric loaded by itself cannot import."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
     letters = "".join(character for character in caption.lower() if not _is_invisible(character))
@@ -88,7 +100,7 @@ def _is_invisible(character: str) -> bool:
 
 
 class CaptionMetrics(evaluate.Metric):
-    """Keeps what METEOR's Java process says of a caption, so that the same pair is not asked for again."""
+    """Keeps the answers of METEOR's Java process, so that it is not asked about the same captions again."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -107,7 +119,7 @@ class CaptionMetrics(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs):
-        """The scores of captions."""
+        """Computes the scores of captions."""
         if predictions is not None and len(predictions) == 0:
             raise ValueError("There are no captions to score")
         return super().compute(predictions=predictions, references=references, **kwargs)
@@ -147,13 +159,15 @@ class CaptionMetrics(evaluate.Metric):
 
     def prepare_meteor(self, predictions, references, normalization="paper", meteor_timeout=600):
         """
-        Asks METEOR for the captions of several systems at once. Java takes seconds to start, which each `compute` of
-        one of them would spend again.
+        Runs METEOR on the captions of several systems at once, because Java takes seconds to start and each `compute`
+        would start it again.
 
-        Args: as those of `compute`; all systems' captions in one list, and as many references.
+        Args:
+            predictions, references, normalization, meteor_timeout:
+                As in `compute`, with the captions of all systems in one list and a reference for each.
 
         Raises:
-            `RuntimeError`: where METEOR cannot be had, with the reason.
+            `RuntimeError`: If METEOR cannot be run, with the reason.
         """
         self._meteor_statistics(*tokenize(predictions, references, normalization), meteor_timeout)
 
@@ -169,7 +183,7 @@ class CaptionMetrics(evaluate.Metric):
 def tokenize(
     predictions: list[str], references: list[str] | list[list[str]], normalization: str = "paper"
 ) -> tuple[list[str], list[list[str]]]:
-    """Captions as words with single spaces between them."""
+    """Splits captions into words, joined by single spaces."""
     from nltk.tokenize import NLTKWordTokenizer
 
     words = NLTKWordTokenizer()
@@ -190,8 +204,8 @@ def tokenize(
 
 def collect_statistics(found: list[str], truth: list[list[str]]) -> dict[str, np.ndarray]:
     """
-    What a score is computed from, per item: `bleu` `(n, 10)`, `rouge_l` and `cider_d` `(n, 1)`, each of which adds up
-    over items.
+    Collects what the scores are computed from, per item: `bleu` `(n, 10)`, `rouge_l` and `cider_d` `(n, 1)`. Each adds
+    up over items.
     """
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
@@ -213,14 +227,14 @@ def collect_statistics(found: list[str], truth: list[list[str]]) -> dict[str, np
 
 
 def closest(lengths: list[int], length: int) -> int:
-    """Of the references' lengths the one nearest to the prediction's, the shorter one where two are."""
+    """Finds the length of a reference that is nearest to that of the prediction; the shorter one in a tie."""
     return min((abs(other - length), other) for other in lengths)[1]
 
 
 def sum_items(statistics: dict[str, np.ndarray], draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """
-    Sums over the items `(k,)`, or over each resample `(samples, k)` of `draws`, which counts `(samples, n)` how often
-    an item was drawn.
+    Sums over all items, to `(k,)`, or over each resample, to `(samples, k)`; `draws` `(samples, n)` counts how often
+    each item was drawn.
     """
     n = len(next(iter(statistics.values())))
     weights = np.ones(n) if draws is None else draws.astype(float)
@@ -229,7 +243,7 @@ def sum_items(statistics: dict[str, np.ndarray], draws: np.ndarray | None = None
 
 
 def corpus_scores(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores x 100 `(…)` of statistics `(…, k)`: of items, of all items together, or of resamples."""
+    """Computes scores x 100 `(…)` from statistics `(…, k)` of items, of all items together, or of resamples."""
     bleu = bleu_scores(statistics["bleu"])
     scores = {f"bleu_{n}": bleu[..., n - 1] for n in range(1, 5)}
     scores.update({name: statistics[name][..., 0] for name in ("rouge_l", "cider_d")})
@@ -239,27 +253,28 @@ def corpus_scores(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def bleu_scores(statistics: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-4 `(…, 4)` of the counts `(…, 10)`, with the constants by which the COCO code avoids 0 / 0."""
+    """Computes BLEU-1 to BLEU-4 `(…, 4)` from counts `(…, 10)`, with the COCO code's constants against 0 / 0."""
     small, tiny = 1e-9, 1e-15
     correct, guessed = statistics[..., :4], statistics[..., 4:8]
     precisions = np.cumprod((correct + tiny) / (guessed + small), axis=-1) ** (1 / np.arange(1, 5))
     ratio = (statistics[..., 8:9] + tiny) / (statistics[..., 9:] + small)
-    return precisions * np.exp(np.minimum(0, 1 - 1 / ratio))  # the penalty of captions that are too short
+    return precisions * np.exp(np.minimum(0, 1 - 1 / ratio))  # the brevity penalty
 
 
 def meteor_statistics(found: list[str], truth: list[list[str]], timeout: float) -> np.ndarray:
     """
-    The jar's counts of each item's best reference `(n, 23)`: 0 and 1 words of prediction and reference, 2 and 3 how
-    many of these are function words, 4 to 19 for each of four matchers the matched content words of prediction and
-    reference and the matched function words of both, 20 chunks, 21 and 22 matched words of both.
+    Runs METEOR's jar and returns its counts for the best reference of each item, `(n, 23)`: 0 and 1 the words of
+    prediction and reference; 2 and 3 the function words among them; 4 to 19, for each of four matchers, the matched
+    content words of prediction and reference and their matched function words; 20 the chunks; 21 and 22 the matched
+    words of prediction and reference.
 
     Raises:
-        `RuntimeError`: where they cannot be had, with the reason.
+        `RuntimeError`: If the jar cannot be run, with the reason.
     """
     jar = files("pycocoevalcap") / "meteor" / "meteor-1.5.jar"
     java = shutil.which("java")
     if java is None:
-        raise RuntimeError("METEOR 1.5 needs Java and there is no `java` on the PATH: install a JRE, 8 or later")
+        raise RuntimeError("METEOR 1.5 needs Java, but there is no `java` on the PATH: install a JRE, 8 or later")
     # Numbers with a decimal point, and UTF-8, in any locale.
     locale = [f"-Duser.{name}{kind}={value}" for name, value in (("language", "en"), ("country", "US"))
               for kind in ("", ".format")]  # fmt: skip
@@ -283,19 +298,19 @@ def meteor_statistics(found: list[str], truth: list[list[str]], timeout: float) 
             + (f"; it said: {' / '.join(said[-3:])}" if said else "")
         )
     statistics = np.array(rows, dtype=float)
-    # A caption that is matched from end to end is not counted as one fragment.
+    # A caption matched from end to end has no fragments, not one.
     whole = (statistics[:, [21, 22]] == statistics[:, [0, 1]]).all(axis=1) & (statistics[:, 20] == 1)
     statistics[whole, 20] = 0
     return statistics
 
 
 def meteor_scores(statistics: np.ndarray) -> np.ndarray:
-    """METEOR 1.5 `(…)` of the jar's counts `(…, 23)`, with its parameters for English (Denkowski and Lavie, 2014)."""
+    """Computes METEOR 1.5 `(…)` from the jar's counts `(…, 23)`, for English (Denkowski and Lavie, 2014)."""
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     matchers = np.array([1, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
     matches = statistics[..., 4:20].reshape(*statistics.shape[:-1], 4, 4)
 
-    def share(side: int) -> np.ndarray:  # of the prediction's words: precision; of the reference's: recall
+    def share(side: int) -> np.ndarray:  # 0, of the prediction: precision; 1, of the reference: recall
         length, function_words = statistics[..., side], statistics[..., 2 + side]
         weighted = (delta * matches[..., side] + (1 - delta) * matches[..., 2 + side]) @ matchers
         return weighted / (delta * (length - function_words) + (1 - delta) * function_words)

@@ -1,4 +1,4 @@
-"""CLAP scores of captions, audio against prediction and reference against prediction, for `evaluate.load`."""
+"""Computes CLAP scores of captions: audio to prediction and reference to prediction, for `evaluate.load`."""
 
 import hashlib
 import re
@@ -20,32 +20,46 @@ from transformers.utils import cached_file
 DESCRIPTION = """
 How near a caption is to its clip (A-T) and to its reference (T-T) in the space of a CLAP model: the mean over items of
 the cosine x 100. The default checkpoint is the one that laion_clap loads by default (630k-audioset-best, HTSAT-tiny).
-Texts are lower-cased, their Unicode punctuation and symbols deleted (or, by the rule `music`, but for those of C#, R&B,
-4/4 and don't) and white space collapsed, because RoBERTa is cased, and cut at 77 tokens. Of the audio the middle 10
-seconds count, at 48 kHz, mono, through 16-bit integers, as in laion_clap. The name of a score says which weights gave
-it.
+Texts are lower-cased, because RoBERTa is cased; their Unicode punctuation and symbols are deleted (the rule `music`
+keeps those of C#, R&B, 4/4 and don't), white space is collapsed, and they are cut at 77 tokens. The audio is the middle
+10 seconds at 48 kHz, mono, through 16-bit integers as in laion_clap. The name of a score says which weights gave it.
 """
 INPUTS = """
 Args:
-    predictions: A caption per item. An empty one is scored as the empty text.
-    references: A caption, or a list of captions, per item. Those without any text are left out.
-    audio: A clip per item, in the same order: path, content (`bytes`), the `{"path": ..., "bytes": ...}` of
-        `datasets.Audio(decode=False)`, or mono waveform at 48 kHz `(samples,)`, floats in [-1, 1]. Or the array
-        `(items, E)` that `embed_audio` made. Default: no audio, T-T only.
-    model: CLAP checkpoint without fusion: Hub id or folder.
-    revision: Branch, tag or commit of a Hub id.
-    normalization: Rule of the texts, that of the captioning model: "paper" (default) or "music".
-    per_item: Whether to return the scores of the items, too.
-    batch_size: Clips, and texts, per forward pass.
-    device: Of the model. Default: the GPU where there is one.
+    predictions (`list[str]`):
+        A caption per item. An empty caption is scored as the empty text.
+    references (`list[str]` or `list[list[str]]`):
+        A caption or a list of captions per item. Captions without any text are left out.
+    audio (`list` or `np.ndarray`, *optional*):
+        A clip per item, in the same order: a path, the content (`bytes`), the `{"path": ..., "bytes": ...}` of
+        `datasets.Audio(decode=False)`, or a mono waveform at 48 kHz `(samples,)`, floats in [-1, 1]; or the array
+        `(items, E)` that `embed_audio` returned. By default only T-T is computed.
+    model (`str`, defaults to `"laion/clap-htsat-unfused"`):
+        Hub id or folder of a CLAP checkpoint without fusion.
+    revision (`str`, *optional*):
+        Branch, tag or commit of a Hub id.
+    normalization (`str`, defaults to `"paper"`):
+        Rule of the texts, that of the captioning model: `"paper"` or `"music"`.
+    per_item (`bool`, defaults to `False`):
+        Whether to also return the scores of each item.
+    batch_size (`int`, defaults to 16):
+        Clips, and texts, per forward pass.
+    device (`str`, *optional*, defaults to the GPU if there is one):
+        Where the model runs.
 
 Returns:
-    `clap_at[<name>@<revision>]`, `clap_tt[<name>@<revision>]`: floats, x 100; T-T is the mean over an item's
-        references. The revision is the commit of a Hub id, or the SHA-256 of the weights in a folder, 12 digits.
-    `truncated_texts`: how many of the distinct texts were cut.
-    `per_item`: with `per_item=True`, `{name: one float per item}`.
-    Where the checkpoint cannot be had, both scores are None, under the name of the model alone, and `unavailable` is
-        `{name: reason}`.
+    `dict`:
+
+    - `clap_at[<name>@<revision>]`, `clap_tt[<name>@<revision>]` (`float`): Scores x 100; T-T is the mean over an item's
+      references. The revision is the commit of a Hub id or the SHA-256 of the weights in a folder, 12 digits.
+    - `truncated_texts` (`int`): Number of distinct texts that were cut.
+    - `per_item` (`dict[str, list[float]]`): Scores of each item, with `per_item=True`.
+    - `unavailable` (`dict[str, str]`): If the checkpoint cannot be loaded, the reason for each score. The scores are
+      `None` then, and named after the model without a revision.
+
+Raises:
+    `ValueError`: If there are no items, if an item has no reference with text, if audio and predictions do not match
+    1:1, if audio cannot be used, or if the checkpoint has fusion or lacks weights.
 """
 CITATION = """
 @inproceedings{wu2023large,
@@ -56,8 +70,9 @@ CITATION = """
 }
 """
 NORMALIZATIONS = ("paper", "music")
-MUSICAL = "/&#♭'"  # what `music` keeps in its place
-SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})  # of one character
+MUSICAL = "/&#♭'"  # kept by `music`, where each has a meaning
+# Other characters that are typed for the same sign.
+SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})
 MODEL = "laion/clap-htsat-unfused"
 SAMPLING_RATE = 48_000  # Hz
 SAMPLES = 480_000  # 10 s
@@ -68,7 +83,7 @@ logger = evaluate.logging.get_logger(__name__)
 
 
 class ClapScore(evaluate.Metric):
-    """Keeps the models it loaded, and of each text its embedding: several systems cost little more than one."""
+    """Keeps loaded models and the embeddings of texts, so that several systems cost little more than one."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -87,19 +102,22 @@ class ClapScore(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs):
-        """Score captions with CLAP."""  # `evaluate` appends the description of the arguments
+        """Scores captions with CLAP."""  # `evaluate` appends the description of the arguments
         if predictions is not None and len(predictions) == 0:
             raise ValueError("no predictions: there is nothing to score")
         return super().compute(predictions=predictions, references=references, **kwargs)
 
     def embed_audio(self, audio, model=MODEL, revision=None, batch_size=16, device=None) -> np.ndarray | None:
         """
-        Embeddings of clips, to be passed as `audio=` to each `compute` with the same model.
+        Embeds clips, to be passed as `audio=` to each `compute` with the same model.
 
-        Args: as those of `compute`.
+        Args:
+            audio, model, revision, batch_size, device:
+                As in `compute`.
 
         Returns:
-            float32 `(n, E)` of unit length, or None where the checkpoint cannot be had: `compute` says why.
+            `np.ndarray` of shape `(n, E)`: float32 unit vectors, or `None` if the checkpoint cannot be loaded;
+            `compute` says why.
         """
         checkpoint = self._load(model, revision, device)
         return None if isinstance(checkpoint, str) else checkpoint.embed_audio(audio, batch_size)
@@ -122,7 +140,7 @@ class ClapScore(evaluate.Metric):
         references = [[text for text in captions if text] for captions in references]
         for item, texts in enumerate(references):
             if not texts:
-                raise ValueError(f"item {item}: no reference has a letter or digit; expected at least one that has")
+                raise ValueError(f"item {item}: no reference has a letter or digit; expected at least one that does")
         if audio is not None and len(audio) != len(predictions):
             raise ValueError(f"{len(audio)} clips but {len(predictions)} predictions: they must match 1:1")
         checkpoint = self._load(model, revision, device)
@@ -133,8 +151,8 @@ class ClapScore(evaluate.Metric):
             width = checkpoint.model.config.projection_dim
             if audio.shape != (len(predictions), width) or not np.isfinite(audio).all():
                 raise ValueError(
-                    f"audio: array of shape {audio.shape}; expected finite embeddings ({len(predictions)}, {width}) of "
-                    f"{checkpoint.name}, or a list of clips"
+                    f"audio: array of shape {audio.shape}; "
+                    f"expected finite embeddings ({len(predictions)}, {width}) of {checkpoint.name}, or a list of clips"
                 )
         elif audio is not None:
             audio = checkpoint.embed_audio(audio, batch_size)
@@ -153,7 +171,7 @@ class ClapScore(evaluate.Metric):
         return {**scores, "per_item": items} if per_item else scores
 
     def _load(self, model, revision, device) -> "_Checkpoint | str":
-        """The checkpoint, or why it cannot be had. Tried once."""
+        """Loads the checkpoint, or says why it cannot be loaded. Tried once."""
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         key = (str(model), revision, device)
         if key not in self._checkpoints:
@@ -161,27 +179,27 @@ class ClapScore(evaluate.Metric):
                 self._checkpoints[key] = _Checkpoint(str(model), revision, device)
             except OSError as error:
                 self._checkpoints[key] = (
-                    f"{model} cannot be loaded (pass the folder of a CLAP checkpoint, or run once with a connection to "
-                    f"the Hub): {str(error).partition(chr(10))[0]}"
+                    f"{model} cannot be loaded (pass the folder of a CLAP checkpoint, "
+                    f"or run once with a connection to the Hub): {str(error).partition(chr(10))[0]}"
                 )
         return self._checkpoints[key]
 
 
 class _Checkpoint:
-    """A CLAP model, and the embeddings of the texts that it has seen."""
+    """A CLAP model and the embeddings of the texts that it has seen."""
 
     def __init__(self, model: str, revision: str | None, device: torch.device):
         local = Path(model).is_dir()
         source = {"revision": revision, "local_files_only": local or not _hub_answers()}
         config_file = Path(cached_file(model, "config.json", **source))
         if not local:
-            source["revision"] = config_file.parent.name  # the commit, whatever the branch becomes
+            source["revision"] = config_file.parent.name  # the commit, even if the branch moves on
         config = ClapConfig.from_pretrained(model, **source)
         self.feature_extractor = AutoFeatureExtractor.from_pretrained(model, **source)
         if config.audio_config.enable_fusion or self.feature_extractor.truncation == "fusion":
             raise ValueError(
-                f"{model} is a CLAP with fusion (enable_fusion, or truncation='fusion' of its feature extractor): its "
-                f"input is drawn at random, and so would be its scores. Use one without, such as {MODEL}"
+                f"{model} is a CLAP with fusion (enable_fusion, or truncation='fusion' of its feature extractor), "
+                f"so its input and its scores would be random. Use one without fusion, such as {MODEL}"
             )
         self.tokenizer = AutoTokenizer.from_pretrained(model, **source)
         self.model, info = ClapModel.from_pretrained(
@@ -189,7 +207,7 @@ class _Checkpoint:
         )
         missing = [name for name, _ in self.model.named_parameters() if name in info["missing_keys"]]
         if missing:  # they would be random
-            raise ValueError(f"{model} is no CLAP checkpoint: it lacks {len(missing)} weights, such as {missing[0]}")
+            raise ValueError(f"{model} is not a CLAP checkpoint: it lacks {len(missing)} weights, such as {missing[0]}")
         self.model.to(device).eval()
         digits = _digest(Path(model)) if local else source["revision"]
         self.name = f"{_short_name(model)}@{digits[:12]}"
@@ -198,7 +216,7 @@ class _Checkpoint:
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str], batch_size: int) -> dict[str, np.ndarray]:
-        """Unit vectors of normalised texts."""
+        """Embeds normalised texts as unit vectors."""
         new = [text for text in texts if text not in self._text_embeddings]
         if new:
             lengths = [len(ids) for ids in self.tokenizer(new, truncation=True, max_length=MAX_TOKENS + 1)["input_ids"]]
@@ -212,9 +230,9 @@ class _Checkpoint:
 
     @torch.no_grad()
     def embed_audio(self, audio: list, batch_size: int) -> np.ndarray:
-        """Unit vectors `(n, E)`."""
+        """Embeds clips as unit vectors `(n, E)`."""
         embeddings, notes = [], Counter()
-        for batch in _batches(audio, batch_size, "CLAP: audio", "clip"):  # not all contents at once
+        for batch in _batches(audio, batch_size, "CLAP: audio", "clip"):  # so that not all contents are in memory
             waveforms, first = [], batch_size * len(embeddings)
             for item, clip in enumerate(batch, start=first):
                 try:
@@ -232,7 +250,7 @@ class _Checkpoint:
 
 
 def normalize(caption: str, normalization: str = "paper") -> str:
-    """As `normalize_caption` of `processing_rgmc.py`; a metric that stands alone cannot import it."""
+    """Normalises as `normalize_caption` of `captions_rgmc.py`, which a metric loaded by itself cannot import."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
     letters = "".join(character for character in caption.lower() if not _is_invisible(character))
@@ -256,12 +274,12 @@ def _is_invisible(character: str) -> bool:
 
 
 def _waveform(clip) -> tuple[np.ndarray, list[str]]:
-    """The middle 10 s in laion_clap's 65,535 steps, float32; and what is doubtful about them."""
+    """Returns the middle 10 s in laion_clap's 65,535 steps, float32, and the kinds of warning about them."""
     if isinstance(clip, np.ndarray):
         if clip.ndim != 1 or clip.dtype.kind != "f" or len(clip) < MIN_SAMPLES or not np.isfinite(clip).all():
             raise ValueError(
-                f"array of {clip.dtype}, shape {clip.shape}; expected finite floats (samples,) at {SAMPLING_RATE} Hz, "
-                f"{MIN_SAMPLES} or more"
+                f"array of {clip.dtype}, shape {clip.shape}; "
+                f"expected finite floats (samples,) at {SAMPLING_RATE} Hz, {MIN_SAMPLES} or more"
             )
         first = max((len(clip) - SAMPLES) // 2, 0)
         samples, kinds = clip[first : first + SAMPLES], []
@@ -298,13 +316,13 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _short_name(model: str) -> str:
-    """A Hub id as it is, of a folder its last part."""
+    """Returns a Hub id unchanged, and the last part of a folder."""
     is_id = not Path(model).is_dir() and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(model))
     return str(model) if is_id else Path(model).resolve().name
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 of the weights in a folder."""
+    """Computes the SHA-256 of the weights in a folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")):
         with path.open("rb") as file:
@@ -314,7 +332,7 @@ def _digest(folder: Path) -> str:
 
 
 def _hub_answers() -> bool:
-    """Asked once: where there is no connection, `from_pretrained` would try for most of a minute."""
+    """Asks the Hub a single time: without a connection, `from_pretrained` would try for most of a minute."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
     except (OSError, httpx.HTTPError):
