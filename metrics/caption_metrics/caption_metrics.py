@@ -46,10 +46,10 @@ Returns:
     - `bleu_1`, `bleu_2`, `bleu_3`, `bleu_4`, `rouge_l`, `cider_d`, `meteor_1.5` (`float`): Scores x 100. `meteor_1.5`
       is `None` if it cannot be computed.
     - `unavailable` (`dict[str, str]`): Reason for each metric that is `None`; only if there is such a metric.
-    - `per_item` (`dict[str, list[float]]`): Scores of each item. BLEU and METEOR of all items are not the means of these.
+    - `per_item` (`dict[str, list[float]]`): Scores of each item. BLEU and METEOR overall are not their means.
     - `intervals` (`dict[str, list[float]]`): Low and high end for each metric.
-    - `resamples` (`dict[str, list[float]]`): `bootstrap` scores for each metric. CIDEr-D keeps the word weights of all
-      items.
+    - `resamples` (`dict[str, list[float]]`): `bootstrap` scores for each metric. For CIDEr-D words keep the weights
+      that they have over all items.
 
 Raises:
     `ValueError`: If there are no items, if the references of an item have no words, or if no prediction has any.
