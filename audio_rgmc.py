@@ -149,7 +149,7 @@ def prepare_waveform(
 
     Args:
         waveform (`np.ndarray` or `torch.Tensor` of shape `(N,)` or `(C, N)`):
-            Floats in [-1, 1], or integers, which are scaled by the range of their type.
+            Floats in [-1, 1], or integers, scaled by the range of their type.
         sampling_rate (`float`):
             Rate of `waveform` in Hz. Required, because an array does not carry it.
         start (`float`, *optional*), duration (`float`, defaults to 10.0):

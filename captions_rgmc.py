@@ -62,7 +62,7 @@ def _is_invisible(character: str) -> bool:
 
 
 def list_captions(entry: str | Iterable[str]) -> list[str]:
-    """Lists the candidates of a clip, which may be given as one caption or several."""
+    """Lists the candidates of a clip, given as one caption or as several."""
     captions = [entry] if isinstance(entry, str) or not isinstance(entry, Iterable) else list(entry)
     if not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"The candidates of a clip must be a caption or a list of captions, got {entry!r}")

@@ -3,8 +3,8 @@ Computes the log-mel spectrogram of the middle 10 seconds of a sound, the input 
 
     features = RGMCFeatureExtractor()(["song.mp3", "video.mp4"]).input_features  # (2, 1, 1001, 64)
 
-Nothing here is random: a sound always gives the same numbers, alone or in a batch. The log-mel is that of CLAP's
-unfused checkpoints: `ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc",
+Nothing here is random: a sound always gives the same numbers, alone or in a batch. They agree with those of CLAP's
+checkpoints without fusion: `ClapFeatureExtractor(frequency_min=50, frequency_max=14000, truncation="rand_trunc",
 padding="repeatpad")`.
 
 Shape letters: `B` clips, `C` channels, `N` samples, `T` mel frames, `F` mel bins, `W` samples in a frame.
@@ -139,9 +139,9 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             audio (`Any` or `list`):
-                A sound or a list of sounds, which may be of different kinds. A sound is what [`load_audio`] takes, an
-                array or tensor of shape `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`. As in
-                transformers' pipelines, `"raw"` may replace `"array"`.
+                A sound, or a list of sounds of any kinds. A sound is what [`load_audio`] takes, an array or tensor of
+                shape `(N,)` or `(C, N)`, or a dict `{"array": ..., "sampling_rate": ...}`. As in transformers'
+                pipelines, `"raw"` may replace `"array"`.
             sampling_rate (`float`, *optional*):
                 Rate of the arrays in Hz. Required for arrays; files state their own.
             return_tensors (`str`, defaults to `"pt"`):

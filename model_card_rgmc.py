@@ -90,7 +90,7 @@ def model_card(
         name (`str`):
             Id of the repository, or name of the checkpoint's folder.
         config ([`RGMCConfig`], *optional*):
-            Configuration of the model, which names the pretrained parts and the size of the datastore.
+            Configuration of the model. It names the pretrained parts and the size of the datastore.
         sections (`str`, *optional*, defaults to `""`):
             Markdown between the use and the limits.
         model_license, datastore_license (`str`, *optional*):

@@ -494,11 +494,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         if datastore.encoder_fingerprint != self.encoder_fingerprint():
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) was embedded by another audio encoder "
-                f"(fingerprint {datastore.encoder_fingerprint[:12]}…, the model's is "
-                f"{self.encoder_fingerprint()[:12]}…), so its similarities would mean nothing. Rebuild it with this "
-                "model: `python build_datastore.py --model <checkpoint> --dataset <corpus> --output_dir <folder>`, or "
-                "`CaptionDatastore.build(model, rows)`. To load a checkpoint without its own datastore, pass "
-                "`load_datastore=False`. If the model was cast by hand (`model.half()`), load it with `dtype=` instead"
+                f"(fingerprint {datastore.encoder_fingerprint[:12]}…, the model's {self.encoder_fingerprint()[:12]}…), "
+                "so its similarities would mean nothing. Rebuild it with this model: "
+                "`python build_datastore.py --model <checkpoint> --dataset <corpus> --output_dir <folder>`, "
+                "or `CaptionDatastore.build(model, rows)`. "
+                "To load a checkpoint without its own datastore, pass `load_datastore=False`. "
+                "If the model was cast by hand (`model.half()`), load it with `dtype=` instead"
             )
         vocab_size = self.config.text_config.vocab_size
         if datastore.vocab_size not in (None, vocab_size):
@@ -510,9 +511,9 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         rule = self.config.caption_normalization
         if datastore.caption_normalization != rule:
             raise ValueError(
-                f"The datastore ({len(datastore)} captions) was normalised by the rule "
-                f"'{datastore.caption_normalization}', but this model by '{rule}' (`caption_normalization`), "
-                "so it has spellings that the model does not know. "
+                f"The datastore ({len(datastore)} captions) has spellings that this model does not know: "
+                f"it was normalised by the rule '{datastore.caption_normalization}', but this model by '{rule}' "
+                "(`caption_normalization`). "
                 "Rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
 

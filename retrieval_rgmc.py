@@ -99,7 +99,7 @@ class CaptionDatastore:
             `N` rows with the columns `id` (unique), `caption` (as the model is trained on it), `input_ids` (the
             caption's tokens, without separator), and optionally `source` and `license`. [`make_rows`] makes them.
         embeddings (`np.ndarray` of shape `(N, E)`):
-            Embeddings of their songs from [`~RGMCModel.embed_audio`], which may be encoded by [`encode_embeddings`].
+            Embeddings of their songs from [`~RGMCModel.embed_audio`], encoded by [`encode_embeddings`] or not.
         encoder_fingerprint (`str`):
             [`~RGMCModel.encoder_fingerprint`] of the model that made the embeddings.
         string_factory (`str`, defaults to `"Flat"`):
@@ -121,8 +121,8 @@ class CaptionDatastore:
         rows (`datasets.Dataset`):
             The `N` rows with all columns and an index `"embeddings"` that searches as the datastore does:
             `rows.get_nearest_examples("embeddings", query, k)` and `rows.search_batch("embeddings", queries, k)`.
-            `datasets` refuses to select, filter, sort or save rows that have an index. A copy without it, which leaves
-            the datastore unchanged: `plain = datastore.rows.with_format(None)`, then `plain.drop_index("embeddings")`.
+            `datasets` refuses to select, filter, sort or save rows that have an index. For a copy without one, with the
+            datastore unchanged: `plain = datastore.rows.with_format(None)`, then `plain.drop_index("embeddings")`.
         embeddings (`np.ndarray` of shape `(N, E)`):
             The embeddings as they are stored.
 
@@ -191,7 +191,7 @@ class CaptionDatastore:
                 A row per song with `audio` (anything that the processor takes), `captions` or `caption` (the first
                 caption is taken), `id` (by default the name of the audio file), and optionally `source` and `license`.
             processor (`RGMCProcessor`, *optional*):
-                By default that of the checkpoint that the model was loaded from.
+                By default the one of the model's checkpoint.
             batch_size (`int`, defaults to 16):
                 Clips that are embedded at once.
             string_factory, storage, search_parameters (`str`, *optional*):
@@ -546,9 +546,8 @@ def find_file(
     path_or_id: str | os.PathLike, name: str, subfolder: str = "", required: bool = False, **hub_kwargs
 ) -> str | None:
     """
-    Finds the path of a file in a folder or, downloaded if needed, of a Hub repository. Returns `None` if there is no
-    such file, or if the Hub cannot be reached and the file is not in the cache; if it is `required`, that is an
-    `OSError`.
+    Finds the path of a file in a folder or, downloaded if needed, in a Hub repository. If there is no such file, or if
+    it is not in the cache and the Hub cannot be reached, returns `None`, or raises an `OSError` for a `required` one.
     """
     if os.path.isdir(path_or_id):
         path = Path(path_or_id, subfolder, name)

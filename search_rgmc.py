@@ -90,7 +90,7 @@ class EmbeddingIndex:
                     except RuntimeError as error:
                         raise ValueError(
                             f"The index {self.string_factory!r} cannot be trained with {self.ntotal} captions "
-                            f"({error}): take one with fewer cells, or 'Flat', which is exact"
+                            f"({error}): take one with fewer cells, or 'Flat' (exact)"
                         ) from error
                 # float32 goes in at once, because an index that grows is copied again and again.
                 is_float32 = self.embeddings.dtype == np.float32
@@ -143,8 +143,8 @@ def _set_parameters(index: "faiss.Index", string_factory: str, search_parameters
 def _check_factory(size: int, string_factory: str, rows: int | None):
     if not STRING_FACTORY.fullmatch(string_factory):
         raise ValueError(
-            f"string_factory {string_factory!r}: expected 'Flat', or an index like 'HNSW32', 'IVF1024,Flat' or "
-            "'IVF1024_HNSW32,SQ8' (the docstring of CaptionDatastore lists them)"
+            f"string_factory {string_factory!r}: expected 'Flat', or an index like 'HNSW32' or 'IVF1024_HNSW32,SQ8' "
+            "(the docstring of CaptionDatastore lists them)"
         )
     limits = {"IVF": INDEX_TRAINING_ROWS, "HNSW": MAX_HNSW_LINKS, "OPQ": size, "_": size, "PQ": size}
     for name, number, bits in re.findall("(IVF|HNSW|OPQ|_|PQ)([0-9]+)(?:x([0-9]))?", string_factory):
@@ -158,7 +158,7 @@ def _check_factory(size: int, string_factory: str, rows: int | None):
         if rows and needed > rows:
             raise ValueError(
                 f"The index {string_factory!r} cannot be trained with {rows} captions, {name}{number} needs {needed}: "
-                "take one with fewer cells, or 'Flat', which is exact"
+                "take one with fewer cells, or 'Flat' (exact)"
             )
 
 

@@ -76,7 +76,7 @@ METEOR_STATISTICS = 23  # numbers per item that the jar returns
 
 
 def normalize(caption: str, normalization: str = "paper") -> str:
-    """Normalises as `normalize_caption` of `captions_rgmc.py`, which a metric loaded by itself cannot import."""
+    """Normalises as `normalize_caption` of `captions_rgmc.py`; a metric loaded by itself cannot import it."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
     letters = "".join(character for character in caption.lower() if not _is_invisible(character))

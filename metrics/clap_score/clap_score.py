@@ -39,7 +39,7 @@ Args:
     revision (`str`, *optional*):
         Branch, tag or commit of a Hub id.
     normalization (`str`, defaults to `"paper"`):
-        Rule of the texts, that of the captioning model: `"paper"` or `"music"`.
+        Rule of the texts, the captioning model's own: `"paper"` or `"music"`.
     per_item (`bool`, defaults to `False`):
         Whether to also return the scores of each item.
     batch_size (`int`, defaults to 16):
@@ -250,7 +250,7 @@ class _Checkpoint:
 
 
 def normalize(caption: str, normalization: str = "paper") -> str:
-    """Normalises as `normalize_caption` of `captions_rgmc.py`, which a metric loaded by itself cannot import."""
+    """Normalises as `normalize_caption` of `captions_rgmc.py`; a metric loaded by itself cannot import it."""
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization {normalization!r}: expected one of {', '.join(NORMALIZATIONS)}")
     letters = "".join(character for character in caption.lower() if not _is_invisible(character))
