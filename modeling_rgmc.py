@@ -541,7 +541,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         }
         folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
         if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "config.json")) and "config" not in kwargs:
-            raise OSError(f"{folder} is not a checkpoint: it has no config.json")  # transformers would take the defaults
+            raise OSError(f"{folder} is not a checkpoint: it has no config.json")  # transformers would use defaults
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             datastore = None
