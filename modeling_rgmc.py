@@ -30,11 +30,11 @@ from transformers.utils import logging
 
 try:
     # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
-    from .attention_rgmc import RGMCAudioSelfAttention
     from .audio_rgmc import AudioError  # noqa: F401
     from .captions_rgmc import join_candidates, left_pad
     from .configuration_rgmc import RGMCConfig
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
+    from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .pretrained_rgmc import load_clap_audio, load_text_model
@@ -44,9 +44,9 @@ try:
     from .songs_rgmc import make_rows  # noqa: F401
 except ImportError:
     import pipeline_rgmc  # noqa: F401
-    from attention_rgmc import RGMCAudioSelfAttention
     from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
+    from layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, mask_stripes
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
@@ -57,26 +57,6 @@ logger = logging.get_logger(__name__)
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
-
-
-class RGMCMapper(nn.Module):
-    """The mapping network `g` (section 3.1): a two-layer MLP from one audio embedding to `P` prefix vectors."""
-
-    def __init__(self, config: RGMCConfig):
-        super().__init__()
-        embedding_size = config.audio_config.projection_dim
-        text_size = config.text_config.hidden_size
-        hidden_size = config.mapper_hidden_size or config.prefix_length * text_size // 2
-        self.prefix_shape = (config.prefix_length, text_size)
-        # The numbers of a unit vector are about 1 / sqrt(E); a linear layer's default initialisation expects about 1.
-        self.input_scale = embedding_size**0.5
-        self.linear1 = nn.Linear(embedding_size, hidden_size)
-        self.activation = nn.Tanh()
-        self.linear2 = nn.Linear(hidden_size, config.prefix_length * text_size)
-
-    def forward(self, audio_embeds: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.activation(self.linear1(audio_embeds * self.input_scale))
-        return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
 class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
@@ -592,23 +572,6 @@ def rename_cache(arguments: dict, function: Callable):
             known = inspect.signature(function).parameters
             if name not in known and other in known:
                 arguments[other] = arguments.pop(name)
-
-
-def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """
-    Applies SpecAugment as LAION's HTS-AT does: in each clip of `(B, 1, T, F)`, 2 stripes of fewer than 64 frames and 2
-    of fewer than 8 mel bins are set to the `mean` `(F,)`.
-    """
-    masked = torch.zeros_like(log_mels, dtype=torch.bool)  # (B, 1, T, F)
-    for dim, width in ((2, 64), (3, 8)):
-        size = log_mels.shape[dim]
-        shape = [len(log_mels), 1, 1, 1]
-        position = torch.arange(size, device=log_mels.device).view([-1 if axis == dim else 1 for axis in range(4)])
-        for _ in range(2):
-            length = torch.randint(0, min(width, size), shape, device=log_mels.device)
-            start = (torch.rand(shape, device=log_mels.device) * (size - length)).long()
-            masked |= (position >= start) & (position < start + length)
-    return torch.where(masked, mean.to(log_mels.dtype), log_mels)
 
 
 def label_positions(labels: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

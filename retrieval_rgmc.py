@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 try:
     from .search_rgmc import (
-        BLOCK_ROWS,
         EmbeddingIndex,
         as_queries,
         check_search,
@@ -42,10 +40,9 @@ try:
         encode_embeddings,
         search_exactly,
     )
-    from .songs_rgmc import PROVENANCE, check_ids, embed_songs, import_datasets, processor_of, read_songs
+    from .songs_rgmc import as_dataset, as_stored, check_rows, embed_songs, import_datasets, processor_of, read_songs
 except ImportError:
     from search_rgmc import (
-        BLOCK_ROWS,
         EmbeddingIndex,
         as_queries,
         check_search,
@@ -53,10 +50,9 @@ except ImportError:
         encode_embeddings,
         search_exactly,
     )
-    from songs_rgmc import PROVENANCE, check_ids, embed_songs, import_datasets, processor_of, read_songs
+    from songs_rgmc import as_dataset, as_stored, check_rows, embed_songs, import_datasets, processor_of, read_songs
 
 FORMAT_VERSION = 3  # version 1 had only float32, no source and no license; 1 and 2 had no search parameters
-COLUMNS = ["id", "caption", "input_ids"]
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
 INDEX_FILE = "index.faiss"  # of version 2: never read, because FAISS trusts a file blindly; deleted by a save
 ENTRIES = {  # entries of datastore.json and their types
@@ -152,12 +148,12 @@ class CaptionDatastore:
         self._set_rows(rows, embeddings, search_parameters)
 
     def _set_rows(self, rows: "datasets.Dataset", embeddings: np.ndarray, search_parameters: str | None):
-        _check_rows(rows, embeddings)
+        check_rows(rows, embeddings)
         check_search(embeddings.shape[1], self.string_factory, self.storage, search_parameters, len(rows))
         row_of_id = {str(row_id): row for row, row_id in enumerate(rows["id"][:])}
         encoded = encode_embeddings(embeddings, self.storage)
         index = EmbeddingIndex(encoded, self.string_factory, search_parameters)
-        rows = _as_stored(rows)
+        rows = as_stored(rows)
         _attach(index, rows)
         self.rows, self.embeddings, self._row_of_id, self._index = rows, encoded, row_of_id, index
 
@@ -240,7 +236,7 @@ class CaptionDatastore:
             raise ValueError(f"{len(known)} of these ids are already in the datastore, such as {known[:3]}")
         embeddings = embed_songs(model, rows["id"][:], sounds, processor, batch_size, self.storage)
         datasets, _ = import_datasets()
-        joined = datasets.concatenate_datasets([self.rows, _as_stored(rows)])
+        joined = datasets.concatenate_datasets([self.rows, as_stored(rows)])
         self._set_rows(joined, np.concatenate([self.embeddings, embeddings]), self.search_parameters)
 
     def remove(self, ids: str | list[str]):
@@ -261,7 +257,7 @@ class CaptionDatastore:
             raise ValueError(f"{len(unknown)} of these ids are not in the datastore, such as {unknown[:3]}")
         kept: np.ndarray = np.ones(len(self), bool)
         kept[[self._row_of_id[row_id] for row_id in ids]] = False
-        rows = _as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index refuses to select
+        rows = as_stored(self.rows).select(np.flatnonzero(kept))  # a dataset with an index refuses to select
         self._set_rows(rows, self.embeddings[kept], self.search_parameters)
 
     def read_embeddings(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -511,7 +507,7 @@ class CaptionDatastore:
                 expected = getattr(kind, "__name__", kind)
                 raise ValueError(f"{description_file} has {description[name]!r} as {name}: expected {expected}")
         try:
-            rows = _as_dataset(pyarrow.parquet.read_table(find("captions.parquet", required=True)))
+            rows = as_dataset(pyarrow.parquet.read_table(find("captions.parquet", required=True)))
             embeddings = load_file(find("embeddings.safetensors", required=True))["embeddings"].numpy()  # mapped
         except (SafetensorError, pyarrow.ArrowInvalid, KeyError) as error:
             raise ValueError(f"The datastore in {folder} is damaged ({error}): copy it again, or rebuild it") from error
@@ -577,48 +573,3 @@ def _attach(index: EmbeddingIndex, rows: "datasets.Dataset"):
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-# -- rows ---------------------------------------------------------------------------------------------------------
-
-
-def _as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
-    """Casts rows to the stored columns and types, without any other columns, in memory."""
-    _, pyarrow = import_datasets()
-    table = rows.with_format("arrow")[:]
-    types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
-    columns = {
-        name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
-        for name, kind in types.items()
-    }
-    return _as_dataset(pyarrow.table(columns))
-
-
-def _as_dataset(table) -> "datasets.Dataset":
-    datasets, _ = import_datasets()
-    # By default a dataset hashes all its rows for its fingerprint.
-    return datasets.Dataset(table, fingerprint=uuid4().hex)
-
-
-def _check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"A datastore's rows need the columns {COLUMNS}; missing: {missing}, found: {rows.column_names}"
-        )
-    if embeddings.ndim != 2 or len(rows) != len(embeddings):
-        raise ValueError(
-            f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
-        )
-    check_ids(rows["id"][:])
-    wrong: list[int] = []
-    for start in range(0, len(embeddings), BLOCK_ROWS):
-        block = embeddings[start : start + BLOCK_ROWS]
-        block = decode_embeddings(block) if block.dtype == np.int8 else block.astype(np.float32, copy=False)
-        norms = np.sqrt(np.einsum("ij,ij->i", block, block))  # np.linalg.norm would square a copy of them all
-        wrong += (start + np.flatnonzero(~(np.abs(norms - 1) < 1e-3))).tolist()
-    if wrong:
-        raise ValueError(
-            f"A datastore's embeddings must be unit vectors, as `RGMCModel.embed_audio` makes them: "
-            f"{len(wrong)} of {len(embeddings)} are not, such as that of '{rows[wrong[0]]['id']}'"
-        )

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 try:
     from .processing_rgmc import RGMCProcessor
-    from .search_rgmc import encode_embeddings
+    from .search_rgmc import BLOCK_ROWS, decode_embeddings, encode_embeddings
 except ImportError:
     from processing_rgmc import RGMCProcessor
-    from search_rgmc import encode_embeddings
+    from search_rgmc import BLOCK_ROWS, decode_embeddings, encode_embeddings
 
+COLUMNS = ["id", "caption", "input_ids"]
 PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, `None` if not known
 
 
@@ -131,3 +133,45 @@ def import_datasets():
     except ImportError as error:
         raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
     return datasets, pyarrow
+
+
+def as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
+    """Casts rows to the stored columns and types, without any other columns, in memory."""
+    _, pyarrow = import_datasets()
+    table = rows.with_format("arrow")[:]
+    types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
+    columns = {
+        name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
+        for name, kind in types.items()
+    }
+    return as_dataset(pyarrow.table(columns))
+
+
+def as_dataset(table) -> "datasets.Dataset":
+    datasets, _ = import_datasets()
+    # By default a dataset hashes all its rows for its fingerprint.
+    return datasets.Dataset(table, fingerprint=uuid4().hex)
+
+
+def check_rows(rows: "datasets.Dataset", embeddings: np.ndarray):
+    missing = [column for column in COLUMNS if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"A datastore's rows need the columns {COLUMNS}; missing: {missing}, found: {rows.column_names}"
+        )
+    if embeddings.ndim != 2 or len(rows) != len(embeddings):
+        raise ValueError(
+            f"A datastore needs one embedding per caption: {len(rows)} captions, embeddings {embeddings.shape}"
+        )
+    check_ids(rows["id"][:])
+    wrong: list[int] = []
+    for start in range(0, len(embeddings), BLOCK_ROWS):
+        block = embeddings[start : start + BLOCK_ROWS]
+        block = decode_embeddings(block) if block.dtype == np.int8 else block.astype(np.float32, copy=False)
+        norms = np.sqrt(np.einsum("ij,ij->i", block, block))  # np.linalg.norm would square a copy of them all
+        wrong += (start + np.flatnonzero(~(np.abs(norms - 1) < 1e-3))).tolist()
+    if wrong:
+        raise ValueError(
+            f"A datastore's embeddings must be unit vectors, as `RGMCModel.embed_audio` makes them: "
+            f"{len(wrong)} of {len(embeddings)} are not, such as that of '{rows[wrong[0]]['id']}'"
+        )

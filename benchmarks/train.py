@@ -38,7 +38,8 @@ from torch import nn
 from transformers import ClapAudioModelWithProjection, GPT2LMHeadModel
 
 from configuration_rgmc import RGMCConfig
-from modeling_rgmc import RGMCMapper, RGMCModel
+from layers_rgmc import RGMCMapper
+from modeling_rgmc import RGMCModel
 from training.building import enable_checkpointing
 from training.throughput import forward_flops, matrix_peak
 

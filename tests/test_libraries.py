@@ -29,8 +29,8 @@ from transformers import (
 from transformers.models.clap import modeling_clap
 
 import train
-from attention_rgmc import RGMCAudioSelfAttention
 from configuration_rgmc import TESTED_TRANSFORMERS, check_transformers
+from layers_rgmc import RGMCAudioSelfAttention
 from modeling_rgmc import CACHE_NAMES, KEEPS_POSITIONS, RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline
 from processing_rgmc import RGMCProcessor

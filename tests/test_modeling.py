@@ -11,9 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ClapAudioModelWithProjection, ClapConfig, ClapModel, GPT2Config, GPT2LMHeadModel
 from transformers.models.clap.modeling_clap import ClapAudioLayer, ClapAudioSelfAttention
 
-from attention_rgmc import RGMCAudioSelfAttention
 from configuration_rgmc import RGMCConfig
-from modeling_rgmc import KEEPS_POSITIONS, RGMCModel, mask_stripes
+from layers_rgmc import RGMCAudioSelfAttention, mask_stripes
+from modeling_rgmc import KEEPS_POSITIONS, RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from training.building import enable_checkpointing
 

@@ -42,7 +42,6 @@ def checkpoint(corpus, tmp_path_factory):
 def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "README.md",
-        "attention_rgmc.py",
         "audio_rgmc.py",
         "captions_rgmc.py",
         "checkpoint-8",
@@ -52,6 +51,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "eval",
         "feature_extraction_rgmc.py",
         "generation_config.json",
+        "layers_rgmc.py",
         "log.jsonl",
         "model.safetensors",
         "model_card_rgmc.py",

@@ -1,7 +1,8 @@
 """
-Computes the attention of CLAP's audio encoder with PyTorch's fused kernels.
+Layers of the model: the audio encoder's attention by PyTorch's fused kernels, its SpecAugment, and the mapper.
 
-Shape letters: `B` clips, `W` windows of a clip, `S` = 64 patches of a window, `C` channels, `H` heads.
+Shape letters: `B` clips, `W` windows of a clip, `S` = 64 patches of a window, `C` channels, `H` heads, `T` mel frames,
+`F` mel bins, `P` prefix vectors, `D` width of the language model.
 """
 
 from contextlib import nullcontext
@@ -10,6 +11,11 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.clap.modeling_clap import ClapAudioSelfAttention
+
+try:
+    from .configuration_rgmc import RGMCConfig
+except ImportError:
+    from configuration_rgmc import RGMCConfig
 
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
@@ -62,3 +68,40 @@ class RGMCAudioSelfAttention(ClapAudioSelfAttention):
         if attention_mask is not None:
             context = context.unflatten(1, (windows, -1)).flatten(0, 1)  # (B * W, H, S, C / H)
         return context.transpose(1, 2).flatten(2)
+
+
+class RGMCMapper(nn.Module):
+    """The mapping network `g` (section 3.1): a two-layer MLP from one audio embedding to `P` prefix vectors."""
+
+    def __init__(self, config: RGMCConfig):
+        super().__init__()
+        embedding_size = config.audio_config.projection_dim
+        text_size = config.text_config.hidden_size
+        hidden_size = config.mapper_hidden_size or config.prefix_length * text_size // 2
+        self.prefix_shape = (config.prefix_length, text_size)
+        # The numbers of a unit vector are about 1 / sqrt(E); a linear layer's default initialisation expects about 1.
+        self.input_scale = embedding_size**0.5
+        self.linear1 = nn.Linear(embedding_size, hidden_size)
+        self.activation = nn.Tanh()
+        self.linear2 = nn.Linear(hidden_size, config.prefix_length * text_size)
+
+    def forward(self, audio_embeds: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation(self.linear1(audio_embeds * self.input_scale))
+        return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
+
+
+def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """
+    Applies SpecAugment as LAION's HTS-AT does: in each clip of `(B, 1, T, F)`, 2 stripes of fewer than 64 frames and 2
+    of fewer than 8 mel bins are set to the `mean` `(F,)`.
+    """
+    masked = torch.zeros_like(log_mels, dtype=torch.bool)  # (B, 1, T, F)
+    for dim, width in ((2, 64), (3, 8)):
+        size = log_mels.shape[dim]
+        shape = [len(log_mels), 1, 1, 1]
+        position = torch.arange(size, device=log_mels.device).view([-1 if axis == dim else 1 for axis in range(4)])
+        for _ in range(2):
+            length = torch.randint(0, min(width, size), shape, device=log_mels.device)
+            start = (torch.rand(shape, device=log_mels.device) * (size - length)).long()
+            masked |= (position >= start) & (position < start + length)
+    return torch.where(masked, mean.to(log_mels.dtype), log_mels)
