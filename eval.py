@@ -94,7 +94,7 @@ class EvaluationArguments:
     leakage: str | None = field(
         default=None,
         metadata={
-            "help": "leakage.json of python -m corpora.leakage or prepare.py: scores also without the clips that leak "
+            "help": "leakage.json of find_leaks.py or prepare.py: scores also without the clips that leak "
             "into the split from the training split."
         },
     )

@@ -150,7 +150,7 @@ def leak_rule(options: dict) -> str:
     if options["model"]:
         rule += f"cosine of the embeddings by {options['model']} above {options['audio_threshold']:g}. "
     else:
-        rule += "not looked for, which python -m corpora.leakage --model does. "
+        rule += "not looked for (find_leaks.py --model does). "
     return rule + "What is the same is not counted as near."
 
 

@@ -44,9 +44,9 @@ def read_leaks(file: str, split: str, rows: Dataset) -> Leaks:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"--leakage {file} is no report of leaks ({type(error).__name__}: {error}): expected the leakage.json of "
-            "python -m corpora.leakage or prepare.py"
+            "find_leaks.py or prepare.py"
         ) from error
-    again = "make it anew with python -m corpora.leakage"
+    again = "make it again with find_leaks.py"
     if version != FORMAT_VERSION or train not in splits:
         raise ValueError(
             f"--leakage {file} has format version {version} and the splits {', '.join(splits)}: expected version "

@@ -19,10 +19,10 @@ from test_pretrained_parts import write_clap
 
 import corpora.leaks
 import prepare
-from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, hash_audio
 from dataset_rgmc import load_captions
 from evaluation.leaks import read_leaks
+from find_leaks import LeakageArguments, main
 from processing_rgmc import normalize_caption
 
 LONG = "a calm piece of piano music that was recorded in a large hall at night"
@@ -295,7 +295,7 @@ def test_a_report_is_read_for_the_split_that_it_is_about_and_for_no_other(folder
     changed = rows["test"].map(lambda row: {"captions": [text.replace("new", "newer") for text in row["captions"]]})
     for split, other in (("test", changed), ("test", rows["test"].select([0, 1, 2])), ("train", rows["train"])):
         with pytest.raises(
-            ValueError, match=rf"other clips or captions: split '{split}' has {len(other)} rows, .*anew"
+            ValueError, match=rf"other clips or captions: split '{split}' has {len(other)} rows, .*make it again"
         ):
             read_leaks(str(file), split, other)
     report = json.loads(file.read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "eval.py",
         "prepare.py",
         "build_datastore.py",
-        "-m corpora.leakage",
+        "find_leaks.py",
         "-m training.checkpoints",
     ]
     running = [

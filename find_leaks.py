@@ -1,8 +1,8 @@
 """
 What one split of a corpus has of another: captions and sounds that are the same, or almost.
 
-    python -m corpora.leakage --dataset data/demo --output_dir outputs/leakage
-    python -m corpora.leakage --dataset data/demo --model outputs/demo --output_dir outputs/leakage
+    python find_leaks.py --dataset data/demo --output_dir outputs/leakage
+    python find_leaks.py --dataset data/demo --model outputs/demo --output_dir outputs/leakage
 
 writes `report.md` and `leakage.json`, with which `eval.py --leakage` scores the split also without what leaks into it
 from the training split. Options are the fields of `LeakageArguments`; `--help` lists them.
