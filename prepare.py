@@ -15,14 +15,23 @@ which an interrupted run goes on. `python prepare.py any --help` lists the optio
 import json
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import HfArgumentParser
-
+from clips.options import (
+    DuplicateArguments,
+    ProcessArguments,
+    check_dataset,
+    check_file,
+    check_folder,
+    check_output,
+    did_you_mean,
+    fail,
+    parse,
+    user_errors,
+)
 from corpora.readers import OF_FILES, READERS, Corpus
 from corpora.report import write_report
 from corpora.splits import HELD_OUT, SPLITS, assign_splits, group_rows
@@ -44,39 +53,45 @@ NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a
 NOBODY |= {"unknown album", "untitled", "-", "?", *PLACEHOLDERS}
 
 
-@dataclass
-class PrepareArguments:
-    output_dir: str = field(metadata={"help": "Folder to write."})
-    dedup: str = field(
+@dataclass(kw_only=True)
+class DedupArguments(DuplicateArguments):
+    group = "near-duplicates"
+    dedup: Literal["drop", "mark", "off"] = field(
         default="off",
         metadata={
-            "help": "Near-duplicate captions, compared by the rule paper: 'drop' all but the smallest id of a cluster "
-            "(section 5), 'mark' clusters, which no split then cuts, or 'off'."
+            "help": "Near-duplicate captions, compared by the rule paper: drop all but the smallest id of a cluster "
+            "(section 5), mark clusters, so that no split cuts one, or leave them."
         },
     )
-    ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})
-    threshold: float = field(default=0.8, metadata={"help": "Jaccard similarity that duplicates exceed."})
+
+
+@dataclass(kw_only=True)
+class SplitArguments:
+    group = "splits"
     validation: float = field(default=0.05, metadata={"help": "Rows of the validation split; below 1: a share."})
     test: float = field(
         default=0.05,
-        metadata={"help": "Rows of the test split; below 1: a share. Not used where the corpus has a test split."},
+        metadata={"help": "Rows of the test split; below 1: a share. Unused if the corpus has its own test split."},
     )
     stratify_column: str | None = field(
-        default=None, metadata={"help": "Column of whose values each split gets equal shares."}
+        default=None, metadata={"help": "Column whose values each split gets equal shares of."}
     )
     group_columns: list[str] = field(
         default_factory=lambda: list(GROUP_COLUMNS),
         metadata={
-            "help": "Columns, where they exist, whose values no split cuts; placeholders such as 'Various Artists' and "
-            "'unknown' are no value, and of a list each entry is one."
+            "help": "Columns, if there, whose values stay in one split. Placeholders such as 'Various Artists' and "
+            "'unknown' do not count; each entry of a list does."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of the splits."})
-    num_proc: int = field(default=1, metadata={"help": "Processes that look into the audio files."})
+    seed: int = field(default=0, metadata={"help": "Seed of the splits."})
+
+
+@dataclass
+class PrepareArguments(SplitArguments, DedupArguments, ProcessArguments):
+    group = "output"
+    output_dir: str = field(metadata={"help": "Folder to write."})
 
     def __post_init__(self):
-        if self.dedup not in ("drop", "mark", "off"):
-            raise ValueError(f"--dedup {self.dedup}: expected drop, mark or off")
         if min(self.validation, self.test) < 0:
             raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
 
@@ -191,20 +206,30 @@ def write_lines(path: Path, lines: list[dict]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
+def parse_arguments(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
     """A corpus's name, where its raw files are, and what is to be done with them."""
-    name = argv[0] if argv else "nothing"
+    name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         print(f"{__doc__}\nThe corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one.")
         raise SystemExit
     if name not in READERS:
-        raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)} as the first word, got {name}")
+        found = f"'{name}'" if name else "nothing"
+        fail(f"expected one of {', '.join(READERS)}, found {found}{did_you_mean(name, READERS)}", "prepare.py")
     source_class, _, defaults = READERS[name]
-    parser = HfArgumentParser(
-        (source_class, PrepareArguments), prog=f"prepare.py {name}", formatter_class=ArgumentDefaultsHelpFormatter
+    return name, *parse(
+        (source_class, PrepareArguments), argv[1:], __doc__, defaults=defaults, prog=f"prepare.py {name}"
     )
-    parser.set_defaults(**defaults)
-    return name, *parser.parse_args_into_dataclasses(argv[1:])
+
+
+def check_paths(source: Any):
+    """`FileNotFoundError` where an option of a reader names what is not there."""
+    expected = {"csv": "the table of the corpus", "raw_dir": "the folder of the raw corpus"}
+    expected["audio_dir"] = "the folder of the audio files"
+    for name, value in asdict(source).items():
+        if name == "source":
+            check_dataset("--source", value)
+        elif name in expected:
+            (check_file if name == "csv" else check_folder)(f"--{name}", value, expected[name])
 
 
 def check_output_dir(output_dir: Path, source: Any):
@@ -220,7 +245,9 @@ def check_output_dir(output_dir: Path, source: Any):
 
 
 def main(argv: list[str]):
-    name, source, args = parse(argv)
+    name, source, args = parse_arguments(argv)
+    check_paths(source)
+    check_output(args.output_dir)
     check_output_dir(Path(args.output_dir), source)
     corpus = READERS[name][1](source, Path(args.output_dir))
     report = prepare(corpus, args, name, asdict(source))
@@ -229,4 +256,5 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with user_errors():
+        main(sys.argv[1:])

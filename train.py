@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging
 
+from clips.options import user_errors
 from dataset_rgmc import ClipFeatures, TeacherForcingCollator
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
@@ -51,6 +52,7 @@ from training.arguments import (
     TrainingArguments,
     caption_rule,
     check_arguments,
+    check_paths,
     parse_arguments,
     refresh_interval,
 )
@@ -538,6 +540,7 @@ def main(argv: list[str]):
     # 1. Options
     arguments = model_args, data_args, args = parse_arguments(argv, __doc__)
     check_arguments(model_args, args)
+    check_paths(*arguments)
     accelerator = start_accelerator(args)
     checkpoint = prepare_output(args, accelerator)
     set_seed(args.seed)
@@ -605,4 +608,5 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with user_errors():
+        main(sys.argv[1:])

@@ -65,6 +65,7 @@ class Corpus:
 
 @dataclass
 class AudiostockArguments:
+    group = "corpus"
     raw_dir: str = field(metadata={"help": "Folder, with any subfolders, of audio files beside JSON of the same stem."})
 
 
@@ -140,6 +141,7 @@ def _tags(value) -> list[str]:
 
 @dataclass
 class MusicCapsArguments:
+    group = "corpus"
     csv: str = field(metadata={"help": "musiccaps-public.csv."})
     audio_dir: str = field(metadata={"help": "Folder of clips that are named by YouTube id."})
 
@@ -188,6 +190,7 @@ def _musiccaps_row(record: dict[str, str]) -> dict:
 
 @dataclass
 class TableArguments:
+    group = "corpus"
     source: str = field(
         metadata={
             "help": "csv, tsv, jsonl or parquet file, audiofolder, folder of audio files beside .txt of the same stem "
@@ -214,6 +217,7 @@ class TableArguments:
 
 @dataclass
 class SongDescriberArguments:
+    group = "corpus"
     csv: str = field(metadata={"help": "song_describer.csv."})
     audio_dir: str = field(metadata={"help": "Folder of NN/<track_id>.2min.mp3."})
     valid_subset: bool = field(default=False, metadata={"help": "Only the captions of the valid subset."})

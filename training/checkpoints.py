@@ -4,12 +4,13 @@ What a run writes: the model to use, in `output_dir` itself, and `checkpoint-<st
 Both appear whole or not at all: they are written beside their place and renamed.
 """
 
-import argparse
 import json
 import math
 import os
 import re
 import shutil
+import sys
+from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from accelerate import Accelerator
 from huggingface_hub import create_repo, list_repo_files, upload_folder
 
+from clips.options import OptionParser, check_folder, check_model, user_errors
 from configuration_rgmc import RGMCConfig
 from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
@@ -265,8 +267,11 @@ def renew_model(checkpoint: Path):
     save_model(checkpoint, model, processor, text)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Renews the code in a checkpoint, or pushes a checkpoint to the Hub.")
+def parse_options(argv: list[str]) -> Namespace:
+    parser = OptionParser(
+        prog="python -m training.checkpoints",
+        description="Renews the code in a checkpoint, or pushes a checkpoint to the Hub.",
+    )
     parser.add_argument("checkpoint", type=Path, help="folder that train.py wrote")
     parser.add_argument(
         "repo_id",
@@ -275,12 +280,20 @@ if __name__ == "__main__":
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--renew", action="store_true", help="first save it again with this repository's code")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if not options.repo_id and not options.renew:
         parser.error("nothing to do: name a repository to push to, or --renew")
-    if options.renew:
-        renew_model(options.checkpoint)
-        print(f"{options.checkpoint} now holds the code of this repository")
-    if options.repo_id:
-        push_model(options.checkpoint, options.repo_id, options.private)
-        print(f"Pushed {options.checkpoint} to {options.repo_id}")
+    return options
+
+
+if __name__ == "__main__":
+    with user_errors():
+        options = parse_options(sys.argv[1:])
+        check_folder("checkpoint", str(options.checkpoint), "the folder of a trained checkpoint")
+        check_model("checkpoint", str(options.checkpoint))
+        if options.renew:
+            renew_model(options.checkpoint)
+            print(f"{options.checkpoint} now holds the code of this repository")
+        if options.repo_id:
+            push_model(options.checkpoint, options.repo_id, options.private)
+            print(f"Pushed {options.checkpoint} to {options.repo_id}")
