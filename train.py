@@ -44,7 +44,7 @@ from dataset_rgmc import ClipFeatures, TeacherForcingCollator
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
-from processing_rgmc import RGMCProcessor
+from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore, check_search
 from training.arguments import (
     DataArguments,
@@ -343,7 +343,9 @@ def end_epoch(run: Run, seconds: float):
     if accelerator.is_main_process:
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         for sample in samples:
-            tqdm.write(f"  {sample['id']}: {sample['caption']}")
+            # As it is scored. A model that has not yet learned to spell says bytes that are no letters.
+            caption = normalize_caption(sample["caption"], run.processor.caption_normalization)
+            tqdm.write(f"  {sample['id']}: {caption or '(no words)'}")
     complete = state.step_in_epoch * args.batch_size >= len(run.train)  # and not cut short by --max_steps
     if held_out_loss < state.best_loss:
         state.best_loss, state.best_epoch = held_out_loss, state.epoch

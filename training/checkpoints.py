@@ -19,6 +19,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from huggingface_hub import create_repo, list_repo_files, upload_folder
+from transformers.utils import logging
 
 from clips.options import OptionParser, check_folder, check_model, user_errors
 from configuration_rgmc import RGMCConfig
@@ -181,6 +182,8 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     """
     staging = output_dir / ".incomplete"
     shutil.rmtree(staging, ignore_errors=True)
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # that of a single file says nothing
     try:
         model.save_pretrained(staging, state_dict=state_dict)
         processor.save_pretrained(staging)
@@ -188,6 +191,9 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     (output_dir / "config.json").unlink(missing_ok=True)
     for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == "config.json"):
         target = output_dir / entry.name
