@@ -29,6 +29,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments, refresh_interval
+
+if __name__ == "__main__":
+    parse_arguments(sys.argv[1:], __doc__)  # answers --help and misspelt options before torch and the rest are loaded
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -46,16 +51,6 @@ from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor, normalize_caption
 from retrieval_rgmc import CaptionDatastore, check_search
-from training.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-    caption_rule,
-    check_arguments,
-    check_paths,
-    parse_arguments,
-    refresh_interval,
-)
 from training.building import build_model, build_processor, enable_checkpointing, prepare_data
 from training.checkpoints import (
     TrainingState,
@@ -68,6 +63,7 @@ from training.checkpoints import (
     save_model,
     save_state,
 )
+from training.checks import caption_rule, check_arguments, check_paths
 from training.lora import merged_state_dict
 from training.refresh import build_datastore, datastore_rows, find_neighbors, write_neighbors
 from training.sharding import check_distributed_type, whole_encoder
