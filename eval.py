@@ -324,12 +324,13 @@ def check_paths(args: EvaluationArguments):
     for name in ("model", "audio_only_model", "text_only_model", "transfer_model"):
         check_model(f"--{name}", getattr(args, name))
     check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
-    check_model("--clap_model", args.clap_model, "a ClapModel, or none")
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
     for entry in args.predictions or []:
         _, is_named, file = entry.partition("=")
         check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")
     check_dataset("--dataset", args.dataset)
+    otherwise = "; --clap_model none leaves out the CLAP scores"
+    check_model("--clap_model", args.clap_model, "a ClapModel", otherwise=otherwise)
 
 
 if __name__ == "__main__":

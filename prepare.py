@@ -14,6 +14,7 @@ which an interrupted run goes on. `python prepare.py any --help` lists the optio
 
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -135,7 +136,8 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     write_lines(output_dir / "rejected.jsonl", corpus.rejected)
     kinds = dict(Counter(line["kind"] for line in corpus.rejected))
     if not rows:
-        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why")
+        about = f". {corpus.about_audio}" if "no_audio" in kinds and corpus.about_audio else ""
+        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why{about}")
 
     # 5. Splits of a corpus that has none
     if not given:
@@ -244,6 +246,45 @@ def check_output_dir(output_dir: Path, source: Any):
         raise ValueError(f"--output_dir {output_dir} is another corpus, which holds {others[0]}: name an empty folder")
 
 
+def missing_audio(corpus: Corpus, report: dict) -> list[str]:
+    """What is said once of the rows whose file was not found."""
+    missing = [line for line in corpus.rejected if line["kind"] == "no_audio"]
+    if not missing:
+        return []
+    told = f"{len(missing):,} of {report['listed']:,} rows are left out, such as {missing[0]['id']}: "
+    return [told + missing[0]["reason"], *([corpus.about_audio] if corpus.about_audio else [])]
+
+
+def next_command(corpus: str, output_dir: str, report: dict) -> list[str]:
+    """The command to run next, which takes the splits that have clips, and why it is not the usual one."""
+    sizes = report["splits"]
+    lines = [
+        f"The split '{name}' is empty: no clip of its {split['total']:,} rows is there"
+        for name, split in sizes.items()
+        if not split["found"]
+    ]
+    found = [name for name, split in sizes.items() if split["found"]]
+    output = f"outputs/{Path(output_dir).resolve().name}"
+    if "train" not in found:
+        options = shlex.join(["--dataset", output_dir, "--split", found[0], "--output_dir", output])
+        lines.append("There is no training split. To evaluate a model on this corpus:")
+        return [*lines, f"    accelerate launch eval.py --model <checkpoint> {options}"]
+    config = f"configs/{corpus}.yaml" if corpus in ("audiostock", "musiccaps") else "configs/small.yaml"
+    command = ["accelerate", "launch", "train.py", config, "--dataset", output_dir, "--output_dir", output]
+    if "test" not in found:
+        command += ["--test_split", ""]
+    if "validation" in found:
+        lines.append("To train on this corpus:")
+    else:
+        other = "test" if "test" in found else "train"
+        command += ["--validation_split", other]
+        lines += [
+            "train.py needs a validation split to know when to stop: add audio or raise --validation, and run",
+            f"prepare.py again. Just to try it, use the split '{other}' in its place:",
+        ]
+    return [*lines, f"    {shlex.join(command)}"]
+
+
 def main(argv: list[str]):
     name, source, args = parse_arguments(argv)
     check_paths(source)
@@ -252,7 +293,8 @@ def main(argv: list[str]):
     corpus = READERS[name][1](source, Path(args.output_dir))
     report = prepare(corpus, args, name, asdict(source))
     print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])
-    print(f"\n{report['kept']} clips: train.py --dataset {args.output_dir}; more in {args.output_dir}/report.html")
+    print(f"\n{report['kept']} clips; more in {args.output_dir}/report.html")
+    print("\n".join([*missing_audio(corpus, report), *next_command(name, args.output_dir, report)]))
 
 
 if __name__ == "__main__":

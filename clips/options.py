@@ -347,7 +347,13 @@ def check_output(name: str, option: str = "--output_dir"):
             raise FileExistsError(f"{option} {name}: {path} is a file; name a folder")
 
 
-def check_model(option: str, name: str | None, kind: str = "a trained checkpoint", may_be_file: bool = False):
+def check_model(
+    option: str,
+    name: str | None,
+    kind: str = "a trained checkpoint",
+    may_be_file: bool = False,
+    otherwise: str = "",
+):
     """
     Looks for the model that an option names, before anything is read.
 
@@ -357,6 +363,7 @@ def check_model(option: str, name: str | None, kind: str = "a trained checkpoint
         kind (`str`, defaults to `"a trained checkpoint"`): What is expected.
         may_be_file (`bool`, defaults to `False`):
             Whether LAION's checkpoints are taken too: a file, or `repo_id/file.pt` on the Hub.
+        otherwise (`str`, defaults to `""`): Another way out, at the end of the message.
 
     Raises:
         `FileNotFoundError`: when there is no such folder and no such model on the Hub.
@@ -375,7 +382,7 @@ def check_model(option: str, name: str | None, kind: str = "a trained checkpoint
         return
     if folder.is_file():
         raise ValueError(f"{option} {name} is a file: expected the folder or the Hub id of {kind}")
-    near = near_path(name)
+    near = near_path(name) + otherwise
     if not _may_be_hub_id(name):
         raise FileNotFoundError(f"{option} {name}: no such folder, and not an id on the Hub (owner/name){near}")
     problem = f"the Hub has no model of that name{near}"

@@ -40,6 +40,7 @@ class Corpus:
         license (`str`, *optional*): Of the captions.
         merged (`int`): Captions that joined an earlier row.
         notes (`list[str]`): What had to be guessed of its tables.
+        about_audio (`str`, defaults to `""`): Where the audio comes from and how its files are named, for who lacks it.
     """
 
     rows: list[dict]
@@ -47,6 +48,7 @@ class Corpus:
     license: str | None = None
     merged: int = 0
     notes: list[str] = field(default_factory=list)
+    about_audio: str = ""
 
     def reject(self, row_id: str | None, file: str | None, kind: str, reason: str):
         self.rejected.append({"id": row_id, "file": file, "kind": kind, "reason": reason})
@@ -161,6 +163,15 @@ def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
     clips, others = find_clips(filter(may_be_audio, walk(Path(args.audio_dir))), starts)
     for row in corpus.rows:
         row["file"] = clips.get(row["id"])
+        if row["file"] is None:
+            row["why"] = f"{args.audio_dir} has none with this YouTube id in its name"
+    lacking = next((row for row in corpus.rows if row["file"] is None), None)
+    if lacking:
+        name, start, end = lacking["id"], f"{lacking['start_s']:g}", f"{lacking['end_s']:g}"
+        corpus.about_audio = (
+            f"MusicCaps comes without audio. Each clip is a part of a YouTube video, such as {start} to {end} s of "
+            f"https://youtu.be/{name}: name it {name}.wav, [{name}]-[{start}-{end}].wav or {name}_{start}_{end}.wav"
+        )
     for file, reason in others.items():
         corpus.reject(None, file, "other_file", reason)
     return corpus
