@@ -71,4 +71,5 @@ def test_each_script_says_how_it_is_used(tmp_path):
     for script, process in zip(scripts, running):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0 and len(out.splitlines()) > 5, (script, err)
+        assert f"usage: {script.replace('-m ', 'python -m ')}" in out or script == "prepare.py"
         assert "Traceback" not in err
