@@ -125,6 +125,7 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
     seed: int = field(default=0, metadata={"help": "Seed of random captions, shuffling, resamples and examples."})
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = set(self.table) - set(TABLES)
         if unknown:
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
@@ -135,9 +136,8 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
             tables = [table for table, keys in TABLES.items() if key in keys]
             if getattr(self, name) and not set(tables) & set(self.table):
                 raise ValueError(f"{option} makes no row of --table {self.table}: expected one of {tables} there")
-        for name, least in (("bootstrap", 0), ("num_examples", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected {least} or more")
+        self.check_least("bootstrap", 0)
+        self.check_least("num_examples", 0)
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
         if self.update_model_card and not (Path(self.model) / "README.md").is_file():

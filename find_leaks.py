@@ -73,6 +73,7 @@ class LeakageArguments(InferenceArguments, DuplicateArguments):
     num_worst: int = field(default=20, metadata={"help": "Pairs of each kind in the report."})
 
     def __post_init__(self):
+        super().__post_init__()
         if len(set(self.splits)) != len(self.splits) or len(self.splits) < 2:
             raise ValueError(f"--splits {' '.join(self.splits)}: expected two or more, each once")
         if self.train_split not in self.splits:

@@ -93,6 +93,7 @@ class PrepareArguments(SplitArguments, DedupArguments, ProcessArguments):
     output_dir: str = field(metadata={"help": "Folder to write."})
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.validation, self.test) < 0:
             raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
 

@@ -434,17 +434,25 @@ def available_cpus() -> int:
 
 @dataclass(kw_only=True)
 class ProcessArguments:
-    """Of everything that looks into audio files."""
+    """Options of every script that reads audio files."""
 
     group = "data"
     num_proc: int = field(
         default_factory=available_cpus, metadata={"help": "Processes that read audio files; one per CPU by default."}
     )
 
+    def __post_init__(self):
+        self.check_least("num_proc", 1)
+
+    def check_least(self, name: str, least: int):
+        """`ValueError` where the option is less than `least`."""
+        if getattr(self, name) < least:
+            raise ValueError(f"--{name} {getattr(self, name)}: expected {least} or more")
+
 
 @dataclass(kw_only=True)
 class CorpusArguments(ProcessArguments):
-    """How a corpus is read: of every script that takes `--dataset`."""
+    """Options of every script that reads a corpus, beside its own `--dataset`."""
 
     group = "data"
     caption_column: str = field(
@@ -465,15 +473,19 @@ class CorpusArguments(ProcessArguments):
 
 @dataclass(kw_only=True)
 class InferenceArguments(CorpusArguments):
-    """Of scripts that run a trained model over a corpus."""
+    """Options of the scripts that run a trained model over a corpus."""
 
     group = "data"
     batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_least("batch_size", 1)
+
 
 @dataclass(kw_only=True)
 class DuplicateArguments:
-    """How captions are compared."""
+    """Options of the scripts that look for near-duplicate captions."""
 
     group = "near-duplicates"
     ngram: int = field(default=5, metadata={"help": "Words of the n-grams by which captions are compared."})
@@ -484,7 +496,7 @@ class DuplicateArguments:
 
 @dataclass(kw_only=True)
 class SearchArguments:
-    """How the datastore is searched."""
+    """Options of the scripts that make a datastore."""
 
     group = "retrieval"
     string_factory: str = field(
@@ -498,7 +510,7 @@ class SearchArguments:
 
 @dataclass(kw_only=True)
 class HubArguments:
-    """Where on the Hub a script pushes what it made."""
+    """Options of the scripts that push to the Hub."""
 
     group = "Hub"
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository on the Hub: owner/name."})

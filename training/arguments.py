@@ -188,7 +188,7 @@ class PublishingArguments(HubArguments):
 
 @dataclass
 class TrainingArguments(PublishingArguments, CheckpointArguments, SearchArguments, OptimizationArguments):
-    """The bases come in the reverse order of `--help`."""
+    """`--help` lists the bases from the last to the first."""
 
 
 def parse_arguments(
