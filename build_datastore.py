@@ -19,10 +19,19 @@ from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import HfArgumentParser
 
 from clips.embedding import build_datastore, datastore_rows
 from clips.features import Split
+from clips.options import (
+    HubArguments,
+    InferenceArguments,
+    SearchArguments,
+    check_dataset,
+    check_model,
+    check_output,
+    parse,
+    user_errors,
+)
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
@@ -32,40 +41,17 @@ from search_rgmc import check_search
 
 
 @dataclass
-class DatastoreArguments:
+class DatastoreArguments(HubArguments, SearchArguments, InferenceArguments):
+    group = "model, split and datastore"
     model: str = field(metadata={"help": "Checkpoint whose encoder embeds the songs: folder or Hub id."})
     dataset: str = field(
         metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of the datastore; one that is there is replaced."})
-    split: str = field(default="train", metadata={"help": "Split of the corpus; 'all' for a corpus without splits."})
-    caption_column: str = field(
-        default="caption",
-        metadata={"help": "Column of the caption, or of a list of captions, the first of which counts."},
-    )
-    id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
+    split: str = field(default="train", metadata={"help": "Split of the corpus; all for a corpus without splits."})
     storage: Literal["float32", "float16", "int8"] = field(
-        default="float32", metadata={"help": "Of the embeddings; float16 is half, int8 a quarter as large."}
+        default="float32", metadata={"help": "Type of the embeddings; float16 takes half the space, int8 a quarter."}
     )
-    string_factory: str = field(
-        default="Flat", metadata={"help": "FAISS index, made at the first search; Flat is exact and needs none."}
-    )
-    search_parameters: str | None = field(
-        default=None, metadata={"help": "Of that index: nprobe=32, efSearch=64; FAISS's own (1, 16) if unset."}
-    )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Also push the datastore to this repository on the Hub."}
-    )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make that repository a private one."})
-    batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
-    max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
-    )
-    cache_dtype: str = field(
-        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
-    )
-    num_proc: int = field(default=1, metadata={"help": "Processes that decode audio."})
 
 
 def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore:
@@ -104,7 +90,11 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
 
 
 if __name__ == "__main__":
-    (datastore_args,) = HfArgumentParser(DatastoreArguments).parse_args_into_dataclasses(sys.argv[1:])
-    datastore_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    main(datastore_args, datastore_accelerator)
-    datastore_accelerator.end_training()
+    with user_errors():
+        (datastore_args,) = parse(DatastoreArguments, sys.argv[1:], __doc__)
+        check_output(datastore_args.output_dir)
+        check_model("--model", datastore_args.model)
+        check_dataset("--dataset", datastore_args.dataset)
+        datastore_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        main(datastore_args, datastore_accelerator)
+        datastore_accelerator.end_training()

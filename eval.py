@@ -28,10 +28,11 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig
 
 from audio_rgmc import load_audio
 from clips.features import Split
+from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output, parse, user_errors
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
@@ -51,20 +52,9 @@ AutoConfig.register(RGMCConfig.model_type, RGMCConfig, exist_ok=True)
 PACKAGES = ["torch", "transformers", "accelerate", "datasets", "evaluate", "pycocoevalcap", "nltk", "numpy"]
 
 
-@dataclass
-class EvaluationArguments:
-    model: str = field(metadata={"help": "Checkpoint: folder or Hub id."})
-    dataset: str = field(
-        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
-    )
-    output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
-    split: str = field(default="test", metadata={"help": "Split to caption; 'all' for a corpus without splits."})
-    table: list[int] = field(
-        default_factory=lambda: [3],
-        metadata={
-            "help": "Of the paper: 1 captions side by side, 3 systems, 4 candidates, 5 another corpus and transfer."
-        },
-    )
+@dataclass(kw_only=True)
+class SystemArguments:
+    group = "systems beside the model"
     audio_only_model: str | None = field(
         default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning audio."}
     )
@@ -78,9 +68,9 @@ class EvaluationArguments:
     frozen_encoder: str | None = field(
         default=None,
         metadata={
-            "help": "Tables 3 and 5: what the nearest-neighbor baseline embeds with: the CLAP that the training began "
-            "with (as --audio_model of train.py), which embeds --train_split now, or an RGMC checkpoint with its "
-            "datastore, such as one trained with --conditioning candidate, whose encoder is not trained."
+            "help": "Tables 3 and 5: encoder of the nearest-neighbor baseline. Either the CLAP that the training "
+            "started from, as --audio_model of train.py, which then embeds --train_split; or an RGMC checkpoint whose "
+            "encoder was not trained, such as one of --conditioning candidate, with its datastore."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split that --frozen_encoder retrieves from."})
@@ -89,42 +79,53 @@ class EvaluationArguments:
     )
     predictions: list[str] | None = field(
         default=None,
-        metadata={"help": 'Other systems, each as name=file.jsonl of lines {"id": …, "prediction": …}.'},
+        metadata={"help": 'Other systems, each as name=file.jsonl with lines {"id": …, "prediction": …}.'},
     )
-    leakage: str | None = field(
-        default=None,
-        metadata={
-            "help": "leakage.json of python -m corpora.leakage or prepare.py: scores also without the clips that leak "
-            "into the split from the training split."
-        },
-    )
+
+
+@dataclass(kw_only=True)
+class MetricArguments:
+    group = "metrics"
     meteor: bool = field(default=True, metadata={"help": "METEOR 1.5, which needs Java and about 1 GB."})
     clap_model: str | None = field(
         default="laion/clap-htsat-unfused",
-        metadata={"help": "CLAP scores by this ClapModel (folder or Hub id); 'none' for no CLAP scores."},
+        metadata={"help": "ClapModel of the CLAP scores, a folder or Hub id; none for no CLAP scores."},
     )
     clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples for 95 %% intervals; 0 for none."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
+    leakage: str | None = field(
+        default=None,
+        metadata={
+            "help": "leakage.json of find_leaks.py or prepare.py: also score without the clips that leak into the "
+            "split from the training split."
+        },
+    )
+
+
+@dataclass
+class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
+    group = "model, split and report"
+    model: str = field(metadata={"help": "Trained checkpoint: folder or Hub id."})
+    dataset: str = field(
+        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
+    split: str = field(default="test", metadata={"help": "Split to caption; all for a corpus without splits."})
+    table: list[int] = field(
+        default_factory=lambda: [3],
+        metadata={
+            "help": "Tables of the paper: 1 captions side by side, 3 systems, 4 candidates, 5 another corpus and "
+            "transfer."
+        },
+    )
     num_examples: int = field(default=12, metadata={"help": "Clips in the report, with audio players."})
     update_model_card: bool = field(
         default=False, metadata={"help": "Write the results into the card of --model, a local folder."}
     )
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of the caption, or of a list of captions."}
-    )
-    id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
-    batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
-    seed: int = field(default=0, metadata={"help": "Of random captions, shuffling, resamples and examples."})
-    max_skipped: float = field(default=0.01, metadata={"help": "Largest share of unusable rows that is not an error."})
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
-    )
-    cache_dtype: str = field(
-        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
-    )
-    num_proc: int = field(default=1, metadata={"help": "Processes that decode audio."})
+    seed: int = field(default=0, metadata={"help": "Seed of random captions, shuffling, resamples and examples."})
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = set(self.table) - set(TABLES)
         if unknown:
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
@@ -135,9 +136,8 @@ class EvaluationArguments:
             tables = [table for table, keys in TABLES.items() if key in keys]
             if getattr(self, name) and not set(tables) & set(self.table):
                 raise ValueError(f"{option} makes no row of --table {self.table}: expected one of {tables} there")
-        for name, least in (("bootstrap", 0), ("num_examples", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected {least} or more")
+        self.check_least("bootstrap", 0)
+        self.check_least("num_examples", 0)
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
         if self.update_model_card and not (Path(self.model) / "README.md").is_file():
@@ -306,7 +306,8 @@ def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
 def command(args: EvaluationArguments) -> str:
     """The command that makes these results."""
     words = ["accelerate", "launch", "eval.py"]
-    for option in fields(args):
+    # What has to be given comes first.
+    for option in sorted(fields(args), key=lambda option: option.name not in ("model", "dataset", "output_dir")):
         value = getattr(args, option.name)
         default = option.default_factory() if option.default_factory is not MISSING else option.default
         if value != default:
@@ -327,8 +328,25 @@ def write_lines(path: Path, lines: list[Prediction]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
+def check_paths(args: EvaluationArguments):
+    """What options name: `FileNotFoundError` or `ValueError` where a model, a corpus or a file is not there."""
+    check_output(args.output_dir)
+    for name in ("model", "audio_only_model", "text_only_model", "transfer_model"):
+        check_model(f"--{name}", getattr(args, name))
+    check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
+    check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
+    for entry in args.predictions or []:
+        _, is_named, file = entry.partition("=")
+        check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")
+    check_dataset("--dataset", args.dataset)
+    otherwise = "; --clap_model none leaves out the CLAP scores"
+    check_model("--clap_model", args.clap_model, "a ClapModel", otherwise=otherwise)
+
+
 if __name__ == "__main__":
-    (evaluation_args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(sys.argv[1:])
-    evaluation_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    evaluate_checkpoint(evaluation_args, evaluation_accelerator)
-    evaluation_accelerator.end_training()  # ends the process group: without, a process may die of it at its exit
+    with user_errors():
+        (evaluation_args,) = parse(EvaluationArguments, sys.argv[1:], __doc__)
+        check_paths(evaluation_args)
+        evaluation_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        evaluate_checkpoint(evaluation_args, evaluation_accelerator)
+        evaluation_accelerator.end_training()  # ends the process group: without, a process may die of it at its exit

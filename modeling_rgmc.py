@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -513,15 +514,22 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Raises:
             `OSError`: If the checkpoint, a file of it or the datastore that it should have cannot be found, or if a
             file is damaged.
+            `EntryNotFoundError`: If the folder holds no weights, like that of the code itself.
         """
         hub_kwargs = {
             name: kwargs[name]
             for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             if name in kwargs
         }
-        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        folder = os.path.normpath(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
         if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "config.json")) and "config" not in kwargs:
             raise OSError(f"{folder} is not a checkpoint: it has no config.json")  # transformers would use defaults
+        brings_weights = kwargs.get("state_dict") is not None or "gguf_file" in kwargs
+        if os.path.isdir(folder) and not brings_weights and not _has_weights(folder):
+            # After an OSError `pipeline` would try again and print the tracebacks of both.
+            raise EntryNotFoundError(
+                f"{folder} holds the code and the configuration but no weights: give a trained checkpoint"
+            )
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             datastore = None
@@ -560,6 +568,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             else:
                 self.datastore.save_pretrained(directory)
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+
+
+def _has_weights(folder: str) -> bool:
+    return any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder))
 
 
 def rename_cache(arguments: dict, function: Callable):

@@ -14,15 +14,25 @@ which an interrupted run goes on. `python prepare.py any --help` lists the optio
 
 import json
 import os
+import shlex
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import HfArgumentParser
-
+from clips.options import (
+    DuplicateArguments,
+    ProcessArguments,
+    check_dataset,
+    check_file,
+    check_folder,
+    check_output,
+    did_you_mean,
+    fail,
+    parse,
+    user_errors,
+)
 from clips.rows import METADATA_FILES
 from clips.tables import PLACEHOLDERS
 from corpora.readers import OF_FILES, READERS, Corpus
@@ -44,39 +54,46 @@ NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a
 NOBODY |= {"unknown album", "untitled", "-", "?", *PLACEHOLDERS}
 
 
-@dataclass
-class PrepareArguments:
-    output_dir: str = field(metadata={"help": "Folder to write."})
-    dedup: str = field(
+@dataclass(kw_only=True)
+class DedupArguments(DuplicateArguments):
+    group = "near-duplicates"
+    dedup: Literal["drop", "mark", "off"] = field(
         default="off",
         metadata={
-            "help": "Near-duplicate captions, compared by the rule paper: 'drop' all but the smallest id of a cluster "
-            "(section 5), 'mark' clusters, which no split then cuts, or 'off'."
+            "help": "Near-duplicate captions, compared by the rule paper: drop all but the smallest id of a cluster "
+            "(section 5), mark clusters, so that no split cuts one, or leave them."
         },
     )
-    ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})
-    threshold: float = field(default=0.8, metadata={"help": "Jaccard similarity that duplicates exceed."})
+
+
+@dataclass(kw_only=True)
+class SplitArguments:
+    group = "splits"
     validation: float = field(default=0.05, metadata={"help": "Rows of the validation split; below 1: a share."})
     test: float = field(
         default=0.05,
-        metadata={"help": "Rows of the test split; below 1: a share. Not used where the corpus has a test split."},
+        metadata={"help": "Rows of the test split; below 1: a share. Unused if the corpus has its own test split."},
     )
     stratify_column: str | None = field(
-        default=None, metadata={"help": "Column of whose values each split gets equal shares."}
+        default=None, metadata={"help": "Column whose values each split gets equal shares of."}
     )
     group_columns: list[str] = field(
         default_factory=lambda: list(GROUP_COLUMNS),
         metadata={
-            "help": "Columns, where they exist, whose values no split cuts; placeholders such as 'Various Artists' and "
-            "'unknown' are no value, and of a list each entry is one."
+            "help": "Columns, if there, whose values stay in one split. Placeholders such as 'Various Artists' and "
+            "'unknown' do not count; each entry of a list does."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of the splits."})
-    num_proc: int = field(default=1, metadata={"help": "Processes that look into the audio files."})
+    seed: int = field(default=0, metadata={"help": "Seed of the splits."})
+
+
+@dataclass
+class PrepareArguments(SplitArguments, DedupArguments, ProcessArguments):
+    group = "output"
+    output_dir: str = field(metadata={"help": "Folder to write."})
 
     def __post_init__(self):
-        if self.dedup not in ("drop", "mark", "off"):
-            raise ValueError(f"--dedup {self.dedup}: expected drop, mark or off")
+        super().__post_init__()
         if min(self.validation, self.test) < 0:
             raise ValueError(f"--validation {self.validation} --test {self.test}: expected no negative sizes")
 
@@ -120,7 +137,8 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     write_lines(output_dir / "rejected.jsonl", corpus.rejected)
     kinds = dict(Counter(line["kind"] for line in corpus.rejected))
     if not rows:
-        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why")
+        about = f". {corpus.about_audio}" if "no_audio" in kinds and corpus.about_audio else ""
+        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why{about}")
 
     # 5. Splits of a corpus that has none
     if not given:
@@ -191,20 +209,30 @@ def write_lines(path: Path, lines: list[dict]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def parse(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
+def parse_arguments(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
     """A corpus's name, where its raw files are, and what is to be done with them."""
-    name = argv[0] if argv else "nothing"
+    name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         print(f"{__doc__}\nThe corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one.")
         raise SystemExit
     if name not in READERS:
-        raise SystemExit(f"{__doc__}\nexpected one of {', '.join(READERS)} as the first word, got {name}")
+        found = f"'{name}'" if name else "nothing"
+        fail(f"expected one of {', '.join(READERS)}, found {found}{did_you_mean(name, READERS)}", "prepare.py")
     source_class, _, defaults = READERS[name]
-    parser = HfArgumentParser(
-        (source_class, PrepareArguments), prog=f"prepare.py {name}", formatter_class=ArgumentDefaultsHelpFormatter
+    return name, *parse(
+        (source_class, PrepareArguments), argv[1:], __doc__, defaults=defaults, prog=f"prepare.py {name}"
     )
-    parser.set_defaults(**defaults)
-    return name, *parser.parse_args_into_dataclasses(argv[1:])
+
+
+def check_paths(source: Any):
+    """`FileNotFoundError` where an option of a reader names what is not there."""
+    expected = {"csv": "the table of the corpus", "raw_dir": "the folder of the raw corpus"}
+    expected["audio_dir"] = "the folder of the audio files"
+    for name, value in asdict(source).items():
+        if name == "source":
+            check_dataset("--source", value)
+        elif name in expected:
+            (check_file if name == "csv" else check_folder)(f"--{name}", value, expected[name])
 
 
 def check_output_dir(output_dir: Path, source: Any):
@@ -219,14 +247,57 @@ def check_output_dir(output_dir: Path, source: Any):
         raise ValueError(f"--output_dir {output_dir} is another corpus, which holds {others[0]}: name an empty folder")
 
 
+def missing_audio(corpus: Corpus, report: dict) -> list[str]:
+    """What is said once of the rows whose file was not found."""
+    missing = [line for line in corpus.rejected if line["kind"] == "no_audio"]
+    if not missing:
+        return []
+    told = f"{len(missing):,} of {report['listed']:,} rows are left out, such as {missing[0]['id']}: "
+    return [told + missing[0]["reason"], *([corpus.about_audio] if corpus.about_audio else [])]
+
+
+def next_command(corpus: str, output_dir: str, report: dict) -> list[str]:
+    """The command to run next, which takes the splits that have clips, and why it is not the usual one."""
+    sizes = report["splits"]
+    lines = [
+        f"The split '{name}' is empty: no clip of its {split['total']:,} rows is there"
+        for name, split in sizes.items()
+        if not split["found"]
+    ]
+    found = [name for name, split in sizes.items() if split["found"]]
+    output = f"outputs/{Path(output_dir).resolve().name}"
+    if "train" not in found:
+        options = shlex.join(["--dataset", output_dir, "--split", found[0], "--output_dir", output])
+        lines.append("There is no training split. To evaluate a model on this corpus:")
+        return [*lines, f"    accelerate launch eval.py --model <checkpoint> {options}"]
+    config = f"configs/{corpus}.yaml" if corpus in ("audiostock", "musiccaps") else "configs/small.yaml"
+    command = ["accelerate", "launch", "train.py", config, "--dataset", output_dir, "--output_dir", output]
+    if "test" not in found:
+        command += ["--test_split", ""]
+    if "validation" in found:
+        lines.append("To train on this corpus:")
+    else:
+        other = "test" if "test" in found else "train"
+        command += ["--validation_split", other]
+        lines += [
+            "train.py needs a validation split to know when to stop: add audio or raise --validation, and run",
+            f"prepare.py again. Just to try it, use the split '{other}' in its place:",
+        ]
+    return [*lines, f"    {shlex.join(command)}"]
+
+
 def main(argv: list[str]):
-    name, source, args = parse(argv)
+    name, source, args = parse_arguments(argv)
+    check_paths(source)
+    check_output(args.output_dir)
     check_output_dir(Path(args.output_dir), source)
     corpus = READERS[name][1](source, Path(args.output_dir))
     report = prepare(corpus, args, name, asdict(source))
     print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])
-    print(f"\n{report['kept']} clips: train.py --dataset {args.output_dir}; more in {args.output_dir}/report.html")
+    print(f"\n{report['kept']} clips; more in {args.output_dir}/report.html")
+    print("\n".join([*missing_audio(corpus, report), *next_command(name, args.output_dir, report)]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with user_errors():
+        main(sys.argv[1:])

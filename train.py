@@ -19,7 +19,6 @@ import json
 import logging as python_logging
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -40,33 +39,26 @@ from transformers.utils import logging
 from clips.batches import TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
+from clips.options import user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from search_rgmc import check_search
-from training.arguments import (
-    DataArguments,
-    ModelArguments,
-    TrainingArguments,
-    caption_rule,
-    check_arguments,
-    parse_arguments,
-    refresh_interval,
-)
+from training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments, refresh_interval
 from training.building import build_model, build_optimizer, build_processor, enable_checkpointing, prepare_data
 from training.checkpoints import (
     TrainingState,
-    find_checkpoint,
-    list_checkpoints,
     load_state,
+    prepare_output,
     push_model,
     run_card,
     run_settings,
     save_model,
     save_state,
 )
+from training.checks import caption_rule, check_arguments, check_paths
 from training.lora import merged_state_dict
 from training.refresh import find_neighbors, write_neighbors
 from training.sharding import check_distributed_type
@@ -256,7 +248,9 @@ def end_epoch(run: Run, seconds: float):
     if accelerator.is_main_process:
         tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         for sample in samples:
-            tqdm.write(f"  {sample['id']}: {sample['caption']}")
+            # As it is scored. A model that has not learned to spell yet writes bytes that are not letters.
+            caption = run.processor.normalize(sample["caption"])
+            tqdm.write(f"  {sample['id']}: {caption or '(no words)'}")
     complete = state.step_in_epoch * args.batch_size >= len(run.train)  # not cut short by --max_steps
     if held_out_loss < state.best_loss:
         state.best_loss, state.best_epoch = held_out_loss, state.epoch
@@ -359,29 +353,6 @@ def start_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | None:
-    """Makes `output_dir`, clears a former run's state unless it is resumed, and returns the checkpoint to resume."""
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
-    former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
-    if former and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        raise FileExistsError(
-            f"{output_dir} holds a run ({former[0].name}): resume it with --resume_from_checkpoint last, "
-            "choose another --output_dir, or give --overwrite_output_dir true"
-        )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for path in output_dir.glob(".incomplete*"):
-            shutil.rmtree(path)
-        if not checkpoint:
-            for path in list_checkpoints(output_dir):
-                shutil.rmtree(path)
-            (output_dir / "log.jsonl").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    return checkpoint
-
-
 def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | None) -> Run:
     """Makes everything that the steps need, at the start of the training or in the state of `checkpoint`."""
     model_args, data_args, args = arguments
@@ -453,6 +424,7 @@ def main(argv: list[str]):
     # 1. Options
     arguments = model_args, data_args, args = parse_arguments(argv, __doc__)
     check_arguments(model_args, args)
+    check_paths(*arguments)
     accelerator = start_accelerator(args)
     checkpoint = prepare_output(args, accelerator)
     set_seed(args.seed)
@@ -520,4 +492,5 @@ def main(argv: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with user_errors():
+        main(sys.argv[1:])

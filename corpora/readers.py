@@ -42,6 +42,8 @@ class Corpus:
             Number of captions that were added to an earlier row.
         notes (`list[str]`, *optional*):
             Guesses about its tables.
+        about_audio (`str`, defaults to `""`):
+            Where the audio comes from and how its files are named, for those who lack it.
     """
 
     rows: list[dict]
@@ -49,6 +51,7 @@ class Corpus:
     license: str | None = None
     merged: int = 0
     notes: list[str] = field(default_factory=list)
+    about_audio: str = ""
 
     def reject(self, row_id: str | None, file: str | None, kind: str, reason: str):
         self.rejected.append({"id": row_id, "file": file, "kind": kind, "reason": reason})
@@ -67,6 +70,7 @@ class Corpus:
 
 @dataclass
 class AudiostockArguments:
+    group = "corpus"
     raw_dir: str = field(metadata={"help": "Folder, with any subfolders, of audio files and JSON of the same stem."})
 
 
@@ -142,6 +146,7 @@ def _tags(value) -> list[str]:
 
 @dataclass
 class MusicCapsArguments:
+    group = "corpus"
     csv: str = field(metadata={"help": "musiccaps-public.csv."})
     audio_dir: str = field(metadata={"help": "Folder of clips named by YouTube id."})
 
@@ -161,6 +166,15 @@ def read_musiccaps(args: MusicCapsArguments, output_dir: Path) -> Corpus:
     clips, others = find_clips(filter(may_be_audio, walk(Path(args.audio_dir))), starts)
     for row in corpus.rows:
         row["file"] = clips.get(row["id"])
+        if row["file"] is None:
+            row["why"] = f"{args.audio_dir} has none with this YouTube id in its name"
+    lacking = next((row for row in corpus.rows if row["file"] is None), None)
+    if lacking:
+        name, start, end = lacking["id"], f"{lacking['start_s']:g}", f"{lacking['end_s']:g}"
+        corpus.about_audio = (
+            f"MusicCaps comes without audio. Each clip is a part of a YouTube video, such as {start} to {end} s of "
+            f"https://youtu.be/{name}: name it {name}.wav, [{name}]-[{start}-{end}].wav or {name}_{start}_{end}.wav"
+        )
     for file, reason in others.items():
         corpus.reject(None, file, "other_file", reason)
     return corpus
@@ -190,6 +204,7 @@ def _musiccaps_row(record: dict[str, str]) -> dict:
 
 @dataclass
 class TableArguments:
+    group = "corpus"
     source: str = field(
         metadata={
             "help": "csv, tsv, jsonl or parquet file, audiofolder, "
@@ -217,6 +232,7 @@ class TableArguments:
 
 @dataclass
 class SongDescriberArguments:
+    group = "corpus"
     csv: str = field(metadata={"help": "song_describer.csv."})
     audio_dir: str = field(metadata={"help": "Folder of NN/<track_id>.2min.mp3."})
     valid_subset: bool = field(default=False, metadata={"help": "Keep only the captions of the valid subset."})

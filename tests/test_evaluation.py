@@ -25,13 +25,13 @@ from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParse
 from audio_rgmc import load_audio
 from captions_rgmc import normalize_caption
 from configuration_rgmc import RGMCConfig
-from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner, own_ids
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
+from find_leaks import LeakageArguments, main
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from reporting.results import EvaluationResults, Score

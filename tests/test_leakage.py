@@ -20,9 +20,9 @@ import corpora.leaks
 import prepare
 from captions_rgmc import normalize_caption
 from clips.rows import load_captions
-from corpora.leakage import LeakageArguments, main
 from corpora.leaks import Clips, find_leaks, hash_audio
 from evaluation.leak_free import read_leaks
+from find_leaks import LeakageArguments, main
 from reporting.results import LEAK_TITLES
 
 LONG = "a calm piece of piano music that was recorded in a large hall at night"

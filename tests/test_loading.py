@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import CAPTIONS, ROOT, write_tone
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -161,6 +162,16 @@ def test_our_own_classes_ask_nothing_on_the_terminal(checkpoint, unknown_to_tran
     assert asked == []
 
 
+def test_the_code_in_the_place_of_a_checkpoint_is_a_short_error(tmp_path):
+    """`pipeline` adds nothing to it: no list of classes that it tried, and no second traceback."""
+    words = "holds the code and the configuration but no weights: give a trained checkpoint"
+    with pytest.raises(EntryNotFoundError, match=words):
+        RGMCModel.from_pretrained(ROOT)
+    with pytest.raises(EntryNotFoundError, match=words) as error:
+        pipeline("music-captioning", model=str(ROOT), trust_remote_code=True, device="cpu")
+    assert error.value.__context__ is None and len(str(error.value).splitlines()) == 1
+
+
 def remove(path):
     path.unlink()
 
@@ -184,7 +195,7 @@ def set_in_config(**fields):
         ("config.json", set_in_config(prefix_length=0), "`prefix_length` must be at least 1, got 0"),
         ("config.json", set_in_config(prefix_length="ten"), "'prefix_length' expected int, got str"),
         ("config.json", set_in_config(conditioning="video"), "expected one of .*'audio', 'candidate'.*, got video"),
-        ("model.safetensors", remove, "no file named model.safetensors"),
+        ("model.safetensors", remove, "holds the code and the configuration but no weights: give a trained checkpoint"),
         ("model.safetensors", cut, "checkpoint is damaged or cut short"),
         ("datastore/embeddings.safetensors", cut, "checkpoint/datastore is damaged"),
         ("datastore/embeddings.safetensors", remove, "datastore/embeddings.safetensors"),

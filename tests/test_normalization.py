@@ -7,7 +7,6 @@ import pytest
 import yaml
 from accelerate import Accelerator
 from helpers import ROOT, read_lines, run, write_corpus
-from huggingface_hub.errors import StrictDataclassError
 
 import train
 from captions_rgmc import normalize_caption
@@ -92,13 +91,14 @@ def test_a_datastore_by_another_rule_is_refused(checkpoints):
         model.datastore.add(model, [{"id": "x", "audio": "x.wav", "caption": "x"}], processor)
 
 
-def test_training_goes_on_by_the_rule_of_the_model(checkpoints, corpus, tmp_path):
-    with pytest.raises(ValueError, match=r"by the rule 'paper'\. Leave the option out, or train a model anew"):
+def test_training_goes_on_by_the_rule_of_the_model(checkpoints, corpus, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"by the rule 'paper'\. Leave the option out, or train a new model"):
         run(tmp_path, corpus, "--model", str(checkpoints["paper"]), "--caption_normalization", "music")
     folder = run(tmp_path, corpus, "--model", str(checkpoints["paper"]))
     assert json.loads((folder / "processor_config.json").read_text())["caption_normalization"] == "paper"
-    with pytest.raises(StrictDataclassError, match=r"caption_normalization.*\n.*expected one of \('paper', 'music'\)"):
+    with pytest.raises(SystemExit):
         run(tmp_path, corpus, "--caption_normalization", "jazz", name="jazz")
+    assert "invalid choice: 'jazz' (choose from" in capsys.readouterr().err
 
 
 def test_a_run_of_before_is_not_resumed_by_another_rule(checkpoints, corpus, tmp_path):

@@ -618,7 +618,7 @@ def tracks(tmp_path):
 
 
 def test_a_run_killed_while_it_probes_goes_on_and_ends_the_same(tracks, tmp_path, monkeypatch):
-    options = ["any", "--source", tracks, "--output_dir"]
+    options = ["any", "--source", tracks, "--num_proc", 1, "--output_dir"]
     whole = prepare(*options, tmp_path / "whole")
     known_file = tmp_path / "killed" / "probed.jsonl"
     files = [str(tracks / f"{number}.wav") for number in range(120)]
@@ -692,7 +692,7 @@ def test_ctrl_c_loses_no_finished_file_and_a_changed_one_is_probed_anew(tracks, 
 # -- what is said -----------------------------------------------------------------------------------------------------
 
 
-def test_a_corpus_without_a_usable_row_says_why(tmp_path):
+def test_a_corpus_without_a_usable_row_says_why(tmp_path, capsys):
     (tmp_path / "table.csv").write_text("id,caption\n1,a song\n2,!\n")
     with pytest.raises(ValueError, match=r"no row of 2 can be used .*no_caption.*no_audio.*rejected.jsonl"):
         prepare("any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out")
@@ -701,8 +701,74 @@ def test_a_corpus_without_a_usable_row_says_why(tmp_path):
         prepare(
             "any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "out", "--caption_columns", "text"
         )
-    with pytest.raises(SystemExit, match="audiostock, musiccaps"):
+    with pytest.raises(SystemExit):
         prepare_script.main(["audioset"])
+    assert "expected one of audiostock, musiccaps, " in capsys.readouterr().err
+
+
+def printed_command(text: str) -> list[str]:
+    """The words of the command that is printed last."""
+    return shlex.split(text.rstrip().splitlines()[-1])
+
+
+def check_command(command: list[str]):
+    """Whether train.py finds the splits that a printed command names."""
+    assert command[:3] == ["accelerate", "launch", "train.py"]
+    model_args, data_args, args = train.parse_arguments([str(ROOT / command[3]), *command[4:]])
+    train.check_arguments(model_args, args)
+    for split in filter(None, (data_args.train_split, data_args.validation_split, args.test_split)):
+        assert len(load_captions(data_args.dataset, split)), split
+
+
+@pytest.mark.skipif(not MUSICCAPS.is_file(), reason=f"{MUSICCAPS} is not there")
+def test_few_clips_of_musiccaps_are_explained_and_the_printed_command_works(tmp_path, capsys):
+    table = pandas.read_csv(MUSICCAPS)
+    splits = ["test" if held_out else "train" for held_out in table["is_audioset_eval"]]
+    splits = assign_splits(list(table["ytid"]), range(len(table)), {"validation": 487}, given=splits)
+    rows = dict(zip(splits, table.itertuples()))  # one clip of each split
+    names = {split: f"{row.ytid}.wav" for split, row in rows.items()}
+    options = ["--csv", MUSICCAPS, "--audio_dir", tmp_path / "clips", "--output_dir", tmp_path / "out"]
+    for number, split in enumerate(("train", "test", "validation")):
+        write_sound(tmp_path / "clips" / names[split], 10, number)
+        prepare("musiccaps", *options)
+        text = capsys.readouterr().out
+        check_command(command := printed_command(text))
+        assert f"{5520 - number:,} of 5,521 rows are left out, such as " in text
+        assert text.count("no audio file was found") == text.count("MusicCaps comes without audio.") == 1
+        example = re.search(
+            r"(\d+) to (\d+) s of https://youtu.be/([\w-]{11}): name it ([\w-]{11}).wav, (\S+).wav", text
+        )
+        start, end, ytid, named, other = example.groups()
+        assert ytid == named and other == f"[{ytid}]-[{start}-{end}]" and f"{ytid}.wav" not in names.values()
+        stands_in = ["train", "test", None][number]
+        assert ("The split 'validation' is empty: no clip of its 487 rows is there" in text) == (stands_in is not None)
+        assert command[command.index("--validation_split") + 1 :][:1] == [stands_in] if stands_in else True
+        assert stands_in or "--validation_split" not in command
+    (tmp_path / "none").mkdir()
+    options[3] = tmp_path / "none"
+    with pytest.raises(ValueError, match=r"'no_audio': 5521.*MusicCaps comes without audio"):
+        prepare("musiccaps", *options)
+
+
+def test_the_printed_command_takes_the_splits_that_there_are(tmp_path, capsys):
+    for row in range(4):
+        write_sound(tmp_path / f"{row}.wav", seed=row)
+    lines = ["id,caption,path", *(f"{row},song number {row},{row}.wav" for row in range(4)), "4,lost,4.wav"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    options = ["any", "--source", tmp_path / "table.csv", "--output_dir", tmp_path / "two words"]
+    for validation, test in ((1, 1), (1, 0), (0, 1), (0, 0)):
+        prepare(*options, "--validation", validation, "--test", test)
+        text = capsys.readouterr().out
+        check_command(command := printed_command(text))
+        assert ("--validation_split" in command) == (validation == 0) and ("--test_split" in command) == (test == 0)
+        assert "1 of 5 rows are left out, such as 4: no audio file was found: none in " in text
+    (tmp_path / "table.csv").write_text("\n".join(["id,caption,path,split", "0,a song,0.wav,test"]))
+    prepare(*options)
+    text = capsys.readouterr().out
+    assert "There is no training split" in text and "left out" not in text
+    command = printed_command(text)
+    assert command[:5] == ["accelerate", "launch", "eval.py", "--model", "<checkpoint>"]
+    assert command[command.index("--split") + 1] == "test"
 
 
 def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
@@ -718,5 +784,5 @@ def test_what_a_corpus_says_is_no_markup_in_the_reports(tmp_path):
 def test_the_commands_of_the_pages_are_understood():
     text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8") + prepare_script.__doc__
     commands = [shlex.split(command) for command in re.findall(r"python prepare.py (\w+ --(?!help)[^`\n]+)", text)]
-    assert {prepare_script.parse(command)[0] for command in commands} == set(prepare_script.READERS)
+    assert {prepare_script.parse_arguments(command)[0] for command in commands} == set(prepare_script.READERS)
     assert len(commands) >= 11

@@ -272,7 +272,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "eval.py",
         "prepare.py",
         "build_datastore.py",
-        "-m corpora.leakage",
+        "find_leaks.py",
         "-m training.checkpoints",
     ]
     running = [
@@ -288,4 +288,5 @@ def test_each_script_says_how_it_is_used(tmp_path):
     for script, process in zip(scripts, running):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0 and len(out.splitlines()) > 5, (script, err)
+        assert f"usage: {script.replace('-m ', 'python -m ')}" in out or script == "prepare.py"
         assert "Traceback" not in err

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from helpers import read_lines, run
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging
 
 import train
 from clips.batches import plan_epoch
@@ -155,6 +156,17 @@ def test_the_log_holds_steps_epochs_and_sample_captions(corpus, tmp_path):
     files = [str(corpus / "validation" / f"{row}.wav") for row in range(3)]
     captions = processor.batch_decode(model.generate(**processor(audio=files)), skip_special_tokens=True)
     assert [sample["caption"] for sample in last["samples"]] == captions  # those of the saved model
+
+
+def test_the_console_shows_captions_as_they_are_scored_and_no_bar_of_one_file(corpus, tmp_path, monkeypatch, capsys):
+    said = [{"id": "a", "caption": "|| A\ufffd Sad SONG"}, {"id": "b", "caption": "|\ufffd"}]
+    monkeypatch.setattr(train, "sample_captions", lambda run: said)
+    shows_bars = logging.is_progress_bar_enabled()
+    folder = run(tmp_path, corpus)
+    printed = capsys.readouterr()
+    assert "  a: a sad song\n  b: (no words)\n" in printed.out and "Writing model shards" not in printed.err
+    assert logging.is_progress_bar_enabled() == shows_bars
+    assert epochs(folder)[-1]["samples"] == said  # as the model said it
 
 
 def test_trackers_get_numbers_and_captions(corpus, tmp_path):

@@ -4,12 +4,13 @@ Writes what a run leaves: the model to use, in `output_dir` itself, and `checkpo
 Both appear whole or not at all: they are written to a staging folder and then renamed.
 """
 
-import argparse
 import json
 import math
 import os
 import re
 import shutil
+import sys
+from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,12 +19,15 @@ import torch
 import yaml
 from accelerate import Accelerator
 from huggingface_hub import create_repo, list_repo_files, upload_folder
+from transformers.utils import logging
 
+from clips.options import OptionParser, check_folder, check_model, user_errors
 from configuration_rgmc import RGMCConfig
 from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import DATASTORE_FILES, INDEX_FILE
+from training.arguments import TrainingArguments
 from training.refresh import Neighbors
 
 # Options that a resumed run may change. They only change where the training ends and, for micro_batch_size, which
@@ -120,6 +124,29 @@ def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
     return Path(name)
 
 
+def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | None:
+    """Makes `output_dir`, clears a former run's state unless it is resumed, and returns the checkpoint to resume."""
+    output_dir = Path(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
+    if former and not args.resume_from_checkpoint and not args.overwrite_output_dir:
+        raise FileExistsError(
+            f"{output_dir} holds a run ({former[0].name}): resume it with --resume_from_checkpoint last, "
+            "choose another --output_dir, or give --overwrite_output_dir true"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for path in output_dir.glob(".incomplete*"):
+            shutil.rmtree(path)
+        if not checkpoint:
+            for path in list_checkpoints(output_dir):
+                shutil.rmtree(path)
+            (output_dir / "log.jsonl").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return checkpoint
+
+
 def load_state(
     checkpoint: Path, output_dir: Path, accelerator: Accelerator, state: TrainingState, settings: dict
 ) -> TrainingState:
@@ -192,6 +219,8 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     """
     staging = output_dir / ".incomplete"
     shutil.rmtree(staging, ignore_errors=True)
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # that of a single file says nothing
     try:
         model.save_pretrained(staging, state_dict=state_dict)
         processor.save_pretrained(staging)
@@ -199,6 +228,9 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     (output_dir / "config.json").unlink(missing_ok=True)
     for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == "config.json"):
         target = output_dir / entry.name
@@ -287,8 +319,11 @@ def renew_model(checkpoint: Path):
     save_model(checkpoint, model, processor, text)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Renews the code in a checkpoint, or pushes a checkpoint to the Hub.")
+def parse_options(argv: list[str]) -> Namespace:
+    parser = OptionParser(
+        prog="python -m training.checkpoints",
+        description="Renews the code in a checkpoint, or pushes a checkpoint to the Hub.",
+    )
     parser.add_argument("checkpoint", type=Path, help="folder that train.py wrote")
     parser.add_argument(
         "repo_id",
@@ -297,12 +332,20 @@ if __name__ == "__main__":
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--renew", action="store_true", help="first save it again with this repository's code")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if not options.repo_id and not options.renew:
-        parser.error("nothing to do: name a repository to push to, or give --renew")
-    if options.renew:
-        renew_model(options.checkpoint)
-        print(f"{options.checkpoint} now holds the code of this repository")
-    if options.repo_id:
-        push_model(options.checkpoint, options.repo_id, options.private)
-        print(f"Pushed {options.checkpoint} to {options.repo_id}")
+        parser.error("nothing to do: name a repository to push to, or --renew")
+    return options
+
+
+if __name__ == "__main__":
+    with user_errors():
+        options = parse_options(sys.argv[1:])
+        check_folder("checkpoint", str(options.checkpoint), "the folder of a trained checkpoint")
+        check_model("checkpoint", str(options.checkpoint))
+        if options.renew:
+            renew_model(options.checkpoint)
+            print(f"{options.checkpoint} now holds the code of this repository")
+        if options.repo_id:
+            push_model(options.checkpoint, options.repo_id, options.private)
+            print(f"Pushed {options.checkpoint} to {options.repo_id}")

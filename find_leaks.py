@@ -1,8 +1,8 @@
 """
 Finds leaks between the splits of a corpus: captions and sounds that are the same, or almost.
 
-    python -m corpora.leakage --dataset data/demo --output_dir outputs/leakage
-    python -m corpora.leakage --dataset data/demo --model outputs/demo --output_dir outputs/leakage
+    python find_leaks.py --dataset data/demo --output_dir outputs/leakage
+    python find_leaks.py --dataset data/demo --model outputs/demo --output_dir outputs/leakage
 
 writes `report.md` and `leakage.json`. With the latter, `eval.py --leakage` also scores the split without the clips that
 leak from the training split. The options are the fields of `LeakageArguments`; `--help` lists them.
@@ -20,10 +20,18 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
-from transformers import HfArgumentParser
 
 from clips.embedding import embed_rows, is_rgmc_checkpoint, with_audio_tower_of
 from clips.features import compute_features
+from clips.options import (
+    DuplicateArguments,
+    InferenceArguments,
+    check_dataset,
+    check_model,
+    check_output,
+    parse,
+    user_errors,
+)
 from clips.rows import load_captions
 from corpora.leaks import Clips, check_leak_options, find_leaks, hash_audio, write_leaks
 from corpora.report import write_leak_report
@@ -32,50 +40,38 @@ from modeling_rgmc import RGMCModel
 
 
 @dataclass
-class LeakageArguments:
+class LeakageArguments(InferenceArguments, DuplicateArguments):
+    group = "splits and report"
     dataset: str = field(
         metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
     output_dir: str = field(metadata={"help": "Folder of report.md and leakage.json."})
     splits: list[str] = field(
         default_factory=lambda: ["train", "validation", "test"],
-        metadata={"help": "Splits that are compared, each with each."},
+        metadata={"help": "Splits to compare, each with each."},
     )
-    train_split: str = field(default="train", metadata={"help": "The one of --splits that is trained on."})
+    train_split: str = field(default="train", metadata={"help": "The one of --splits that a model is trained on."})
     train_dataset: str | None = field(
-        default=None, metadata={"help": "Where --train_split is, if not in --dataset: a model of another corpus."}
+        default=None, metadata={"help": "Corpus of --train_split if it is not --dataset: of a model of another corpus."}
     )
-    ngram: int = field(default=5, metadata={"help": "Words of the n-grams that captions are compared by."})
-    threshold: float = field(default=0.8, metadata={"help": "Jaccard similarity that near-duplicate captions exceed."})
     model: str | None = field(
         default=None,
-        metadata={"help": "Embeds the clips: an RGMC checkpoint, or a CLAP (folder, Hub id or LAION's .pt file)."},
+        metadata={
+            "help": "Compares the sounds too, by the embeddings of an RGMC checkpoint or of a CLAP: folder, Hub id or "
+            "LAION's .pt file."
+        },
     )
     audio_threshold: float = field(
         default=0.99,
         metadata={
-            "help": "Cosine similarity that near-identical audio exceeds. What is right depends on --model: the report "
-            "shows how similar the nearest clips are."
+            "help": "Sounds whose cosine similarity is larger are near-identical. What is right depends on --model: "
+            "the report shows how similar the nearest clips are."
         },
     )
     num_worst: int = field(default=20, metadata={"help": "Pairs of each kind in the report."})
-    caption_column: str = field(
-        default="caption", metadata={"help": "Column of the caption, or of a list of captions, each of which counts."}
-    )
-    id_column: str = field(default="id", metadata={"help": "Column of unique ids; file names where it is missing."})
-    batch_size: int = field(default=32, metadata={"help": "Clips per forward pass and process."})
-    max_skipped: float = field(
-        default=0.01, metadata={"help": "With --model: largest share of unusable rows that is not an error."}
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the log-mel cache; that of datasets if unset."}
-    )
-    cache_dtype: str = field(
-        default="float16", metadata={"help": "Type of the cached log-mels: float16 or float32, twice as large."}
-    )
-    num_proc: int = field(default=1, metadata={"help": "Processes that read and decode files."})
 
     def __post_init__(self):
+        super().__post_init__()
         if len(set(self.splits)) != len(self.splits) or len(self.splits) < 2:
             raise ValueError(f"--splits {' '.join(self.splits)}: expected two or more, each once")
         if self.train_split not in self.splits:
@@ -150,7 +146,12 @@ def main(args: LeakageArguments, accelerator: Accelerator) -> dict:
 
 
 if __name__ == "__main__":
-    (leakage_args,) = HfArgumentParser(LeakageArguments).parse_args_into_dataclasses(sys.argv[1:])
-    leakage_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    main(leakage_args, leakage_accelerator)
-    leakage_accelerator.end_training()
+    with user_errors():
+        (leakage_args,) = parse(LeakageArguments, sys.argv[1:], __doc__)
+        check_output(leakage_args.output_dir)
+        check_model("--model", leakage_args.model, "a CLAP or a trained checkpoint", may_be_file=True)
+        check_dataset("--dataset", leakage_args.dataset)
+        check_dataset("--train_dataset", leakage_args.train_dataset)
+        leakage_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        main(leakage_args, leakage_accelerator)
+        leakage_accelerator.end_training()

@@ -1,0 +1,97 @@
+"""What can be known to be wrong with the options of `train.py` before hours of decoding."""
+
+from dataclasses import asdict
+
+from accelerate.utils import LoggerType
+from transformers import AutoConfig
+from transformers.trainer_utils import SchedulerType
+
+from clips.options import check_dataset, check_model, check_output, did_you_mean
+from configuration_rgmc import RGMCConfig
+from training.arguments import (
+    FREEZING,
+    LENGTHS,
+    MODEL_CHOICES,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    model_choices,
+    refresh_interval,
+)
+
+
+def check_arguments(model_args: ModelArguments, args: TrainingArguments):
+    """
+    Raises:
+        `ValueError`: for values that are out of range, contradict each other, or would do nothing.
+    """
+    at_least_one = ["num_train_epochs", "batch_size", "micro_batch_size", "patience", "max_steps", "save_steps"]
+    at_least_one += ["save_total_limit", "logging_steps", "lora_r", "prefix_length", "num_candidates", *LENGTHS]
+    for name in at_least_one:
+        value = getattr(model_args if hasattr(model_args, name) else args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if args.max_grad_norm is not None and args.max_grad_norm <= 0:
+        raise ValueError(f"--max_grad_norm must be positive, got {args.max_grad_norm}; leave it out for no clipping")
+    for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
+        if getattr(model_args, name) is not None and not getattr(model_args, needed):
+            raise ValueError(f"--{name} does nothing without --{needed}")
+    refresh_interval(args.refresh)
+    trackers = args.report_to.split(",") if args.report_to else []
+    for option, words, known in (
+        ("lr_scheduler_type", [args.lr_scheduler_type], [kind.value for kind in SchedulerType]),
+        ("report_to", trackers, [kind.value for kind in LoggerType]),
+    ):
+        for word in words:
+            if word not in known:
+                near = did_you_mean(word, known)
+                raise ValueError(f"--{option} {word}: expected one of {', '.join(known)}{near}")
+    given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
+    fixed = given - {"model", *FREEZING, *MODEL_CHOICES, *LENGTHS}
+    if model_args.model and fixed:
+        raise ValueError(f"--model brings its own parts: leave out {', '.join(sorted(fixed))}")
+    if bool(model_args.audio_config) != bool(model_args.text_config):
+        raise ValueError(
+            "give both --audio_config and --text_config to train from scratch, or neither to start from pretrained"
+        )
+    if model_args.audio_config and {"audio_model", "text_model"} & given:
+        raise ValueError(
+            "--audio_config and --text_config train from scratch: leave out --audio_model and --text_model"
+        )
+    RGMCConfig(**model_choices(model_args))
+    for name, model_type in (("audio_config", "clap_audio_model"), ("text_config", "gpt2")):
+        entries = getattr(model_args, name)
+        known = AutoConfig.for_model(entries.get("model_type", model_type))
+        unknown = [key for key in entries if not hasattr(known, key)]
+        if unknown:
+            near = did_you_mean(unknown[0], known.to_dict())
+            raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}{near}")
+
+
+def check_paths(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments):
+    """What options name: `FileNotFoundError` or `ValueError` where a model or a corpus is not there."""
+    check_output(args.output_dir)
+    check_model("--model", model_args.model)
+    check_model("--audio_model", model_args.audio_model, "a pretrained CLAP", may_be_file=True)
+    check_model("--text_model", model_args.text_model, "a pretrained causal language model")
+    check_dataset("--validation_dataset", data_args.validation_dataset)
+    if not data_args.demo_clips:
+        check_dataset("--dataset", data_args.dataset)
+
+
+def caption_rule(model_args: ModelArguments) -> str:
+    """
+    The rule of captions: that of `--model`, else the option's.
+
+    Raises:
+        `ValueError`: where the option asks for another rule than that of `--model`.
+    """
+    if not model_args.model:
+        return model_args.caption_normalization or "music"
+    rule = RGMCConfig.get_config_dict(model_args.model)[0].get("caption_normalization", "paper")
+    if model_args.caption_normalization not in (None, rule):
+        raise ValueError(
+            f"--caption_normalization {model_args.caption_normalization}: {model_args.model} was trained on captions "
+            f"by the rule '{rule}'. Leave the option out, or train a new model"
+        )
+    return rule
