@@ -84,19 +84,20 @@ class OptionParser(HfArgumentParser):
         self.options: dict[str, dict[str, Any]] = {}  # of the dataclasses, by name: what argparse knows of them
         self.required_options: list[str] = []
         self.titles: dict[str, str] = {}  # of each option's group
-        shared = set()
+        ranks: dict[str, int] = {}
         dataclasses = list(dataclasses) if isinstance(dataclasses, Sequence) else [dataclasses]
-        for part in (part for each in dataclasses for part in reversed(each.__mro__) if is_dataclass(part)):
-            for option in fields(part):
-                self.titles.setdefault(option.name, getattr(part, "group", "options"))
-                shared |= {option.name} if part.__module__ == __name__ else set()
+        for whole in dataclasses:
+            for part in filter(is_dataclass, reversed(whole.__mro__)):
+                for option in fields(part):
+                    self.titles.setdefault(option.name, getattr(part, "group", "options"))
+                    ranks.setdefault(option.name, 2 if part.__module__ == __name__ else int(part is not whole))
         if dataclasses:
             kwargs["usage"] = f"%(prog)s {'[options.yaml] ' if config_file else ''}--option value ..."
         kwargs["formatter_class"] = partial(RawDescriptionHelpFormatter, max_help_position=32)
         super().__init__(dataclasses, allow_abbrev=False, exit_on_error=False, **kwargs)
-        # In each group the script's own options come before those that it shares.
+        # A dataclass's own options come first, then those that it inherits, then those that scripts share.
         groups: dict[str, Any] = {}
-        for name, flag, kwargs in sorted(self.waiting, key=lambda option: option[0] in shared):
+        for name, flag, kwargs in sorted(self.waiting, key=lambda option: ranks[option[0]]):
             title = self.titles[name]
             groups[title] = groups.get(title) or self.add_argument_group(title)
             groups[title].add_argument(flag, **kwargs)

@@ -338,20 +338,26 @@ def test_of_several_processes_the_main_one_speaks(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "dataclasses", "groups"),
+    ("command", "dataclasses", "first", "groups"),
     [
-        (lambda *words: train.parse_arguments([*words], "Trains"), None, ["model", "data", "optimisation", "Hub"]),
-        (run_evaluation, evaluation_script.EvaluationArguments, ["data", "metrics"]),
-        (run_datastore, build_datastore.DatastoreArguments, ["data", "retrieval", "Hub"]),
-        (run_leaks, find_leaks.LeakageArguments, ["data", "near-duplicates"]),
-        (run_prepare, prepare.PrepareArguments, ["corpus", "splits", "near-duplicates", "output"]),
+        (
+            lambda *words: train.parse_arguments([*words], "Trains"),
+            None,
+            "model",
+            ["model", "data", "optimisation", "Hub"],
+        ),
+        (run_evaluation, evaluation_script.EvaluationArguments, "model, split and report", ["data", "metrics"]),
+        (run_datastore, build_datastore.DatastoreArguments, "model, split and datastore", ["data", "retrieval", "Hub"]),
+        (run_leaks, find_leaks.LeakageArguments, "splits and report", ["data", "near-duplicates"]),
+        (run_prepare, prepare.PrepareArguments, "corpus", ["corpus", "splits", "near-duplicates", "output"]),
     ],
 )
-def test_help_has_groups_one_spelling_and_each_default_once(capsys, command, dataclasses, groups):
+def test_help_has_groups_one_spelling_and_each_default_once(capsys, command, dataclasses, first, groups):
     with pytest.raises(SystemExit) as ended:
         command("--help")
     text = capsys.readouterr().out
     assert ended.value.code == 0 and {*groups} <= {*re.findall(r"^(\S[^\n]*):$", text, re.M)}
+    assert re.findall(r"^(\S[^\n]*):$", text, re.M)[1] == first
     assert "default: None" not in text and "default: False" not in text
     listed = Counter(re.findall(r"^  (--\S+)", text, re.M))
     assert listed.total() == len(listed) and not any("-" in option[2:] or "--no_" in option for option in listed)
@@ -361,7 +367,7 @@ def test_help_has_groups_one_spelling_and_each_default_once(capsys, command, dat
     assert {f"--{option.name}" for kind in wanted for option in fields(kind)} <= {*listed}
     for entry in re.split(r"^  (?=--)", text, flags=re.M)[1:]:
         assert entry.count("(default:") <= 1 and "%%" not in entry
-    assert {"corpus": "(default: 487)", "metrics": "the 95 % intervals"}.get(groups[0], "") in text
+    assert {"corpus": "(default: 487)", "model, split and report": "the 95 % intervals"}.get(first, "") in text
 
 
 def test_options_of_several_scripts_are_the_same_everywhere():
