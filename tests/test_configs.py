@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import AUDIO, CAPTIONS, ROOT, SPLITS, read_lines, write_corpus
-from laion_reference import TEXT
+from helpers import AUDIO, CAPTIONS, ROOT, SPLITS, TEXT, read_lines, write_corpus
 from transformers import AutoModelForCausalLM, ClapConfig, ClapModel, GPT2Config, HfArgumentParser
 
 import train

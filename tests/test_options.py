@@ -314,15 +314,6 @@ def test_a_script_ends_in_one_line_whatever_it_is_that_the_user_can_mend(folder)
         assert done.returncode == 2 and line.startswith(expected)
 
 
-def test_help_and_mistakes_do_not_wait_for_torch():
-    code = "import runpy, sys\ntry: runpy.run_path('train.py', run_name='__main__')\n"
-    code += "except SystemExit: print(*({'torch', 'clips.options'} & {*sys.modules}), file=sys.__stdout__)"
-    for words in (["--help"], ["configs/demo.yaml", "--max_step", "2"]):
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.stdout.splitlines()[-1] == "clips.options", done.stderr
-
-
 def test_of_several_processes_the_main_one_speaks(monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))

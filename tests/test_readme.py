@@ -22,6 +22,7 @@ from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, write_clap, write_tone
 from torch.distributed.run import get_args_parser
 
+from clips.options import OptionParser
 from corpora.demo import SAMPLE_RATE, draw_clip
 from corpora.readers import READERS
 from model_card_rgmc import model_card
@@ -107,12 +108,20 @@ def parse(script: str, words: list[str]) -> tuple[ArgumentParser, list[str]]:
     parse_known_args = ArgumentParser.parse_known_args
 
     def stop(parser, *args, **kwargs):
+        if words and isinstance(
+            parser, OptionParser
+        ):  # parses a yaml file key by key, and refuses unknown words itself
+            return parse_known_args(parser, *args, **kwargs)
         words_too_many = parse_known_args(parser, *args, **kwargs)[1] if words else []
         raise Stopped(parser, words_too_many)
+
+    def stop_at_end(parser, *args, **kwargs):
+        raise Stopped(parser, [])
 
     script, *first = script.split()
     with (
         mock.patch.object(ArgumentParser, "parse_known_args", stop),
+        mock.patch.object(OptionParser, "parse_dict", stop_at_end),
         mock.patch.object(sys, "argv", [script, *first, *words]),
         mock.patch.dict(os.environ),
     ):
