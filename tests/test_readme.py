@@ -108,9 +108,7 @@ def parse(script: str, words: list[str]) -> tuple[ArgumentParser, list[str]]:
     parse_known_args = ArgumentParser.parse_known_args
 
     def stop(parser, *args, **kwargs):
-        if words and isinstance(
-            parser, OptionParser
-        ):  # parses a yaml file key by key, and refuses unknown words itself
+        if words and getattr(parser, "options", None):  # of dataclasses: called for each key of a yaml file, too
             return parse_known_args(parser, *args, **kwargs)
         words_too_many = parse_known_args(parser, *args, **kwargs)[1] if words else []
         raise Stopped(parser, words_too_many)
