@@ -76,6 +76,9 @@ class RGMCConfig(PreTrainedConfig):
         caption_normalization (`str`, defaults to `"paper"`):
             Rule of [`normalize_caption`] that the model's captions follow: `"paper"` or `"music"`. Its datastore and
             its processor follow the same rule.
+        words (`list[str]`, *optional*):
+            Words of captions that a word head predicts from the audio embedding while the encoder is trained. The paper
+            has none.
         datastore_rows (`int`, defaults to 0):
             Number of captions in the datastore of the checkpoint. It is stored so that a datastore that cannot be found
             is an error, not a model that silently captions without candidates.
@@ -101,6 +104,7 @@ class RGMCConfig(PreTrainedConfig):
     num_candidates: int = 1
     spec_augment: bool = True
     caption_normalization: Literal["paper", "music"] = "paper"
+    words: list[str] | None = None
     datastore_rows: int = 0
     audio_model_source: dict | None = None
     text_model_source: dict | None = None
@@ -118,6 +122,12 @@ class RGMCConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+    def validate_words(self):
+        if self.words is not None and not (self.words and self.uses_audio):
+            raise ValueError(
+                "`words` are predicted from audio: expected at least one, and a model that is not text only"
+            )
 
     def validate_audio_config(self):
         audio = self.audio_config

@@ -6,16 +6,30 @@ Shape letters: `B` clips, `W` windows of a clip, `S` = 64 patches of a window, `
 """
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.clap.modeling_clap import ClapAudioSelfAttention
 
 try:
     from .configuration_rgmc import RGMCConfig
 except ImportError:
     from configuration_rgmc import RGMCConfig
+
+
+@dataclass
+class RGMCOutput(CausalLMOutputWithPast):
+    """
+    Args:
+        word_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            With `word_labels`: binary cross entropy of the words of the captions, summed over words and clips and
+            divided as `loss` is.
+    """
+
+    word_loss: torch.FloatTensor | None = None
 
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
@@ -90,6 +104,23 @@ class RGMCMapper(nn.Module):
         return self.linear2(hidden_states).unflatten(-1, self.prefix_shape)  # (B, P, D)
 
 
+class RGMCWordHead(nn.Module):
+    """Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks."""
+
+    def __init__(self, config: RGMCConfig):
+        super().__init__()
+        self.input_scale = config.audio_config.projection_dim**0.5  # as in the mapper
+        self.linear = nn.Linear(config.audio_config.projection_dim, len(config.words))
+
+    def forward(self, audio_embeds: torch.Tensor, word_labels: torch.Tensor) -> torch.Tensor:
+        """
+        Sums the binary cross entropy over embeddings `(B, E)` and labels `(B, W)`, 1 or 0, without those that are -100.
+        """
+        logits = self.linear(audio_embeds * self.input_scale).float()  # (B, W)
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, word_labels.clamp(min=0), reduction="none")
+        return (losses * word_labels.ne(-100)).sum()
+
+
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """
     Applies SpecAugment as LAION's HTS-AT does: in each clip of `(B, 1, T, F)`, 2 stripes of fewer than 64 frames and 2
@@ -105,3 +136,14 @@ def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
             start = (torch.rand(shape, device=log_mels.device) * (size - length)).long()
             masked |= (position >= start) & (position < start + length)
     return torch.where(masked, mean.to(log_mels.dtype), log_mels)
+
+
+def label_positions(labels: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Returns the positions whose logits predict a label of `labels` `(B, L)`, in order, and these labels, each `(B, M)`
+    with `M = length`. Rows with fewer labels are filled up with positions whose label is -100.
+    """
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # what the logits of each position predict
+    # Sorted and cut, because a selection has a size that depends on the values, and the CPU would wait for it.
+    positions = targets.eq(-100).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # (B, M)
+    return positions, targets.gather(1, positions)

@@ -35,7 +35,7 @@ try:
     from .captions_rgmc import join_candidates, left_pad
     from .configuration_rgmc import RGMCConfig
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
-    from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, mask_stripes
+    from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .pretrained_rgmc import load_clap_audio, load_text_model
@@ -47,7 +47,7 @@ except ImportError:
     import pipeline_rgmc  # noqa: F401
     from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
-    from layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, mask_stripes
+    from layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
@@ -90,6 +90,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             self._use_fused_audio_attention()
         self.mapper = RGMCMapper(config) if config.uses_audio else None
         self.text_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.word_head = RGMCWordHead(config) if config.words else None
         self.text_model.loss_type = "ForCausalLM"  # transformers cannot infer it from GPT2LMHeadModel, and warns
         self.datastore: CaptionDatastore | None = None
         self.loaded_revision: str | None = None  # of its repository, where `from_pretrained` was given one
@@ -195,6 +196,11 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         batch_norm.running_mean.copy_(mean)
         batch_norm.running_var.copy_(variance)
 
+    def set_words(self, words: list[str]):
+        """Gives the model a new word head, which predicts these words of captions from the audio embedding."""
+        self.config.words = words
+        self.word_head = RGMCWordHead(self.config).to(self.device)
+
     # -- the method ---------------------------------------------------------------------------------------------------
 
     def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
@@ -254,6 +260,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         max_label_length: int | None = None,
+        word_labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -277,13 +284,16 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 are then computed only at the positions that predict a label; the loss is the same. transformers before
                 5.21 still computes all of them. Count it where the batch is made, because counting it here would make
                 a GPU wait. Labels beyond the number are lost.
+            word_labels (`torch.FloatTensor` of shape `(B, len(config.words))`, *optional*):
+                With `labels`: 1 where the caption of a clip has a word of `config.words`, else 0, or -100 to ignore it.
             cache or past_key_values (`Cache`, *optional*):
                 Keys and values of what came before `input_ids`; no audio is needed then. Both names are accepted,
                 whichever this version of transformers uses.
 
         Returns:
             `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
-            or `(B, M, vocabulary)` with `max_label_length`, and the cache.
+            or `(B, M, vocabulary)` with `max_label_length`, and the cache; with `word_labels` an [`RGMCOutput`], which
+            also has `word_loss`.
 
         Raises:
             `ValueError`: If the model needs audio and there is neither audio nor a cache.
@@ -308,7 +318,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         if labels is not None and max_label_length is not None and KEEPS_POSITIONS:
             logits_to_keep, kwargs["shift_labels"] = label_positions(labels, max_label_length)
-        return self.text_model(
+        outputs = self.text_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -317,6 +327,11 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        if word_labels is None:
+            return outputs
+        num_items = kwargs.get("num_items_in_batch")
+        num_items = labels.ne(-100).sum() if num_items is None else num_items
+        return RGMCOutput(**outputs, word_loss=self.word_head(audio_embeds, word_labels) / num_items)
 
     @torch.no_grad()
     def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None = None) -> Retrieved:
@@ -584,17 +599,6 @@ def rename_cache(arguments: dict, function: Callable):
             known = inspect.signature(function).parameters
             if name not in known and other in known:
                 arguments[other] = arguments.pop(name)
-
-
-def label_positions(labels: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Returns the positions whose logits predict a label of `labels` `(B, L)`, in order, and these labels, each `(B, M)`
-    with `M = length`. Rows with fewer labels are filled up with positions whose label is -100.
-    """
-    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # what the logits of each position predict
-    # Sorted and cut, because a selection has a size that depends on the values, and the CPU would wait for it.
-    positions = targets.eq(-100).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]  # (B, M)
-    return positions, targets.gather(1, positions)
 
 
 def default_generation_config(config: RGMCConfig) -> GenerationConfig:

@@ -47,7 +47,14 @@ from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from search_rgmc import check_search
 from training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments, refresh_interval
-from training.building import build_model, build_optimizer, build_processor, enable_checkpointing, prepare_data
+from training.building import (
+    build_model,
+    build_optimizer,
+    build_processor,
+    enable_checkpointing,
+    label_words,
+    prepare_data,
+)
 from training.checkpoints import (
     TrainingState,
     load_state,
@@ -83,6 +90,7 @@ class Run:
     validation: ClipFeatures
     rows: Dataset  # the datastore's: id, caption and its tokens
     caption_ids: list[list[int]]
+    word_labels: torch.Tensor | None  # of the training captions, for the word head
     validation_ids: list[list[int]]
     state: TrainingState
     settings: dict  # must be the same when the run is resumed
@@ -105,10 +113,10 @@ class Run:
         impatient = state.epoch - 1 - state.best_epoch >= args.patience
         return state.epoch > args.num_train_epochs or impatient or state.step >= (args.max_steps or math.inf)
 
-    def collator(self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray):
+    def collator(self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray, word_labels=None):
         candidate_ids = self.rows["input_ids"][:] if self.model.config.uses_candidate else None
         candidates = [[candidate_ids[row] for row in found if row >= 0 and candidate_ids] for found in neighbors]
-        return TeacherForcingCollator(features, caption_ids, candidates, self.processor)
+        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, word_labels)
 
 
 # -- 2. an epoch ------------------------------------------------------------------------------------------------------
@@ -125,7 +133,7 @@ def train_epoch(run: Run):
     order = np.random.default_rng([args.seed, state.epoch]).permutation(len(run.train))
     lengths = np.array([len(tokens) for tokens in run.caption_ids])
     steps = plan_epoch(order, lengths, args.batch_size, args.micro_batch_size, accelerator)
-    collator = run.collator(run.train, run.caption_ids, state.neighbors.train)
+    collator = run.collator(run.train, run.caption_ids, state.neighbors.train, run.word_labels)
     batches = iter(load_batches(steps[state.step_in_epoch :], collator, args.dataloader_num_workers))
     run.wrapped.train()
     done = min(state.step_in_epoch * args.batch_size, len(order))
@@ -146,9 +154,10 @@ def train_epoch(run: Run):
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
                 # Divided once, by all tokens of the step, because the processes' gradients are averaged.
                 with accelerator.autocast():  # accelerate does this in `forward`, but not under FSDP
-                    loss = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes).loss
-                accelerator.backward(loss)
-            state.losses += loss.detach() * (tokens / accelerator.num_processes)
+                    outputs = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes)
+                word_loss = args.word_loss_weight * outputs.word_loss if args.word_loss_weight else 0.0
+                accelerator.backward(outputs.loss + word_loss)
+            state.losses += outputs.loss.detach() * (tokens / accelerator.num_processes)
         state.step += 1
         state.step_in_epoch += 1
         state.tokens = [count + tokens for count in state.tokens]
@@ -361,7 +370,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor(), rule)
     captions = [captions[0] for captions in train.captions]
     processor = build_processor(model_args, captions)
-    model = build_model(model_args, processor, train)
+    model = build_model(model_args, processor, train, predicts_words=args.word_loss_weight > 0)
     saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
     model = model.to(accelerator.device)
     if args.gradient_checkpointing:
@@ -407,6 +416,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         validation=validation,
         rows=rows,
         caption_ids=caption_ids,
+        word_labels=label_words(captions, model.config.words) if args.word_loss_weight else None,
         validation_ids=[processor.encode_caption(captions[0]) for captions in validation.captions],
         state=state,
         flops_per_clip=count_flops(model, train, caption_ids),

@@ -29,6 +29,8 @@ class TeacherForcingCollator:
             Tokens of each row's candidates.
         processor ([`RGMCProcessor`]):
             Gives the separator and the padding token.
+        word_labels (`torch.Tensor` of shape `(N, W)`, *optional*):
+            Which of the words that the word head predicts the caption of each row has: 1 or 0.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class TeacherForcingCollator:
         caption_ids: list[list[int]],
         candidate_ids: list[list[list[int]]],
         processor: RGMCProcessor,
+        word_labels: torch.Tensor | None = None,
     ):
         self.features = features
         self.caption_ids = caption_ids
         self.candidate_ids = candidate_ids
+        self.word_labels = word_labels
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
@@ -48,7 +52,7 @@ class TeacherForcingCollator:
         if not rows:
             # Every process takes part in the last step; one without rows has nothing to learn in it.
             batch = self([0])
-            return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+            return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
         prompts = [join_candidates(self.candidate_ids[row], self.separator_token_id) for row in rows]
         captions = [self.caption_ids[row] for row in rows]
         shape = (len(rows), max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions)))
@@ -60,13 +64,16 @@ class TeacherForcingCollator:
             input_ids[i, :end] = torch.tensor(prompt + caption)
             attention_mask[i, :end] = 1  # by length: the pad token is EOS in GPT-2, and EOS is learned
             labels[i, start:end] = torch.tensor(caption)
-        return {
+        batch = {
             "input_features": self.features.read(rows),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
             "max_label_length": max(map(len, captions)),
         }
+        if self.word_labels is not None:
+            batch["word_labels"] = self.word_labels[rows].float()
+        return batch
 
 
 def plan_epoch(

@@ -117,6 +117,13 @@ class OptimizationArguments:
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the decoder (--learning_rate if unset)."}
     )
+    word_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss by which the encoder also learns to predict the words of captions. "
+            "0 is off, as in the paper; it helps most when the encoder is trained from scratch."
+        },
+    )
     lr_scheduler_type: str = field(
         default="constant", metadata={"help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ..."}
     )

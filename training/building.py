@@ -1,5 +1,6 @@
 """Builds what the options ask for: features of the corpus, processor, model and optimizer."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -96,7 +97,25 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures) -> RGMCModel:
+def frequent_words(captions: list[str], least: int = 5, largest_share: float = 0.5, most: int = 4096) -> list[str]:
+    """The words in at least `least` captions and at most `largest_share` of them: `most` words, the frequent first."""
+    counts = Counter(word for caption in captions for word in {*caption.split()})
+    found = [word for word in counts if least <= counts[word] <= largest_share * len(captions)]
+    return sorted(found, key=lambda word: (-counts[word], word))[:most]
+
+
+def label_words(captions: list[str], words: list[str]) -> torch.Tensor:
+    """Which of `words` each caption has: 1 or 0, uint8 `(N, W)`."""
+    index = {word: column for column, word in enumerate(words)}
+    labels = torch.zeros(len(captions), len(words), dtype=torch.uint8)
+    for row, caption in enumerate(captions):
+        labels[row, [index[word] for word in {*caption.split()} if word in index]] = 1
+    return labels
+
+
+def build_model(
+    model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures, predicts_words: bool = False
+) -> RGMCModel:
     choices = model_choices(model_args)
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
@@ -123,6 +142,14 @@ def build_model(model_args: ModelArguments, processor: RGMCProcessor, train: Cli
         model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
         # A decoder without a BOS of its own takes the tokenizer's separator.
         model.config.text_config.bos_token_id = processor.separator_token_id
+    if predicts_words:
+        words = frequent_words([captions[0] for captions in train.captions])
+        if not words:
+            raise ValueError(
+                f"--word_loss_weight: found no word to predict in the {len(train)} training captions, "
+                "expected one in 5 or more and at most half of them: leave it out"
+            )
+        model.set_words(words)
     longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
     longest += processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)
@@ -173,6 +200,7 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
         model.audio_tower: args.audio_learning_rate,
         model.mapper: args.mapper_learning_rate,
         model.text_model: args.text_learning_rate,
+        model.word_head: None,
     }
     groups = [
         {

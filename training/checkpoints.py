@@ -157,6 +157,7 @@ def load_state(
         `ValueError`: If the run was started with other rows or options.
     """
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
+    former.setdefault("word_loss_weight", 0.0)
     former.setdefault("caption_normalization", "paper")  # of checkpoints from before the option
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
     if changed:

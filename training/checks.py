@@ -33,6 +33,10 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if args.max_grad_norm is not None and args.max_grad_norm <= 0:
         raise ValueError(f"--max_grad_norm must be positive, got {args.max_grad_norm}; leave it out for no clipping")
+    if args.word_loss_weight < 0:
+        raise ValueError(f"--word_loss_weight must be 0 or more, got {args.word_loss_weight}")
+    if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
+        raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: leave it out")
     for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
         if getattr(model_args, name) is not None and not getattr(model_args, needed):
             raise ValueError(f"--{name} does nothing without --{needed}")
