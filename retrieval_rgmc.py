@@ -444,7 +444,7 @@ class CaptionDatastore:
             `ValueError`: If its files are damaged or do not belong together.
         """
         searching = {"string_factory": string_factory, "search_parameters": search_parameters}
-        datastore = cls._find(path_or_id, subfolder, **searching, **hub_kwargs)
+        datastore = cls._load(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
             datastore = cls.from_checkpoint(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
@@ -462,10 +462,10 @@ class CaptionDatastore:
         Loads the datastore in `datastore/` of a checkpoint's folder or Hub repository, or returns `None` if it has
         none. The arguments are those of [`~CaptionDatastore.from_pretrained`].
         """
-        return cls._find(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
+        return cls._load(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
 
     @classmethod
-    def _find(
+    def _load(
         cls,
         path_or_id: str | os.PathLike,
         subfolder: str,

@@ -9,7 +9,7 @@ from transformers.trainer_utils import SchedulerType
 from clips.options import check_dataset, check_model, check_output, did_you_mean
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
-    FREEZING,
+    ALLOWED_WITH_MODEL,
     LENGTHS,
     MODEL_CHOICES,
     DataArguments,
@@ -47,7 +47,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
                 near = did_you_mean(word, known)
                 raise ValueError(f"--{option} {word}: expected one of {', '.join(known)}{near}")
     given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
-    fixed = given - {"model", *FREEZING, *MODEL_CHOICES, *LENGTHS}
+    fixed = given - {"model", *ALLOWED_WITH_MODEL, *MODEL_CHOICES, *LENGTHS}
     if model_args.model and fixed:
         raise ValueError(f"--model brings its own parts: leave out {', '.join(sorted(fixed))}")
     if bool(model_args.audio_config) != bool(model_args.text_config):
