@@ -123,7 +123,7 @@ class CaptionDatastore:
             The embeddings as they are stored.
 
     Raises:
-        `ValueError`: If a column is missing, lengths differ, ids are duplicate, an embedding is not a unit vector, or
+        `ValueError`: If a column is missing, lengths differ, ids repeat, an embedding is not a unit vector, or
         `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
         rows; 2 to 256 links of an HNSW; at least as many rows as a PQ has centroids (256, or 16 with `x4`); for an OPQ
         at least 256 rows and at least `E`.
@@ -194,7 +194,7 @@ class CaptionDatastore:
                 As in [`CaptionDatastore`].
 
         Raises:
-            `ValueError`: If a row has no audio, caption or id, if ids are duplicate, if audio cannot be used, or if
+            `ValueError`: If a row has no audio, caption or id, if ids repeat, if audio cannot be used, or if
             `storage`, `string_factory` or `search_parameters` does not exist.
         """
         searching = (model.config.audio_config.projection_dim, string_factory, storage, search_parameters)

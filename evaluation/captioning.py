@@ -148,7 +148,7 @@ class Captioner:
 @contextmanager
 def conditioned_on(model: RGMCModel, conditioning: str | None):
     """
-    Shows the decoder of a model of audio and candidate only one of the two.
+    Masks the audio or the candidate of a model that was trained on both.
 
     Args:
         model ([`RGMCModel`])
