@@ -37,7 +37,7 @@ from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
-from evaluation.scoring import LEVEL, TEXT, load_metric, score_systems
+from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from model_card_rgmc import from_scratch_warning
 from reporting.model_card import update_model_card, write_eval_results
@@ -263,7 +263,7 @@ def usable_audio(split: Split, ids: list[str]) -> Dataset:
 
 
 def load_clap(args: EvaluationArguments, device: torch.device) -> tuple[evaluate.EvaluationModule, dict]:
-    """The metric with its checkpoint loaded, and the options to compute it with; fails now if it cannot score."""
+    """The metric, tried once before the captioning so that it has its checkpoint, and its options."""
     metric = load_metric("clap_score")
     options = {"model": args.clap_model, "revision": args.clap_revision, "device": device}
     metric.compute(predictions=["music"], references=["music"], **options)
@@ -297,7 +297,7 @@ def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
         "seed": args.seed,
         "command": command(args),
         "caption_normalization": captioner.processor.caption_normalization,
-        "text": TEXT[captioner.processor.caption_normalization],
+        "text": RULE_DESCRIPTIONS[captioner.processor.caption_normalization],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "bootstrap": {"samples": args.bootstrap, "level": LEVEL, "unit": "clip"},
     }

@@ -234,7 +234,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     def join_inputs(
         self, audio_embeds: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Joins `e(x) ⊕ ỹ` (section 3.2) to decoder inputs `(B, P + L, D)` and their attention mask `(B, P + L)`."""
+        """
+        Joins the prefix `e(x) = g(f(x))` and the candidate `ỹ` (section 3.2) to the decoder's inputs `(B, P + L, D)` and
+        their attention mask `(B, P + L)`.
+        """
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -264,7 +267,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
-        Computes the probabilities and the loss of captions, `p(y | e(x) ⊕ ỹ)` (section 3.3).
+        Computes the probabilities and the loss of captions, `p(y | e(x) ⊕ ỹ)` with `e(x) = g(f(x))` (section 3.3).
 
         Args:
             input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`, *optional*):
@@ -279,6 +282,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 `input_ids` where a token is to be learned (the caption and its EOS), -100 elsewhere.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
                 Divisor of the summed cross entropy. By default the number of labels that are not -100.
+            inputs_embeds, position_ids, use_cache, logits_to_keep:
+                As in the decoder's own `forward`. `generate` passes the joined inputs as `inputs_embeds`.
             max_label_length (`int`, *optional*):
                 With `labels`: the largest number `M` of labels of a clip that are not -100, or any larger one. Logits
                 are then computed only at the positions that predict a label; the loss is the same. transformers before

@@ -123,7 +123,7 @@ class CaptionDatastore:
             The embeddings as they are stored.
 
     Raises:
-        `ValueError`: If a column is missing, lengths differ, ids are duplicate, an embedding is not a unit vector, or
+        `ValueError`: If a column is missing, lengths differ, ids repeat, an embedding is not a unit vector, or
         `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
         rows; 2 to 256 links of an HNSW; at least as many rows as a PQ has centroids (256, or 16 with `x4`); for an OPQ
         at least 256 rows and at least `E`.
@@ -194,7 +194,7 @@ class CaptionDatastore:
                 As in [`CaptionDatastore`].
 
         Raises:
-            `ValueError`: If a row has no audio, caption or id, if ids are duplicate, if audio cannot be used, or if
+            `ValueError`: If a row has no audio, caption or id, if ids repeat, if audio cannot be used, or if
             `storage`, `string_factory` or `search_parameters` does not exist.
         """
         searching = (model.config.audio_config.projection_dim, string_factory, storage, search_parameters)
@@ -444,7 +444,7 @@ class CaptionDatastore:
             `ValueError`: If its files are damaged or do not belong together.
         """
         searching = {"string_factory": string_factory, "search_parameters": search_parameters}
-        datastore = cls._find(path_or_id, subfolder, **searching, **hub_kwargs)
+        datastore = cls._load(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
             datastore = cls.from_checkpoint(path_or_id, subfolder, **searching, **hub_kwargs)
         if datastore is None:
@@ -462,10 +462,10 @@ class CaptionDatastore:
         Loads the datastore in `datastore/` of a checkpoint's folder or Hub repository, or returns `None` if it has
         none. The arguments are those of [`~CaptionDatastore.from_pretrained`].
         """
-        return cls._find(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
+        return cls._load(path_or_id, f"{subfolder}/datastore" if subfolder else "datastore", **hub_kwargs)
 
     @classmethod
-    def _find(
+    def _load(
         cls,
         path_or_id: str | os.PathLike,
         subfolder: str,

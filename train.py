@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging as python_logging
 import math
-import os
 import signal
 import sys
 import time
@@ -39,7 +38,7 @@ from transformers.utils import logging
 from clips.batches import TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
-from clips.options import user_errors
+from clips.options import available_cpus, user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
@@ -351,8 +350,7 @@ def start_accelerator(args: TrainingArguments) -> Accelerator:
     check_distributed_type(accelerator)
     if accelerator.device.type == "cpu":
         # accelerate launch sets a CPU process to one thread
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(max(1, available_cpus() // accelerator.num_processes))
     else:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     if not accelerator.is_main_process:

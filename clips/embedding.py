@@ -124,3 +124,14 @@ def with_audio_tower_of(name: str) -> RGMCModel:
     model = RGMCModel(RGMCConfig(audio_config=audio_config, text_config=decoder))
     model.audio_tower.load_state_dict(audio_weights)
     return model
+
+
+def own_ids(clips: ClipFeatures, datastore: CaptionDatastore) -> list[str | None]:
+    """
+    For each clip the id of its own row in the datastore, which must not be its candidate; None if it has no row there.
+
+    A row is the clip's own if both the id and the caption agree. Where ids are file names, the clips of other splits
+    have the same ids.
+    """
+    captions = dict(zip(datastore.rows["id"][:], datastore.rows["caption"][:]))
+    return [row_id if captions.get(row_id) in own else None for row_id, own in zip(clips.ids, clips.captions)]

@@ -152,7 +152,7 @@ def compute_features(
             problems[row] = "no audio: the row names no file"
         elif key not in found.positions:
             problems[row] = found.problems[key]
-    _list_skipped(rows, problems, split, skipped_file, max_skipped)
+    _report_skipped(rows, problems, split, skipped_file, max_skipped)
     good = [row for row in range(len(rows)) if row not in problems]
     _announce_notes(
         {rows[row]["id"]: found.notes[keys[row]] for row in good if found.notes[keys[row]]}, len(good), split
@@ -261,7 +261,7 @@ def _extract(
     return log_mel, [warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)], problem
 
 
-def _list_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped_file: Path, max_skipped: float):
+def _report_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped_file: Path, max_skipped: float):
     lines = []
     if skipped_file.is_file():
         lines = [json.loads(line) for line in skipped_file.read_text(encoding="utf-8").splitlines()]
@@ -301,7 +301,7 @@ def _announce_notes(notes: dict[str, list[str]], clips: int, split: str):
 
 @dataclass
 class Split:
-    """The rows that every compared checkpoint captions."""
+    """A split of a corpus, and how its clips are cached."""
 
     rows: Dataset
     name: str

@@ -284,9 +284,9 @@ def fail(message: str, prog: str) -> NoReturn:
 @contextmanager
 def user_errors():
     """
-    Around what a script does: an error that this repository raises ends it as [`fail`] does, because its message is
-    written for the user, who can mend the cause. Others are mistakes of the program and keep their traceback, as all
-    do with `TRANSFORMERS_VERBOSITY=debug`.
+    Wraps a script: an error that this repository raises ends it as [`fail`] does, because its message tells the user
+    what to change. Errors of the program and of libraries keep their traceback. With `TRANSFORMERS_VERBOSITY=debug` all
+    errors do.
     """
     try:
         yield
@@ -328,21 +328,21 @@ def _nearest(path: Path) -> Path | None:
 
 
 def check_file(option: str, name: str | None, expected: str):
-    """`FileNotFoundError` where the option names a file that does not exist; `expected` says what it is and is for."""
+    """Raises `FileNotFoundError` if the file of an option does not exist; `expected` says what it should be."""
     if name is not None and not Path(name).is_file():
         problem = "is a folder" if Path(name).is_dir() else "does not exist"
         raise FileNotFoundError(f"{option} {name} {problem}: expected {expected}{near_path(name)}")
 
 
 def check_folder(option: str, name: str | None, expected: str):
-    """`FileNotFoundError` where the option names a folder that does not exist."""
+    """Raises `FileNotFoundError` if the folder of an option does not exist."""
     if name is not None and not Path(name).is_dir():
         problem = "is a file" if Path(name).is_file() else "does not exist"
         raise FileNotFoundError(f"{option} {name} {problem}: expected {expected}{near_path(name)}")
 
 
 def check_output(name: str, option: str = "--output_dir"):
-    """`FileExistsError` where the folder to write cannot be one."""
+    """Raises `FileExistsError` if the folder to write to is a file, or in one."""
     for path in (Path(name), *Path(name).parents):
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{option} {name}: {path} is a file; name a folder")
@@ -401,7 +401,7 @@ def check_model(
 
 
 def check_dataset(option: str, name: str | None):
-    """`FileNotFoundError` where the option names no file, no folder and no dataset on the Hub."""
+    """Raises `FileNotFoundError` if an option names no file, no folder and no dataset on the Hub."""
     if name is None or Path(name).exists():
         return
     missing = f"{option} {name} does not exist: expected a corpus's folder or file, or the id of a Hub dataset"

@@ -13,12 +13,18 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
-from clips.embedding import build_datastore, datastore_rows, embed_rows, is_rgmc_checkpoint, with_audio_tower_of
+from clips.embedding import (
+    build_datastore,
+    datastore_rows,
+    embed_rows,
+    is_rgmc_checkpoint,
+    own_ids,
+    with_audio_tower_of,
+)
 from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from reporting.results import Checkpoint, Prediction
-from retrieval_rgmc import CaptionDatastore
 
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
 CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
@@ -142,7 +148,7 @@ class Captioner:
 @contextmanager
 def conditioned_on(model: RGMCModel, conditioning: str | None):
     """
-    Shows the decoder of a model of audio and candidate only one of the two.
+    Masks the audio or the candidate of a model that was trained on both.
 
     Args:
         model ([`RGMCModel`])
@@ -155,17 +161,6 @@ def conditioned_on(model: RGMCModel, conditioning: str | None):
         yield
     finally:
         model.config.conditioning = trained
-
-
-def own_ids(clips: ClipFeatures, datastore: CaptionDatastore) -> list[str | None]:
-    """
-    For each clip the id of its own row in the datastore, which must not be its candidate; None if it has no row there.
-
-    A row is the clip's own if both the id and the caption agree. Where ids are file names, the clips of other splits
-    have the same ids.
-    """
-    captions = dict(zip(datastore.rows["id"][:], datastore.rows["caption"][:]))
-    return [row_id if captions.get(row_id) in own else None for row_id, own in zip(clips.ids, clips.captions)]
 
 
 def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> list[str | None]:

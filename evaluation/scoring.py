@@ -12,7 +12,7 @@ from reporting.results import METRIC_TITLES, ItemScores, Score, SystemResult
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
-TEXT = {
+RULE_DESCRIPTIONS = {
     "paper": "rule paper: lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens",
     "music": "rule music: lower case, punctuation deleted but for that of C#, R&B, 4/4 and don't; NLTK word tokens",
 }
@@ -93,7 +93,7 @@ def score_systems(
         # No interval: a resample repeats clips, so its share of distinct captions means nothing.
         scores[key]["distinct"] = 100 * len(set(system.captions)) / n
         item_scores[key] = {**found["per_item"], **items}
-    if clap_scores is not None:
+    for found_by_clap in (clap_scores or {}).values():
         unavailable.update(found_by_clap.get("unavailable", {}))
     check_gold(scores["gold"], references)
 

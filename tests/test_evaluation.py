@@ -24,10 +24,11 @@ from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParse
 
 from audio_rgmc import load_audio
 from captions_rgmc import normalize_caption
+from clips.embedding import own_ids
 from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
-from evaluation.captioning import Captioner, own_ids
+from evaluation.captioning import Captioner
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
 from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor

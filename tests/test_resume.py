@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(arguments, whole, tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0
     assert "checkpoint-4 cannot be written" in done.stderr
-    assert "checkpoint-3 is whole: free some space and --resume_from_checkpoint last" in done.stderr
+    assert "checkpoint-3 is whole: free some space, then run again with --resume_from_checkpoint last" in done.stderr
     assert last_step(tmp_path / "full") == 3
     assert not list((tmp_path / "full").glob(".incomplete*"))
     train.main(arguments("full"))

@@ -162,6 +162,14 @@ def test_no_clip_is_its_own_candidate_in_training(checkpoint):
     assert all(len(line["candidate_ids"]) == 1 and line["id"] not in line["candidate_ids"] for line in table)
 
 
+def test_a_validation_clip_that_is_trained_on_is_not_its_own_candidate(corpus, tmp_path, monkeypatch):
+    found = []
+    refresh = train.refresh
+    monkeypatch.setattr(train, "refresh", lambda run: refresh(run) or found.append(run.state.neighbors.validation))
+    run(tmp_path, corpus, "--validation_split", "train", "--num_sample_captions", "0")
+    assert found and all((neighbors[:, 0] != np.arange(13)).all() for neighbors in found)
+
+
 def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
     # torchrun, because `accelerate launch --cpu --num_processes 2` silently runs a single process.
     options = ["--learning_rate", "3e-4", "--num_train_epochs", "2", "--test_split", "test"]

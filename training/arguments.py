@@ -6,7 +6,7 @@ from typing import Literal
 from clips.options import CorpusArguments, HubArguments, OptionParser, SearchArguments
 
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
-FREEZING = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
+ALLOWED_WITH_MODEL = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
 LENGTHS = ("max_candidate_length", "max_caption_length")
 MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment", "caption_normalization")
 
@@ -195,7 +195,7 @@ class PublishingArguments(HubArguments):
 
 @dataclass
 class TrainingArguments(PublishingArguments, CheckpointArguments, SearchArguments, OptimizationArguments):
-    """`--help` lists the bases from the last to the first."""
+    """All options of a run that are neither the model's nor the corpus's."""
 
 
 def parse_arguments(

@@ -94,7 +94,11 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
     except Exception as error:  # for a full disk, safetensors and torch raise their own errors
         shutil.rmtree(staging, ignore_errors=True)
         last = last_checkpoint(output_dir)
-        left = f"{last} is whole: free some space and --resume_from_checkpoint last" if last else "it is the first one"
+        left = (
+            f"{last} is whole: free some space, then run again with --resume_from_checkpoint last"
+            if last
+            else "no earlier checkpoint exists"
+        )
         raise OSError(f"{place} cannot be written ({error}); {left}") from error
     if accelerator.is_main_process:
         os.replace(staging, place)

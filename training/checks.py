@@ -9,7 +9,7 @@ from transformers.trainer_utils import SchedulerType
 from clips.options import check_dataset, check_model, check_output, did_you_mean
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
-    FREEZING,
+    ALLOWED_WITH_MODEL,
     LENGTHS,
     MODEL_CHOICES,
     DataArguments,
@@ -22,8 +22,10 @@ from training.arguments import (
 
 def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     """
+    Checks the options before any file is read.
+
     Raises:
-        `ValueError`: for values that are out of range, contradict each other, or would do nothing.
+        `ValueError`: If values are out of range, contradict each other, or would do nothing.
     """
     at_least_one = ["num_train_epochs", "batch_size", "micro_batch_size", "patience", "max_steps", "save_steps"]
     at_least_one += ["save_total_limit", "logging_steps", "lora_r", "prefix_length", "num_candidates", *LENGTHS]
@@ -51,7 +53,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
                 near = did_you_mean(word, known)
                 raise ValueError(f"--{option} {word}: expected one of {', '.join(known)}{near}")
     given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
-    fixed = given - {"model", *FREEZING, *MODEL_CHOICES, *LENGTHS}
+    fixed = given - {"model", *ALLOWED_WITH_MODEL, *MODEL_CHOICES, *LENGTHS}
     if model_args.model and fixed:
         raise ValueError(f"--model brings its own parts: leave out {', '.join(sorted(fixed))}")
     if bool(model_args.audio_config) != bool(model_args.text_config):
@@ -73,7 +75,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
 
 
 def check_paths(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments):
-    """What options name: `FileNotFoundError` or `ValueError` where a model or a corpus is not there."""
+    """Raises `FileNotFoundError` or `ValueError` if a model or corpus that an option names does not exist."""
     check_output(args.output_dir)
     check_model("--model", model_args.model)
     check_model("--audio_model", model_args.audio_model, "a pretrained CLAP", may_be_file=True)

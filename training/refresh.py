@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from clips.embedding import embed_rows, gather_rows
+from clips.embedding import embed_rows, gather_rows, own_ids
 from clips.features import ClipFeatures
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
@@ -68,7 +68,9 @@ def find_neighbors(
         gather_rows(torch.from_numpy(part).to(accelerator.device), len(train), accelerator) for part in found
     )
     queries = embed_rows(model, validation, accelerator, batch_size, "Embedding the validation split")
-    return Neighbors(neighbors, similarities, datastore.search_rows(queries, k, device=accelerator.device)[0])
+    exclude_ids = own_ids(validation, datastore)  # where a corpus validates on training clips
+    found, _ = datastore.search_rows(queries, k, exclude_ids, accelerator.device)
+    return Neighbors(neighbors, similarities, found)
 
 
 def write_neighbors(path: Path, ids: list[str], neighbors: Neighbors, epoch: int):
