@@ -235,8 +235,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         self, audio_embeds: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Joins the prefix `e(x) = g(f(x))` and the candidate `ỹ` (section 3.2) to the decoder's inputs `(B, P + L, D)` and
-        their attention mask `(B, P + L)`.
+        Joins the prefix `e(x) = g(f(x))` and the candidate `ỹ` (section 3.2): decoder inputs `(B, P + L, D)` and their
+        attention mask `(B, P + L)`.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
         if attention_mask is None:

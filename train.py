@@ -16,29 +16,26 @@ from clips import threads  # noqa: F401
 import copy
 import hashlib
 import json
-import logging as python_logging
 import math
 import signal
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
-from transformers.utils import logging
 
 from clips.batches import TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
-from clips.options import available_cpus, user_errors
+from clips.options import user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
@@ -65,9 +62,9 @@ from training.checkpoints import (
     save_state,
 )
 from training.checks import caption_rule, check_arguments, check_paths
+from training.devices import start_accelerator
 from training.lora import merged_state_dict
 from training.refresh import find_neighbors, write_neighbors
-from training.sharding import check_distributed_type
 from training.throughput import count_flops, measure_peak
 
 # -- 1. the parts of a run ---------------------------------------------------------------------------------------------
@@ -337,27 +334,6 @@ def save_best(run: Run):
 
 
 # -- 3. main ----------------------------------------------------------------------------------------------------------
-
-
-def start_accelerator(args: TrainingArguments) -> Accelerator:
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one process decodes a corpus
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        kwargs_handlers=[patient],
-        log_with=args.report_to.split(",") if args.report_to else None,
-        project_dir=args.output_dir,
-    )
-    check_distributed_type(accelerator)
-    if accelerator.device.type == "cpu":
-        # accelerate launch sets a CPU process to one thread
-        torch.set_num_threads(max(1, available_cpus() // accelerator.num_processes))
-    else:
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    if not accelerator.is_main_process:
-        logging.set_verbosity_error()  # messages appear once
-    # At each checkpoint accelerate warns that it leaves out tied weights, which loading ties again.
-    python_logging.getLogger("accelerate.utils.other").setLevel(python_logging.ERROR)
-    return accelerator
 
 
 def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | None) -> Run:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from training.sharding import check_distributed_type
+from training.devices import check_distributed_type
 
 OPTIONS = ["--num_train_epochs", "2", "--max_grad_norm", "1", "--logging_steps", "1", "--micro_batch_size", "1"]
 

@@ -1,8 +1,16 @@
-"""Checks and settings for FSDP2, which shards a model's weights over the processes."""
+"""Processes and devices: how the accelerator of a training is set up, and what it refuses."""
 
+import logging as python_logging
+from datetime import timedelta
+
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers.utils import logging
+
+from clips.options import available_cpus
+from training.arguments import TrainingArguments
 
 
 def check_distributed_type(accelerator: Accelerator):
@@ -32,3 +40,24 @@ def check_distributed_type(accelerator: Accelerator):
     # Autocast chooses the precision, as without FSDP. FSDP's own policy would cast all weights and log-mels, so that
     # neighbours and datastore would come from another encoder than the float32 one that is saved.
     plugin.mixed_precision_policy = None
+
+
+def start_accelerator(args: TrainingArguments) -> Accelerator:
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one process decodes a corpus
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        kwargs_handlers=[patient],
+        log_with=args.report_to.split(",") if args.report_to else None,
+        project_dir=args.output_dir,
+    )
+    check_distributed_type(accelerator)
+    if accelerator.device.type == "cpu":
+        # accelerate launch sets a CPU process to one thread
+        torch.set_num_threads(max(1, available_cpus() // accelerator.num_processes))
+    else:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    if not accelerator.is_main_process:
+        logging.set_verbosity_error()  # messages appear once
+    # At each checkpoint accelerate warns that it leaves out tied weights, which loading ties again.
+    python_logging.getLogger("accelerate.utils.other").setLevel(python_logging.ERROR)
+    return accelerator
