@@ -147,7 +147,7 @@ def build_model(
         if not words:
             raise ValueError(
                 f"--word_loss_weight: found no word to predict in the {len(train)} training captions, "
-                "expected one in 5 or more and at most half of them: leave it out"
+                "expected one in 5 or more and at most half of them: set it to 0"
             )
         model.set_words(words)
     longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)

@@ -38,7 +38,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     if args.word_loss_weight < 0:
         raise ValueError(f"--word_loss_weight must be 0 or more, got {args.word_loss_weight}")
     if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
-        raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: leave it out")
+        raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: set it to 0")
     for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
         if getattr(model_args, name) is not None and not getattr(model_args, needed):
             raise ValueError(f"--{name} does nothing without --{needed}")
