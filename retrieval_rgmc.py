@@ -553,7 +553,11 @@ def find_file(
             found = hf_hub_download(str(path_or_id), name, subfolder=subfolder or None, **hub_kwargs)
         except EntryNotFoundError:
             found = None
-        except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        except HFValidationError as error:
+            raise OSError(
+                f"{path_or_id} does not exist: expected a folder, or an id on the Hub (owner/name)"
+            ) from error
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise OSError(f"{path_or_id} is not a folder and cannot be loaded from the Hub: {error}") from error
     if required and found is None:
         place = os.path.join(path_or_id, subfolder, name)

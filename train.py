@@ -189,6 +189,7 @@ def train_epoch(run: Run):
         if stops or ends_within or (args.save_steps and state.step % args.save_steps == 0):
             save_state(Path(args.output_dir), accelerator, state, run.settings, args.save_total_limit)
         if stops:
+            progress.close()
             accelerator.print(f"Stopped as asked after step {state.step}; resume it with --resume_from_checkpoint last")
             raise SystemExit(128 + signal.SIGTERM)
         if state.step >= (args.max_steps or math.inf):

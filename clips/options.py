@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 from huggingface_hub import file_exists, repo_exists, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import GatedRepoError
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -149,7 +150,11 @@ class OptionParser(HfArgumentParser):
         try:
             namespace, unknown = self.parse_known_args(words, namespace)
         except ArgumentError as error:
-            self.error(": ".join(filter(None, (error.argument_name, error.message))))
+            kinds = {"int": "a whole number", "float": "a number"}
+            message = re.sub(
+                "invalid (int|float) value: ", lambda found: f"expected {kinds[found[1]]}, found ", error.message
+            )
+            self.error(": ".join(filter(None, (error.argument_name, message))))
         if unknown:
             self._refuse(unknown)
         return namespace
@@ -164,6 +169,8 @@ class OptionParser(HfArgumentParser):
             self.error(f"unknown option {option}{near or '; --help lists the options'}")
         if self.config_file and words[0].endswith((".yaml", ".yml")):
             self.error(f"{words[0]}: the yaml file comes first, before all options")
+        if self.config_file and Path(f"{words[0]}.yaml").is_file():
+            self.error(f"unexpected '{words[0]}'; did you mean {words[0]}.yaml?")
         self.error(f"unexpected '{words[0]}': options are given as --name value")
 
     def _take_entries(self, argv: list[str]) -> tuple[list[str], dict[str, dict]]:
@@ -392,10 +399,7 @@ def check_model(
     except GatedRepoError:
         return  # whoever loads it says what to do
     except Exception as error:  # offline: an error of the HTTP library, and which one depends on huggingface_hub
-        found, problem = (
-            False,
-            f"the Hub cannot be reached ({(str(error).splitlines() or [type(error).__name__])[0]}){near}",
-        )
+        found, problem = False, f"the Hub cannot be reached ({_first_line(error)}){near}"
     if not found:
         raise FileNotFoundError(f"{option} {name}: no such folder, and {problem}")
 
@@ -408,11 +412,22 @@ def check_dataset(option: str, name: str | None):
     if not _may_be_hub_id(name) or name.lower().endswith(TABLES):
         raise FileNotFoundError(missing + near_path(name))
     try:
-        found = repo_exists(name, repo_type="dataset")
-    except Exception:  # offline; datasets may have a copy
-        found = not near_path(name)
+        found, problem = repo_exists(name, repo_type="dataset"), ""
+    except Exception as error:  # offline: see `check_model`
+        found, problem = _is_cached_dataset(name), f"; the Hub cannot be reached ({_first_line(error)})"
     if not found:
-        raise FileNotFoundError(missing + near_path(name))
+        raise FileNotFoundError(missing + problem + near_path(name))
+
+
+def _is_cached_dataset(name: str) -> bool:
+    import datasets
+
+    folders = (Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}"), name.replace("/", "___"))
+    return any(Path(datasets.config.HF_DATASETS_CACHE, folder).is_dir() for folder in folders)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _may_be_hub_id(name: str) -> bool:

@@ -74,7 +74,8 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     audio_column = next((column for column in AUDIO_COLUMNS if column in rows.column_names), None)
     for wanted, found in ((" or ".join(AUDIO_COLUMNS), audio_column), (caption_column, caption_column)):
         if found not in rows.column_names:
-            raise ValueError(f"{where} has no column {wanted}: found {', '.join(rows.column_names)}")
+            columns = [column for column in rows.column_names if column != FILE_COLUMN]
+            raise ValueError(f"{where} has no column {wanted}: found {', '.join(columns)}")
     names = rows[FILE_COLUMN][:] if FILE_COLUMN in rows.column_names else [""] * len(rows)
     ids = [name or f"{split}-{row}" for row, name in enumerate(names)]
     if id_column in rows.column_names:
@@ -143,6 +144,11 @@ def _from_audiofolder(path: Path, names: list[str], columns: tuple[str, str]) ->
     for metadata in (path / name for name in METADATA_FILES):
         if metadata.is_file():
             return _from_table(metadata, names, columns)
+    folder = next((path / name for name in names if (path / name).is_dir()), None)
+    if folder:
+        raise FileNotFoundError(
+            f"{folder} has no {' or '.join(METADATA_FILES)}: expected one with the columns file_name and {columns[0]}"
+        )
     found = sorted(entry.name for entry in path.iterdir())[:10]
     raise FileNotFoundError(
         f"{path} has no split '{names[0]}': found {', '.join(found) or 'an empty folder'}; "

@@ -65,7 +65,10 @@ def write_report(
         for row in draw_examples(results, lines, num_examples)
     ]
     figures = {
-        "scores": (plot_scores(results), "Scores with their intervals. Gold captions are shown for CLAP A-T only."),
+        "scores": (
+            plot_scores(results),
+            "Scores with their intervals, without those that gold captions reach against themselves.",
+        ),
         "similarity": (
             plot_similarity(results, lines, item_scores),
             "CIDEr-D of the clips in bins of about equal size, by how similar their candidates sound.",
@@ -135,8 +138,7 @@ def _compare(results: EvaluationResults, systems: dict[str, SystemResult], clips
     interval = f"{difference.low:.2f} to {difference.high:.2f}"
     if difference.low <= 0 <= difference.high:
         return text + (
-            f"No difference is shown: the {level} interval of the difference of {difference.value:.2f}, {interval}, "
-            "includes zero."
+            f"The difference of {difference.value:.2f} may be chance: its {level} interval, {interval}, includes zero."
         )
     comparison = "better" if difference.value > 0 else "worse"
     return text + (

@@ -96,7 +96,7 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
     for key, reason in results.unavailable.items():
         if metric_stem(key) in COLUMNS[name]:
             reasons.setdefault(reason, []).append(results.metrics.get(key, key))
-    notes = [f"{', '.join(titles)}: not available: {reason}" for reason, titles in reasons.items()]
+    notes = [f"{', '.join(titles)}: left out: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
     return notes + clap_notes(results, name) + leak_notes(results)
 

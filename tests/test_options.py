@@ -115,6 +115,7 @@ def test_a_word_in_the_wrong_place_is_one_line(folder, said):
     assert said(run_evaluation, "--masked", "true", "demo").endswith(
         "unexpected 'demo': options are given as --name value"
     )
+    assert said(train.main, ["configs/demo"]).endswith("unexpected 'configs/demo'; did you mean configs/demo.yaml?")
     assert "configs/demo.yaml: the yaml file comes first" in said(train.main, ["--seed", "1", "configs/demo.yaml"])
     assert "--text_config.n_layer: expected one argument" in said(run_train, "--text_config.n_layer")
     assert "--text_config.n_layer: expected one argument" in said(run_train, "--text_config.n_layer", "--seed", "1")
@@ -123,14 +124,23 @@ def test_a_word_in_the_wrong_place_is_one_line(folder, said):
 @pytest.mark.parametrize(
     ("command", "words", "expected"),
     [
-        (run_train, ["--batch_size", "4.5"], "--batch_size: invalid int value: '4.5'"),
-        (run_train, ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
+        (run_train, ["--batch_size", "4.5"], "--batch_size: expected a whole number, found '4.5'"),
+        (run_train, ["--learning_rate", "fast"], "--learning_rate: expected a number, found 'fast'"),
         (run_train, ["--push_to_hub", "maybe"], "--push_to_hub: expected true or false, found 'maybe'"),
         (run_train, ["--conditioning", "video"], "--conditioning: invalid choice: 'video' (choose from"),
         (run_train, ["--hub_strategy", "often"], "--hub_strategy: invalid choice: 'often'"),
         (run_train, ["--text_config", "4"], "--text_config: expected a mapping such as '{n_layer: 4}', found '4'"),
         (run_train, ["--text_config.n_layer", "{"], "'{' cannot be read as yaml: line 1, "),
         (run_train, ["--text_config.n_layers", "4"], "has no n_layers: see GPT2Config; did you mean n_layer?"),
+        (run_train, ["--text_config.n_layer", "abc"], "--text_config cannot be used: "),
+        (run_train, ["--text_config.n_head", "3"], "--text_config: a width of 128 cannot be divided among 3 heads"),
+        (run_train, ["--audio_config.depths", "3"], "--audio_config cannot be used: "),
+        (run_train, ["--max_train_samples", "0"], "--max_train_samples 0: expected 1 or more"),
+        (run_train, ["--learning_rate", "-1"], "--learning_rate must be positive, got -1.0"),
+        (run_train, ["--warmup_steps", "-1"], "--warmup_steps must be 0 or more, got -1"),
+        (run_train, ["--push_to_hub", "true", "--hub_model_id", "a/b/c"], "--hub_model_id a/b/c: expected owner/name"),
+        (run_train, ["--report_to", "wandb"], "--report_to wandb: not installed: `pip install wandb`"),
+        (run_train, ["--resume_from_checkpoint", "lst"], "lst does not exist: expected a checkpoint-<step> of"),
         (run_train, ["--max_steps", "0"], "--max_steps must be at least 1, got 0"),
         (run_train, ["--prefix_length", "0"], "--prefix_length must be at least 1, got 0"),
         (run_train, ["--refresh", "sometimes"], "--refresh sometimes: expected epoch, never, or a number of epochs"),
@@ -138,7 +148,7 @@ def test_a_word_in_the_wrong_place_is_one_line(folder, said):
         (run_train, ["--report_to", "wandb,tensorbord"], "; did you mean tensorboard?"),
         (run_train, ["--output_dir", "configs/demo.yaml/x"], "configs/demo.yaml is a file; name a folder"),
         (run_evaluation, ["--table", "7"], "--table [7]: expected some of [1, 3, 4, 5]"),
-        (run_evaluation, ["--table", "x"], "--table: invalid int value: 'x'"),
+        (run_evaluation, ["--table", "x"], "--table: expected a whole number, found 'x'"),
         (run_evaluation, ["--bootstrap", "-1"], "--bootstrap -1: expected 0 or more"),
         (run_evaluation, ["--cache_dtype", "int8"], "--cache_dtype: invalid choice: 'int8'"),
         (run_train, ["--num_proc", "0"], "--num_proc 0: expected 1 or more"),
@@ -243,6 +253,11 @@ def test_a_missing_yaml_file_is_one_line(folder, said):
         (run_evaluation, ["--predictions", "x=p.jsonl"], "--predictions x=p.jsonl: p.jsonl does not exist"),
         (run_evaluation, ["--dataset", "data/demoo"], "--dataset data/demoo does not exist"),
         (run_evaluation, ["--dataset", "data/demo.csv"], "; did you mean data/demo?"),
+        (
+            run_train,
+            ["--demo_clips", "0", "--dataset", "my_music"],
+            "or the id of a Hub dataset; the Hub cannot be reached (no network)",
+        ),
         (run_train, ["--validation_dataset", "./nowhere"], "--validation_dataset ./nowhere does not exist: expected a"),
         (run_prepare, ["--csv", "data/demo/metadata.cvs"], "--csv data/demo/metadata.cvs does not exist"),
         (run_prepare, ["--csv", "data/demo/metadata.cvs"], "; did you mean data/demo/metadata.csv?"),

@@ -213,7 +213,7 @@ def test_summary_says_whether_the_difference_is_more_than_chance():
     assert summarize(Score(34.5, 12.1, 57)) == ours + better
     assert summarize(Score(-4, -5, -3)) == f"{ours}RGMC is worse by 4.00: {interval}, -5.00 to -3.00, excludes zero."
     for low, high in ((-2, 6), (-2, 0), (0, 6)):
-        text = f"{ours}No difference is shown: {interval} of 2.00, {low:.2f} to {high:.2f}, includes zero."
+        text = f"{ours}The difference of 2.00 may be chance: its 95 % interval, {low:.2f} to {high:.2f}, includes zero."
         assert summarize(Score(2, low, high)) == text
     assert summarize(None) == f"{ours}The difference is 34.50, without an interval."
     one = f"RGMC scores 204.70 CIDEr-D on the one clip of test{scores}"
@@ -227,7 +227,7 @@ def test_summary_says_what_is_left_without_leaks():
     leaks = {"n": 48, "left_out": {}, "train_split": "train", "options": {}, "systems": without}
     text = summary(make_results(without_leaks=leaks))
     assert text.startswith(summary(make_results())) and "48 of them that do not leak from train" in text
-    assert text.endswith("the 95 % interval of the difference of 1.00, -1.00 to 3.00, includes zero.")
+    assert text.endswith("may be chance: its 95 % interval, -1.00 to 3.00, includes zero.")
     assert summary(make_results(without_leaks={**leaks, "n": 0, "systems": {}})) == summary(make_results())
 
 
@@ -328,7 +328,7 @@ def test_terminal_table_is_aligned_and_says_what_is_missing():
     assert len({len(line) for line in lines[: 1 + 5 + 7]}) == 1
     assert not any("[" in line for line in lines[:13])
     assert lines[13:] == [
-        "METEOR 1.5: not available: no java on the PATH",
+        "METEOR 1.5: left out: no java on the PATH",
         "no row of RGMC (Audio Only): give --audio_only_model",
         "CLAP A-T: by org/clap@1a2b",
     ]
@@ -347,7 +347,7 @@ def test_a_column_without_any_value_is_left_out_and_the_reason_stays(tmp_path):
     (markdown, *_), page = markdown_tables((tmp_path / "report.md").read_text("utf-8")), Page(tmp_path / "report.html")
     assert "METEOR" not in markdown[0] and "BLEU@4" in markdown[0]
     assert "METEOR" not in format_table(results, "3").split("\n")[1]
-    note = "METEOR 1.5: not available: no java on the PATH"
+    note = "METEOR 1.5: left out: no java on the PATH"
     for text in (page.text, (tmp_path / "report.md").read_text("utf-8"), format_table(results, "3")):
         assert note in text
     results.systems["random"].scores["meteor_1.5"] = Score(0.0)

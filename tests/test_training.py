@@ -428,6 +428,14 @@ def test_every_layout_gives_the_same_rows(broken_corpus, tmp_path):
         assert all(entry["bytes"] or Path(entry["path"]).is_file() for entry in found["audio"]), place
 
 
+def test_a_split_without_its_table_is_an_error_that_says_so(broken_corpus):
+    (broken_corpus / "train" / "metadata.csv").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"train has no metadata\.csv or .*with the columns file_name and caption"
+    ):
+        load_captions(str(broken_corpus), "train")
+
+
 def test_one_table_for_all_splits_is_divided_by_folder(broken_corpus):
     corpus = broken_corpus
     lines = ["file_name,caption"]

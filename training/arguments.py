@@ -100,6 +100,11 @@ class DataArguments(CorpusArguments):
         default=0, metadata={"help": "First synthesise a demo corpus of this many clips in the folder --dataset."}
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_train_samples is not None:
+            self.check_least("max_train_samples", 1)
+
 
 @dataclass(kw_only=True)
 class OptimizationArguments:

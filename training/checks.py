@@ -2,7 +2,10 @@
 
 from dataclasses import asdict
 
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.trainer_utils import SchedulerType
 
@@ -35,8 +38,12 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if args.max_grad_norm is not None and args.max_grad_norm <= 0:
         raise ValueError(f"--max_grad_norm must be positive, got {args.max_grad_norm}; leave it out for no clipping")
-    if args.word_loss_weight < 0:
-        raise ValueError(f"--word_loss_weight must be 0 or more, got {args.word_loss_weight}")
+    for name in ("learning_rate", "audio_learning_rate", "mapper_learning_rate", "text_learning_rate"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
+    for name in ("word_loss_weight", "warmup_steps", "num_sample_captions"):
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
         raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: set it to 0")
     for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
@@ -52,6 +59,14 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             if word not in known:
                 near = did_you_mean(word, known)
                 raise ValueError(f"--{option} {word}: expected one of {', '.join(known)}{near}")
+    missing = {*trackers} - {"all", *(str(kind) for kind in get_available_trackers())}
+    if missing:
+        raise ValueError(f"--report_to {args.report_to}: not installed: `pip install {' '.join(sorted(missing))}`")
+    if args.push_to_hub and args.hub_model_id:
+        try:
+            validate_repo_id(args.hub_model_id)
+        except HFValidationError as error:
+            raise ValueError(f"--hub_model_id {args.hub_model_id}: expected owner/name ({error})") from error
     given = {name for name, value in asdict(model_args).items() if value not in (None, {}, False)}
     fixed = given - {"model", *ALLOWED_WITH_MODEL, *MODEL_CHOICES, *LENGTHS}
     if model_args.model and fixed:
@@ -72,6 +87,13 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         if unknown:
             near = did_you_mean(unknown[0], known.to_dict())
             raise ValueError(f"{name} has no {', '.join(unknown)}: see {type(known).__name__}{near}")
+        try:
+            config = type(known)(**{key: value for key, value in entries.items() if key != "model_type"})
+        except Exception as error:  # of whatever kind the library has for a wrong type
+            raise ValueError(f"--{name} cannot be used: {' '.join(str(error).split())}") from error
+        heads = config.num_attention_heads
+        if isinstance(heads, int) and config.hidden_size % heads:
+            raise ValueError(f"--{name}: a width of {config.hidden_size} cannot be divided among {heads} heads")
 
 
 def check_paths(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments):
