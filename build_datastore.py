@@ -1,11 +1,10 @@
 """
-Makes a datastore of a corpus: its captions, and what a checkpoint's encoder makes of its songs.
+Makes a datastore of a corpus: its captions, and the embeddings of its songs by a checkpoint's encoder.
 
     python build_datastore.py --model outputs/demo --dataset my_music --output_dir my_datastore
 
-`model.set_datastore(CaptionDatastore.from_pretrained("my_datastore"))` then retrieves from it, without any training.
-Options are the fields of `DatastoreArguments`; `--help` lists them. `accelerate launch` and `torchrun` share the
-embedding between processes.
+`model.set_datastore("my_datastore")` then retrieves from it, without any training. `accelerate launch` and `torchrun`
+share the embedding between processes. The options are the fields of `DatastoreArguments`.
 """
 
 from clips import threads  # noqa: F401
@@ -47,7 +46,7 @@ class DatastoreArguments(HubArguments, SearchArguments, InferenceArguments):
     dataset: str = field(
         metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
-    output_dir: str = field(metadata={"help": "Folder of the datastore; one that is there is replaced."})
+    output_dir: str = field(metadata={"help": "Folder of the datastore; replaces the one that it holds."})
     split: str = field(default="train", metadata={"help": "Split of the corpus; all for a corpus without splits."})
     storage: Literal["float32", "float16", "int8"] = field(
         default="float32", metadata={"help": "Type of the embeddings; float16 takes half the space, int8 a quarter."}
@@ -56,8 +55,8 @@ class DatastoreArguments(HubArguments, SearchArguments, InferenceArguments):
 
 def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore:
     """
-    Writes the datastore to `args.output_dir`. An interrupted run goes on with the clips that are not decoded yet.
-    Unusable rows are listed in `skipped.jsonl` there.
+    Writes the datastore to `args.output_dir`, and the unusable rows to `skipped.jsonl` there. A run that was interrupted
+    continues with the clips that are not decoded yet.
     """
     # 1. The clips
     config = RGMCConfig.from_pretrained(args.model)
@@ -73,7 +72,7 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
     )
     features = split.features(processor, accelerator)
 
-    # 2. Their embeddings, for which the datastore that the checkpoint carries is not needed
+    # 2. Their embeddings. The datastore in the checkpoint is not needed for them
     model = RGMCModel.from_pretrained(args.model, load_datastore=False).to(accelerator.device).eval()
     rows = datastore_rows(features, processor)
     check_search(config.audio_config.projection_dim, *searching, rows=len(rows))

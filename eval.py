@@ -1,11 +1,11 @@
 """
-Captions a split with a checkpoint and makes the paper's tables of it (sections 6 and 7).
+Captions a split with a checkpoint and scores it in the paper's tables (sections 6 and 7).
 
     accelerate launch eval.py --model outputs/demo --dataset data/demo --output_dir outputs/demo/eval
     accelerate launch eval.py <as before> --table 3 4 --audio_only_model outputs/demo-audio --predictions ltu=ltu.jsonl
     accelerate launch eval.py <as before> --leakage outputs/leakage/leakage.json
 
-Options are the fields of `EvaluationArguments`; `--help` lists them.
+The options are the fields of `EvaluationArguments`.
 """
 
 from clips import threads  # noqa: F401
@@ -141,7 +141,7 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
         if self.update_model_card and not (Path(self.model) / "README.md").is_file():
-            raise ValueError(f"--update_model_card true: {self.model} is no local folder with a README.md")
+            raise ValueError(f"--update_model_card true: {self.model} is not a local folder with a README.md")
 
 
 def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> EvaluationResults | None:
@@ -288,7 +288,7 @@ def metric_titles(names: list[str]) -> dict[str, str]:
 
 
 def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
-    """What the results depend on."""
+    """Returns what the results depend on."""
     return {
         "model": args.model,
         "checkpoint": captioner.checkpoint,
@@ -329,7 +329,7 @@ def write_lines(path: Path, lines: list[Prediction]):
 
 
 def check_paths(args: EvaluationArguments):
-    """What options name: `FileNotFoundError` or `ValueError` where a model, a corpus or a file is not there."""
+    """Raises `FileNotFoundError` or `ValueError` if a model, corpus or file that an option names does not exist."""
     check_output(args.output_dir)
     for name in ("model", "audio_only_model", "text_only_model", "transfer_model"):
         check_model(f"--{name}", getattr(args, name))

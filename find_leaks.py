@@ -5,7 +5,7 @@ Finds leaks between the splits of a corpus: captions and sounds that are the sam
     python find_leaks.py --dataset data/demo --model outputs/demo --output_dir outputs/leakage
 
 writes `report.md` and `leakage.json`. With the latter, `eval.py --leakage` also scores the split without the clips that
-leak from the training split. The options are the fields of `LeakageArguments`; `--help` lists them.
+leak from the training split. The options are the fields of `LeakageArguments`.
 """
 
 from clips import threads  # noqa: F401

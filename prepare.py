@@ -1,5 +1,5 @@
 """
-Makes of a raw corpus a folder that `train.py --dataset` takes (section 5 of the paper).
+Turns a raw corpus into a folder that `train.py --dataset` takes (section 5 of the paper).
 
     python prepare.py audiostock --raw_dir raw/audiostock --output_dir data/audiostock --num_proc 8
     python prepare.py musiccaps --csv musiccaps-public.csv --audio_dir raw/musiccaps --output_dir data/musiccaps
@@ -8,8 +8,8 @@ Makes of a raw corpus a folder that `train.py --dataset` takes (section 5 of the
     python prepare.py any --source table.csv --caption_columns text --file_column path --output_dir data/mine
 
 The folder holds `metadata.parquet`, `rejected.jsonl` (a line for each row that is left out), `report.json`,
-`report.md`, `report.html`, `leakage.json` (what one split has of another), and `probed.jsonl` and `hashed.jsonl`, with
-which an interrupted run goes on. `python prepare.py any --help` lists the options.
+`report.md`, `report.html` and `leakage.json` (what the splits share). An interrupted run continues from `probed.jsonl`
+and `hashed.jsonl`. `python prepare.py any --help` lists the options.
 """
 
 import json
@@ -103,15 +103,18 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     Writes the files of `args.output_dir`.
 
     Args:
-        corpus ([`Corpus`]): What a reader found.
-        args ([`PrepareArguments`])
-        name (`str`), source (`dict`): For the report: the corpus's name and the options of its reader.
+        corpus ([`Corpus`]):
+            What a reader found.
+        args ([`PrepareArguments`]):
+            What to do with it.
+        name (`str`), source (`dict`):
+            The corpus's name and the options of its reader, for the report.
 
     Returns:
-        What `report.json` holds.
+        `dict`: What `report.json` holds.
 
     Raises:
-        `ValueError`: when no row can be used, or splits are larger than the corpus.
+        `ValueError`: If no row can be used, or if splits are larger than the corpus.
     """
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     # 2. Near-duplicate captions
     clusters = None if args.dedup == "off" else mark_clusters(rows, args.ngram, args.threshold)
 
-    # 3. A corpus's own splits, before files are looked at: who lacks other clips has the same splits of the rest
+    # 3. A corpus's own splits, before files are read: the splits do not depend on which clips somebody lacks
     given = any(row.get("split") for row in rows)
     if given:
         set_splits(rows, args)
@@ -133,7 +136,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     rows = probe_rows(corpus, rows, output_dir / "probed.jsonl", args.num_proc)
     if args.dedup == "drop":
         rows = drop_duplicates(corpus, rows)
-    (output_dir / "metadata.parquet").unlink(missing_ok=True)  # of a former run, which what is written now belies
+    (output_dir / "metadata.parquet").unlink(missing_ok=True)  # of a former run: it would not match the new files
     write_lines(output_dir / "rejected.jsonl", corpus.rejected)
     kinds = dict(Counter(line["kind"] for line in corpus.rejected))
     if not rows:
@@ -146,10 +149,10 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     splits = Counter(row["split"] for row in rows)
     before = sorted((before if given else splits).items(), key=lambda split: (*SPLITS, split[0]).index(split[0]))
 
-    # 6. What they have of each other
+    # 6. What the splits share
     leaks = report_leaks(rows, output_dir, args.ngram, args.threshold, args.num_proc)
 
-    # 7. The table, which appears when all else is there, and the reports
+    # 7. The reports, and the table last: it appears when everything else is there
     table = make_table(rows, corpus.license, output_dir)
     report = {
         "corpus": name,
@@ -175,7 +178,7 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
 
 
 def set_splits(rows: list[dict], args: PrepareArguments):
-    """Sets `split` of each row; the corpus's own splits are kept, and one that it has is not drawn again."""
+    """Sets `split` of each row. The corpus's own splits are kept; only those that it lacks are drawn."""
     asked = [("--stratify_column", args.stratify_column)] if args.stratify_column else []
     asked += [("--group_columns", name) for name in args.group_columns if name not in GROUP_COLUMNS]
     for option, name in asked:
@@ -194,7 +197,7 @@ def set_splits(rows: list[dict], args: PrepareArguments):
 
 
 def group_labels(row: dict, columns: list[str]) -> list[tuple[str, str]]:
-    """What a row shares with the others of its group: its cluster, its file, and what it has in these columns."""
+    """Returns what puts a row into a group with others: its cluster, its file, and its values in these columns."""
     labels = [("cluster", row["cluster"])] if "cluster" in row else []
     labels += [("file", os.path.realpath(row["file"]))] if row["file"] else []
     for name in columns:
@@ -210,7 +213,7 @@ def write_lines(path: Path, lines: list[dict]):
 
 
 def parse_arguments(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
-    """A corpus's name, where its raw files are, and what is to be done with them."""
+    """Parses the name of a corpus, the options of its reader, and what to do with it."""
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         print(f"{__doc__}\nThe corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one.")
@@ -225,7 +228,7 @@ def parse_arguments(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
 
 
 def check_paths(source: Any):
-    """`FileNotFoundError` where an option of a reader names what is not there."""
+    """Raises `FileNotFoundError` if a file or folder that a reader's option names does not exist."""
     expected = {"csv": "the table of the corpus", "raw_dir": "the folder of the raw corpus"}
     expected["audio_dir"] = "the folder of the audio files"
     for name, value in asdict(source).items():
@@ -236,7 +239,7 @@ def check_paths(source: Any):
 
 
 def check_output_dir(output_dir: Path, source: Any):
-    """`ValueError` where our own files would be read as raw ones, or other files instead of ours."""
+    """Raises `ValueError` if the output would be read as raw files, or other files as the output."""
     for raw in (getattr(source, name, None) for name in ("raw_dir", "source")):
         if raw and Path(raw).is_dir() and Path(raw).resolve() in (output_dir.resolve(), *output_dir.resolve().parents):
             raise ValueError(f"--output_dir {output_dir} lies in the raw corpus {raw}: name a folder outside it")
@@ -248,7 +251,7 @@ def check_output_dir(output_dir: Path, source: Any):
 
 
 def missing_audio(corpus: Corpus, report: dict) -> list[str]:
-    """What is said once of the rows whose file was not found."""
+    """Explains, once for all of them, the rows whose file was not found."""
     missing = [line for line in corpus.rejected if line["kind"] == "no_audio"]
     if not missing:
         return []
@@ -257,7 +260,7 @@ def missing_audio(corpus: Corpus, report: dict) -> list[str]:
 
 
 def next_command(corpus: str, output_dir: str, report: dict) -> list[str]:
-    """The command to run next, which takes the splits that have clips, and why it is not the usual one."""
+    """Returns the command to run next, for the splits that have clips, and why it is not the usual one."""
     sizes = report["splits"]
     lines = [
         f"The split '{name}' is empty: no clip of its {split['total']:,} rows is there"

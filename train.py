@@ -6,8 +6,8 @@ Trains RGMC (sections 3 and 4 of the paper).
     accelerate launch train.py --dataset my_music --output_dir outputs/my_music --text_model openai-community/gpt2
     accelerate launch train.py <as before> --resume_from_checkpoint last
 
-The options are the fields of the dataclasses in `training/arguments.py`, and `--help` lists them. They come from a yaml
-file and from the command line, which wins. `--text_config.n_layer 4` sets one entry of a configuration.
+Options come from a yaml file and from the command line, which wins. `--text_config.n_layer 4` sets one entry of a
+configuration.
 """
 
 from clips import threads  # noqa: F401

@@ -575,7 +575,7 @@ def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
     run(model=str(tmp_path / "model"), update_model_card=True)
     (file,) = (tmp_path / "model" / ".eval_results").iterdir()
     assert "CIDEr-D, split test, 5 clips" in file.read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="is no local folder"):
+    with pytest.raises(ValueError, match="is not a local folder"):
         run(model="somebody/rgmc", update_model_card=True)
 
 

@@ -134,7 +134,7 @@ def test_tags_of_audiostock_stay_as_columns(audiostock, tmp_path):
 
 
 def test_json_as_laion_writes_it(tmp_path):
-    """No id but that of the URL, NaN where pandas had nothing, numbers that begin anew in each folder."""
+    """No id but that of the URL, NaN where pandas had nothing, numbers that start again in each folder."""
     for number, stem in ((1150592, "train/0"), (73107, "test/0"), (73107, "test/1")):
         original = {"title": "Audiostock dataset", "URL": f"https://audiostock.net/audio/{number}/play"}
         original |= {"scene": float("nan"), "purpose": "Video"}
