@@ -55,7 +55,7 @@ class DatastoreArguments(HubArguments, SearchArguments, InferenceArguments):
 
 def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore:
     """
-    Writes the datastore to `args.output_dir`, and the unusable rows to `skipped.jsonl` there. A run that was interrupted
+    Writes the datastore to `args.output_dir`, and the unusable rows to `skipped.jsonl` there. An interrupted run
     continues with the clips that are not decoded yet.
     """
     # 1. The clips
