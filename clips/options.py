@@ -218,7 +218,7 @@ class OptionParser(HfArgumentParser):
                 self.error(f"{file}: {name}: expected {_expected(self.options[name])}, found {found}")
 
     def _set(self, name: str, value: Any, namespace: Namespace) -> bool:
-        """Sets an option to a value of yaml; False where it is of another type."""
+        """Sets an option to a value of yaml; returns False if it has another type."""
         kwargs = self.options[name]
         if (value is None and kwargs["default"] is None) or (isinstance(value, dict) and kwargs["type"] is mapping):
             setattr(namespace, name, value)

@@ -206,7 +206,7 @@ class TrainingArguments(PublishingArguments, CheckpointArguments, SearchArgument
 def parse_arguments(
     argv: list[str], description: str | None = None
 ) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Parses a yaml file, if it comes first, and options. `--field.key value` sets an entry of a field that is a dict."""
+    """Parses a yaml file, if it comes first, and options; `--field.key value` sets an entry of a dict."""
     parser = OptionParser((ModelArguments, DataArguments, TrainingArguments), config_file=True, description=description)
     model_args, data_args, args = parser.parse(argv)
     for name, value in (("dataset", data_args.dataset), ("output_dir", args.output_dir)):
