@@ -91,7 +91,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             config = type(known)(**{key: value for key, value in entries.items() if key != "model_type"})
         except Exception as error:  # of whatever kind the library has for a wrong type
             raise ValueError(f"--{name} cannot be used: {' '.join(str(error).split())}") from error
-        heads = config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None)  # some decoders have none
         if isinstance(heads, int) and config.hidden_size % heads:
             raise ValueError(f"--{name}: a width of {config.hidden_size} cannot be divided among {heads} heads")
 
