@@ -121,10 +121,6 @@ def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
     """Returns the checkpoint that `--resume_from_checkpoint` names."""
     if name in (None, "last"):
         return last_checkpoint(output_dir) if name else None
-    if not Path(name).is_dir():
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint {name} does not exist: expected a checkpoint-<step> of --output_dir, or 'last'"
-        )
     if Path(name).resolve().parent != output_dir.resolve():
         raise ValueError(f"{name} belongs to another run: resume it with --output_dir {Path(name).parent}")
     if not (Path(name) / "settings.json").is_file():

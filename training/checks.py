@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.trainer_utils import SchedulerType
 
-from clips.options import check_dataset, check_model, check_output, did_you_mean
+from clips.options import check_dataset, check_folder, check_model, check_output, did_you_mean
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
     ALLOWED_WITH_MODEL,
@@ -99,6 +99,9 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
 def check_paths(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments):
     """Raises `FileNotFoundError` or `ValueError` if a model or corpus that an option names does not exist."""
     check_output(args.output_dir)
+    if args.resume_from_checkpoint not in (None, "last"):
+        expected = "a checkpoint-<step> of --output_dir, or 'last'"
+        check_folder("--resume_from_checkpoint", args.resume_from_checkpoint, expected)
     check_model("--model", model_args.model)
     check_model("--audio_model", model_args.audio_model, "a pretrained CLAP", may_be_file=True)
     check_model("--text_model", model_args.text_model, "a pretrained causal language model")
