@@ -23,6 +23,7 @@ from reporting.tables import (
     draw_examples,
     has_reported_rows,
     interval_note,
+    public_name,
     reported_table,
     system_title,
     table,
@@ -84,7 +85,7 @@ def write_report(
             data = base64.b64encode(path.read_bytes()).decode()
             plots.append({"name": name, "path": f"plots/{name}.png", "text": text, "data": data})
     report = {
-        "title": f"RGMC {results.checkpoint['name']} on {results.dataset}",
+        "title": f"RGMC {public_name(results.checkpoint['name'])} on {public_name(results.dataset)}",
         "summary": summary(results),
         "warning": warning,
         "examples": examples,

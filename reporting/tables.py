@@ -198,7 +198,7 @@ def metric_variant(key: str) -> str:
 
 
 def public_name(checkpoint: str) -> str:
-    """The name of a checkpoint as it is shown: for an absolute path only that of the folder."""
+    """The name of a checkpoint or corpus as it is shown: of an absolute path only the last part."""
     return Path(checkpoint).name if Path(checkpoint).is_absolute() else checkpoint
 
 

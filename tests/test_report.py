@@ -555,3 +555,11 @@ def test_result_files_are_for_datasets_of_the_hub_only(tmp_path, monkeypatch):
     assert path == tmp_path / ".eval_results" / "owner--music-test.yaml"
     assert parse_eval_result_entries(yaml.safe_load(path.read_text("utf-8"))) == eval_result_entries(results)
     assert "test-clap_at-org-clap-1a2b" in [entry.task_id for entry in eval_result_entries(results)]
+
+
+def test_no_place_on_the_machine_is_in_the_title(tmp_path):
+    results = make_results(
+        dataset=str(tmp_path / "music"), checkpoint={"name": str(tmp_path / "demo"), "revision": None, "sha256": {}}
+    )
+    write_report(tmp_path, results, [], {}, None, 0)
+    assert "<title>RGMC demo on music</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
