@@ -73,6 +73,7 @@ SPLITS = {
     "test": CAPTIONS[4:8],
 }
 MUSICAL_TEXT = st.text(st.one_of(st.sampled_from("/&#\u266d\u266f'\u2019-abcg4! \u0327\u0301\u200b"), st.characters()))
+MUSICCAPS = SHARED / "musiccaps" / "musiccaps-public.csv"
 
 
 def write_tone(path: Path, hertz: float, seconds: float = 10.0, rate: int = 8_000) -> Path:
@@ -178,3 +179,10 @@ def prepare(*options) -> dict:
 
 def read_table(folder: Path) -> pandas.DataFrame:
     return pandas.read_parquet(folder / "metadata.parquet").set_index("id", drop=False)
+
+
+def write_sound(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(8000 * seconds), 1 + seed % 2))
+    soundfile.write(path, noise, 8000)
+    return path
