@@ -41,7 +41,6 @@ def parse(
     argv: list[str],
     description: str | None = None,
     *,
-    config_file: bool = False,
     defaults: dict[str, Any] | None = None,
     prog: str | None = None,
 ) -> tuple:
@@ -52,24 +51,22 @@ def parse(
         dataclasses (`type` or `Sequence[type]`): Their fields are the options.
         argv (`list[str]`): The command line without the script's name.
         description (`str`, *optional*): What `--help` prints above the options.
-        config_file (`bool`, defaults to `False`):
-            Whether a yaml file of options may come first. The command line wins over it, and `--field.key value` sets
-            one entry of a field that is a dict.
         defaults (`dict[str, Any]`, *optional*): Defaults that replace those of the fields.
         prog (`str`, *optional*, defaults to the running script): Name of the script.
 
     Returns:
         An instance of each dataclass.
     """
-    parser = OptionParser(dataclasses, config_file, defaults, description=description, prog=prog)
+    parser = OptionParser(dataclasses, defaults=defaults, description=description, prog=prog)
     return parser.parse(argv)
 
 
 class OptionParser(HfArgumentParser):
     """
     An `HfArgumentParser` that takes no abbreviations. Its help shows groups, one spelling of each option, and each
-    default once; hyphens for underscores are understood too. For the arguments see [`parse`]; `kwargs` are those of
-    `argparse.ArgumentParser`.
+    default once; hyphens for underscores are understood too. With `config_file` a yaml file of options may come first;
+    the command line wins over it, and `--field.key value` sets one entry of a field that is a dict. The other arguments
+    are those of [`parse`], and `kwargs` those of `argparse.ArgumentParser`.
     """
 
     def __init__(
