@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 
@@ -89,3 +90,39 @@ def left_pad(prompts: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor,
     input_ids = [[pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts]
     attention_mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(input_ids), torch.tensor(attention_mask)
+
+
+def caption_similarity(one: Sequence[Hashable], other: Sequence[Hashable], longest: int = 4) -> float:
+    """The F1 score of the n-grams that two captions share, from 0 to 1, averaged over n = 1 to `longest`."""
+    scores = []
+    for n in range(1, longest + 1):
+        grams, others = (Counter(zip(*(words[start:] for start in range(n)))) for words in (one, other))
+        total = grams.total() + others.total()
+        if total:
+            scores.append(2 * (grams & others).total() / total)
+    return sum(scores) / len(scores) if scores else 1.0
+
+
+def most_central(captions: Sequence[Sequence[Hashable]], weights: Sequence[float] | None = None) -> int:
+    """
+    Chooses the caption that is most similar to the others, their consensus (Devlin et al. 2015, "Exploring Nearest
+    Neighbor Approaches for Image Captioning", section 3).
+
+    Args:
+        captions (`Sequence[Sequence[Hashable]]`):
+            One or more captions, each as words or as tokens.
+        weights (`Sequence[float]`, *optional*):
+            How much similarity to each caption counts; by default all count the same.
+
+    Returns:
+        `int`: Index of the caption with the largest weighted sum of `caption_similarity` to the others; the first of
+        several.
+    """
+    weights = [1.0] * len(captions) if weights is None else weights
+    sums = [0.0] * len(captions)
+    for i, caption in enumerate(captions):
+        for j in range(i):
+            similarity = caption_similarity(caption, captions[j])
+            sums[i] += weights[j] * similarity
+            sums[j] += weights[i] * similarity
+    return max(range(len(captions)), key=lambda index: (round(sums[index], 9), -index))
