@@ -232,11 +232,15 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         return nn.functional.normalize(embeds.float(), dim=-1)
 
     def join_inputs(
-        self, audio_embeds: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        audio_embeds: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        prefix_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Joins the prefix `e(x) = g(f(x))` and the candidate `ỹ` (section 3.2): decoder inputs `(B, P + L, D)` and their
-        attention mask `(B, P + L)`.
+        attention mask `(B, P + L)`. `prefix_mask` `(B,)` is 0 for the clips whose prefix the decoder must not see.
         """
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
         if attention_mask is None:
@@ -248,7 +252,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 )
             prefix = self.mapper(audio_embeds.to(self.mapper.linear1.weight.dtype)).to(inputs_embeds.dtype)  # (B, P, D)
             inputs_embeds = torch.cat([prefix, inputs_embeds], dim=1)  # (B, P + L, D)
-            attention_mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
+            seen = attention_mask.new_ones(prefix.shape[:2])
+            if prefix_mask is not None:
+                seen = seen * prefix_mask[:, None]
+            attention_mask = torch.cat([seen, attention_mask], dim=1)
         return inputs_embeds, attention_mask
 
     def forward(
@@ -264,6 +271,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         max_label_length: int | None = None,
         word_labels: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -291,6 +299,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 a GPU wait. Labels beyond the number are lost.
             word_labels (`torch.FloatTensor` of shape `(B, len(config.words))`, *optional*):
                 With `labels`: 1 where the caption of a clip has a word of `config.words`, else 0, or -100 to ignore it.
+            prefix_mask (`torch.LongTensor` of shape `(B,)`, *optional*):
+                0 for the clips whose prefix is masked, so that the decoder has the candidates alone; 1 for the others.
             cache or past_key_values (`Cache`, *optional*):
                 Keys and values of what came before `input_ids`; no audio is needed then. Both names are accepted,
                 whichever this version of transformers uses.
@@ -307,7 +317,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         if inputs_embeds is None and (input_features is not None or audio_embeds is not None):
             if self.config.uses_audio and audio_embeds is None:
                 audio_embeds = self.embed_audio(input_features)
-            inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask)
+            inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids, attention_mask, prefix_mask)
             if labels is not None:
                 prefix_labels = labels.new_full((len(labels), inputs_embeds.shape[1] - labels.shape[1]), -100)
                 labels = torch.cat([prefix_labels, labels], dim=1)

@@ -32,7 +32,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from clips.batches import TeacherForcingCollator, load_batches, plan_epoch
+from clips.batches import CandidateSampling, TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
 from clips.options import user_errors
@@ -65,6 +65,7 @@ from training.checks import caption_rule, check_arguments, check_paths
 from training.devices import start_accelerator
 from training.lora import merged_state_dict
 from training.refresh import find_neighbors, write_neighbors
+from training.text_pretraining import pretrain_decoder
 from training.throughput import count_flops, measure_peak
 
 # -- 1. the parts of a run ---------------------------------------------------------------------------------------------
@@ -109,10 +110,18 @@ class Run:
         impatient = state.epoch - 1 - state.best_epoch >= args.patience
         return state.epoch > args.num_train_epochs or impatient or state.step >= (args.max_steps or math.inf)
 
-    def collator(self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray, word_labels=None):
+    def collator(
+        self,
+        features: ClipFeatures,
+        caption_ids: list[list[int]],
+        neighbors: np.ndarray,
+        word_labels: torch.Tensor | None = None,
+        sampling: CandidateSampling | None = None,
+    ) -> TeacherForcingCollator:
         candidate_ids = self.rows["input_ids"][:] if self.model.config.uses_candidate else None
         candidates = [[candidate_ids[row] for row in found if row >= 0 and candidate_ids] for found in neighbors]
-        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, word_labels)
+        options = (word_labels, sampling, candidate_ids)
+        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, *options)
 
 
 # -- 2. an epoch ------------------------------------------------------------------------------------------------------
@@ -129,7 +138,11 @@ def train_epoch(run: Run):
     order = np.random.default_rng([args.seed, state.epoch]).permutation(len(run.train))
     lengths = np.array([len(tokens) for tokens in run.caption_ids])
     steps = plan_epoch(order, lengths, args.batch_size, args.micro_batch_size, accelerator)
-    collator = run.collator(run.train, run.caption_ids, state.neighbors.train, run.word_labels)
+    sampling = None
+    if args.samples_candidates:
+        shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate)
+        sampling = CandidateSampling(run.model.config.num_candidates, (args.seed, state.epoch), *shares)
+    collator = run.collator(run.train, run.caption_ids, state.neighbors.train, run.word_labels, sampling)
     batches = iter(load_batches(steps[state.step_in_epoch :], collator, args.dataloader_num_workers))
     run.wrapped.train()
     done = min(state.step_in_epoch * args.batch_size, len(order))
@@ -273,7 +286,7 @@ def refresh(run: Run):
     embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
     run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     searching = (run.datastore, run.train, run.validation, run.accelerator, batch_size)
-    run.state.neighbors = find_neighbors(run.model, *searching)
+    run.state.neighbors = find_neighbors(run.model, *searching, pool=args.candidate_pool)
 
 
 @torch.no_grad()
@@ -358,6 +371,8 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     rows = datastore_rows(train, processor)
     size = model.config.audio_config.projection_dim
     check_search(size, args.string_factory, "float32", args.search_parameters, len(rows))
+    if args.text_pretraining_steps and not checkpoint:
+        pretrain_decoder(model, captions, caption_ids, rows["input_ids"][:], args, accelerator)
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     steps = min(steps, args.max_steps or steps)

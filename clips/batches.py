@@ -2,6 +2,7 @@
 
 import math
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,44 @@ from torch.utils.data import DataLoader
 from captions_rgmc import join_candidates
 from clips.features import ClipFeatures
 from processing_rgmc import RGMCProcessor
+
+
+@dataclass
+class CandidateSampling:
+    """
+    Draws what a clip is given in an epoch of training, so that the decoder learns to doubt its candidates and to do
+    without them ("sample-k", Li et al. 2024, "Understanding Retrieval Robustness for Retrieval-augmented Image
+    Captioning").
+
+    Args:
+        num_candidates (`int`): How many candidates are drawn from those of the clip and shuffled.
+        seed (`tuple[int, int]`): Of the run, and the epoch or step.
+        candidate_dropout (`float`, defaults to 0): Probability that a clip is given no candidate.
+        prefix_dropout (`float`, defaults to 0):
+            Probability that it is given its candidates alone, without the prefix of its sound.
+        own_candidate (`float`, defaults to 0):
+            Probability that one of its candidates, if it is given any, is replaced by its own caption.
+    """
+
+    num_candidates: int
+    seed: tuple[int, int]
+    candidate_dropout: float = 0.0
+    prefix_dropout: float = 0.0
+    own_candidate: float = 0.0
+
+    def draw(self, row: int, candidates: list[list[int]], own: list[int]) -> tuple[list[list[int]], bool]:
+        """
+        Draws the candidates of a row, of which `own` is its own caption, and whether it is given its prefix: the same
+        in any batch and process, and in a resumed run.
+        """
+        generator = np.random.default_rng([*self.seed, row])
+        fate = generator.random()
+        if fate < self.candidate_dropout:
+            return [], True
+        drawn = [candidates[index] for index in generator.permutation(len(candidates))[: self.num_candidates]]
+        if drawn and generator.random() < self.own_candidate:
+            drawn[generator.integers(len(drawn))] = own
+        return drawn, fate < 1 - self.prefix_dropout
 
 
 class TeacherForcingCollator:
@@ -31,6 +70,10 @@ class TeacherForcingCollator:
             Gives the separator and the padding token.
         word_labels (`torch.Tensor` of shape `(N, W)`, *optional*):
             Which of the words that the word head predicts the caption of each row has: 1 or 0.
+        sampling ([`CandidateSampling`], *optional*):
+            What a row is given; by default its prefix and all its candidates.
+        own_ids (`list[list[int]]`, *optional*):
+            With `sampling`: tokens of each row's own caption as a candidate.
     """
 
     def __init__(
@@ -40,11 +83,15 @@ class TeacherForcingCollator:
         candidate_ids: list[list[list[int]]],
         processor: RGMCProcessor,
         word_labels: torch.Tensor | None = None,
+        sampling: CandidateSampling | None = None,
+        own_ids: list[list[int]] | None = None,
     ):
         self.features = features
         self.caption_ids = caption_ids
         self.candidate_ids = candidate_ids
         self.word_labels = word_labels
+        self.sampling = sampling
+        self.own_ids = own_ids
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
@@ -53,27 +100,40 @@ class TeacherForcingCollator:
             # Every process takes part in the last step; one without rows has nothing to learn in it.
             batch = self([0])
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
-        prompts = [join_candidates(self.candidate_ids[row], self.separator_token_id) for row in rows]
+        given = [(self.candidate_ids[row], True) for row in rows]
+        if self.sampling is not None:
+            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids[row]) for row in rows]
+        prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
-        shape = (len(rows), max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions)))
-        input_ids = torch.full(shape, self.pad_token_id)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, -100)
-        for i, (prompt, caption) in enumerate(zip(prompts, captions)):
-            start, end = len(prompt), len(prompt) + len(caption)
-            input_ids[i, :end] = torch.tensor(prompt + caption)
-            attention_mask[i, :end] = 1  # by length: the pad token is EOS in GPT-2, and EOS is learned
-            labels[i, start:end] = torch.tensor(caption)
         batch = {
             "input_features": self.features.read(rows),
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
+            **teacher_forcing_tokens(prompts, captions, self.pad_token_id),
             "max_label_length": max(map(len, captions)),
         }
+        if self.sampling is not None and self.sampling.prefix_dropout:
+            batch["prefix_mask"] = torch.tensor([int(has_prefix) for _, has_prefix in given])
         if self.word_labels is not None:
             batch["word_labels"] = self.word_labels[rows].float()
         return batch
+
+
+def teacher_forcing_tokens(
+    prompts: list[list[int]], captions: list[list[int]], pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    """
+    Joins each prompt and the caption that follows it, padded on the right: `input_ids`, `attention_mask` and `labels`
+    of [`RGMCModel`], each `(B, L)`. Labels are the caption's tokens; those of prompt and padding are -100.
+    """
+    shape = (len(prompts), max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions)))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, -100)
+    for i, (prompt, caption) in enumerate(zip(prompts, captions)):
+        start, end = len(prompt), len(prompt) + len(caption)
+        input_ids[i, :end] = torch.tensor(prompt + caption)
+        attention_mask[i, :end] = 1  # by length: the pad token is EOS in GPT-2, and EOS is learned
+        labels[i, start:end] = torch.tensor(caption)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def plan_epoch(

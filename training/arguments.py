@@ -156,6 +156,43 @@ class OptimizationArguments:
 
 
 @dataclass(kw_only=True)
+class RobustnessArguments:
+    group = "use of candidates in training"
+    text_pretraining_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps in which the decoder first learns, without sound, to write each caption from captions with "
+            "similar words. 0 is off, as in the paper; a decoder from scratch hardly uses its candidates without it."
+        },
+    )
+    candidate_pool: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw the candidates of a training clip, each time again, from so many of its nearest songs, and "
+            "shuffle them. By default it is always given the nearest, as in the paper."
+        },
+    )
+    candidate_dropout: float = field(
+        default=0.0, metadata={"help": "Probability that a training clip is given no candidate."}
+    )
+    prefix_dropout: float = field(
+        default=0.0, metadata={"help": "Probability that a training clip is given its candidates alone, not its sound."}
+    )
+    own_candidate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a training clip is given its own caption as a candidate, so that the decoder "
+            "learns that a candidate may be right. It also holds in the text pretraining."
+        },
+    )
+
+    @property
+    def samples_candidates(self) -> bool:
+        """Whether a training clip is not simply given its prefix and its nearest songs' captions."""
+        return bool(self.candidate_pool or self.candidate_dropout or self.prefix_dropout or self.own_candidate)
+
+
+@dataclass(kw_only=True)
 class CheckpointArguments:
     group = "checkpoints and logging"
     output_dir: str | None = field(
@@ -199,7 +236,9 @@ class PublishingArguments(HubArguments):
 
 
 @dataclass
-class TrainingArguments(PublishingArguments, CheckpointArguments, SearchArguments, OptimizationArguments):
+class TrainingArguments(
+    PublishingArguments, CheckpointArguments, SearchArguments, RobustnessArguments, OptimizationArguments
+):
     """All options of a run that are neither the model's nor the corpus's."""
 
 

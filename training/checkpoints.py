@@ -27,7 +27,7 @@ from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import DATASTORE_FILES, INDEX_FILE
-from training.arguments import TrainingArguments
+from training.arguments import RobustnessArguments, TrainingArguments
 from training.refresh import Neighbors
 
 # Options that a resumed run may change. They only change where the training ends and, for micro_batch_size, which
@@ -161,7 +161,8 @@ def load_state(
         `ValueError`: If the run was started with other rows or options.
     """
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
-    former.setdefault("word_loss_weight", 0.0)
+    defaults = asdict(RobustnessArguments()) | {"word_loss_weight": 0.0}  # of options that older checkpoints lack
+    former = defaults | former
     former.setdefault("caption_normalization", "paper")  # of checkpoints from before the option
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]
     if changed:

@@ -41,11 +41,30 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for name in ("learning_rate", "audio_learning_rate", "mapper_learning_rate", "text_learning_rate"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
-    for name in ("word_loss_weight", "warmup_steps", "num_sample_captions"):
+    for name in ("word_loss_weight", "warmup_steps", "num_sample_captions", "text_pretraining_steps"):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
         raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: set it to 0")
+    for name in ("candidate_dropout", "prefix_dropout", "own_candidate"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"--{name} is a probability: expected 0 to 1, got {getattr(args, name)}")
+    if args.candidate_dropout + args.prefix_dropout > 1:
+        raise ValueError("--candidate_dropout and --prefix_dropout exclude each other: their sum must be at most 1")
+    if model_args.conditioning == "audio" and (args.samples_candidates or args.text_pretraining_steps):
+        raise ValueError("a model of --conditioning audio has no candidates: leave out the options for their use")
+    if model_args.conditioning == "candidate" and (args.candidate_dropout or args.prefix_dropout):
+        raise ValueError(
+            "a model of --conditioning candidate has nothing but candidates: "
+            "leave out --candidate_dropout and --prefix_dropout"
+        )
+    if args.candidate_pool is not None and args.candidate_pool < (model_args.num_candidates or 1):
+        raise ValueError(
+            f"--candidate_pool must be at least --num_candidates, {model_args.num_candidates or 1}, "
+            f"got {args.candidate_pool}"
+        )
+    if args.text_pretraining_steps and model_args.freeze_text_model:
+        raise ValueError("--text_pretraining_steps trains the decoder: leave out --freeze_text_model")
     for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
         if getattr(model_args, name) is not None and not getattr(model_args, needed):
             raise ValueError(f"--{name} does nothing without --{needed}")

@@ -20,9 +20,9 @@ class Neighbors:
     Candidates of both splits.
 
     Args:
-        train (`np.ndarray` of shape `(N, K)`):
+        train (`np.ndarray` of shape `(N, K)`, or `(N, pool)`):
             For each training clip, row numbers of the training split; -1 for none.
-        train_similarities (`np.ndarray` of shape `(N, K)`):
+        train_similarities (`np.ndarray` of the same shape):
             Inner products of these rows' embeddings with the clip's.
         validation (`np.ndarray` of shape `(M, K)`):
             For each of the `M` validation clips, row numbers of the training split; -1 for none.
@@ -40,6 +40,7 @@ def find_neighbors(
     validation: ClipFeatures,
     accelerator: Accelerator,
     batch_size: int,
+    pool: int | None = None,
 ) -> Neighbors:
     """
     Finds the training songs that are most similar to each song of both splits; the song itself is excluded by id.
@@ -57,13 +58,18 @@ def find_neighbors(
             Shares the training queries and the embedding out between its processes.
         batch_size (`int`):
             Clips per forward pass and process.
+        pool (`int`, *optional*):
+            How many neighbours a training clip has, of which it is given `K` at a time; by default `K`.
 
     Returns:
         [`Neighbors`]: The same on every process.
     """
     k, world = model.config.num_candidates, accelerator.num_processes
     own = slice(accelerator.process_index, None, world)
-    found = datastore.search_rows(datastore.embeddings[own], k, exclude_ids=train.ids[own], device=accelerator.device)
+    size = k if pool is None else pool
+    found = datastore.search_rows(
+        datastore.embeddings[own], size, exclude_ids=train.ids[own], device=accelerator.device
+    )
     neighbors, similarities = (
         gather_rows(torch.from_numpy(part).to(accelerator.device), len(train), accelerator) for part in found
     )
