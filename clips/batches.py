@@ -55,25 +55,33 @@ class TeacherForcingCollator:
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
         prompts = [join_candidates(self.candidate_ids[row], self.separator_token_id) for row in rows]
         captions = [self.caption_ids[row] for row in rows]
-        shape = (len(rows), max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions)))
-        input_ids = torch.full(shape, self.pad_token_id)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, -100)
-        for i, (prompt, caption) in enumerate(zip(prompts, captions)):
-            start, end = len(prompt), len(prompt) + len(caption)
-            input_ids[i, :end] = torch.tensor(prompt + caption)
-            attention_mask[i, :end] = 1  # by length: the pad token is EOS in GPT-2, and EOS is learned
-            labels[i, start:end] = torch.tensor(caption)
         batch = {
             "input_features": self.features.read(rows),
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
+            **teacher_forcing_tokens(prompts, captions, self.pad_token_id),
             "max_label_length": max(map(len, captions)),
         }
         if self.word_labels is not None:
             batch["word_labels"] = self.word_labels[rows].float()
         return batch
+
+
+def teacher_forcing_tokens(
+    prompts: list[list[int]], captions: list[list[int]], pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    """
+    Joins each prompt and the caption that follows it, padded on the right: `input_ids`, `attention_mask` and `labels`
+    of [`RGMCModel`], each `(B, L)`. Labels are the caption's tokens; those of prompt and padding are -100.
+    """
+    shape = (len(prompts), max(len(prompt) + len(caption) for prompt, caption in zip(prompts, captions)))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, -100)
+    for i, (prompt, caption) in enumerate(zip(prompts, captions)):
+        start, end = len(prompt), len(prompt) + len(caption)
+        input_ids[i, :end] = torch.tensor(prompt + caption)
+        attention_mask[i, :end] = 1  # by length: the pad token is EOS in GPT-2, and EOS is learned
+        labels[i, start:end] = torch.tensor(caption)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def plan_epoch(
