@@ -180,10 +180,8 @@ def mean_log_probs(
     batch = teacher_forcing_tokens(prompts, captions, pad_token_id)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = batch.pop("labels")[:, min(map(len, prompts)) :]  # (B, M)
-    kept = labels.shape[1] + 1  # the logits of each position predict the next token
-    heard = audio_embeds.to(model.device)
-    logits = model(**batch, audio_embeds=heard, logits_to_keep=kept, use_cache=False).logits[
-        :, :-1
-    ]  # (B, M, vocabulary)
+    # The logits of each position predict the next token.
+    kept = {"logits_to_keep": labels.shape[1] + 1, "use_cache": False}
+    logits = model(**batch, audio_embeds=audio_embeds.to(model.device), **kept).logits[:, :-1]  # (B, M, vocabulary)
     losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return -losses.view_as(labels).sum(dim=1) / labels.ne(-100).sum(dim=1)

@@ -342,12 +342,12 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
-    results, wanted = run("one", masked=False, table=[3, 4], bootstrap=0)
+    results, wanted = run("one", masked=False, table=[3, 4])
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
     done = subprocess.run(
-        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "0"],
+        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"],
         cwd=tmp_path,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
