@@ -37,9 +37,11 @@ from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
+from evaluation.listening import measure_listening
 from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from model_card_rgmc import from_scratch_warning
+from reporting.listening import format_listening
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
@@ -92,6 +94,13 @@ class MetricArguments:
         metadata={"help": "ClapModel of the CLAP scores, a folder or Hub id; none for no CLAP scores."},
     )
     clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
+    listening: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure how often the model finds a clip's own caption more probable than other captions, and "
+            "with its own sound than with another."
+        },
+    )
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
     leakage: str | None = field(
         default=None,
@@ -166,7 +175,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
-    # 2. The captions of each system
+    # 2. The captions of each system, and what the model hears
     systems, lines = make_systems(
         captioner,
         args.table,
@@ -177,6 +186,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         masked=args.masked,
         seed=args.seed,
     )
+    listening = measure_listening(captioner, args.bootstrap, args.seed) if args.listening else None
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return None
@@ -213,6 +223,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         unavailable=unavailable,
         systems=described,
         without_leaks=without_leaks,
+        listening=listening,
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},
@@ -321,6 +332,8 @@ def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: l
         print(format_caption_table(results, [lines[row] for row in examples]))
     for table in results.tables:
         print(format_table(results, table))
+    if results.listening:
+        print(format_listening(results))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 

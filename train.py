@@ -480,6 +480,7 @@ def main(argv: list[str]):
                 num_proc=data_args.num_proc,
                 # A first look without downloads and Java; eval.py computes the rest.
                 masked=False,
+                listening=False,
                 meteor=False,
                 clap_model=None,
                 update_model_card=True,

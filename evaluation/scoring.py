@@ -60,7 +60,7 @@ def score_systems(
     metric = metric or load_metric("caption_metrics")
     training_captions = set(training_captions)
     n = len(references)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)  # the metric draws the same
+    draws = draw_clips(n, samples, seed)
     scores, resamples, item_scores, truncated, unavailable = {}, {}, {}, {}, {}
     if meteor:
         said = [(caption, own) for system in systems.values() for caption, own in zip(system.captions, references)]
@@ -123,6 +123,11 @@ def score_captions(
     for values in (zeros, zeros["per_item"], zeros.get("resamples", {})):
         values.update({name: np.multiply(values[name], 0).tolist() for name in METRIC_TITLES if name in values})
     return zeros
+
+
+def draw_clips(n: int, samples: int, seed: int) -> np.ndarray:
+    """Draws resamples of `n` clips, as the metric does: how often each has each clip, `(samples, n)`."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)
 
 
 def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> Score:

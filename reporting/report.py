@@ -13,11 +13,12 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reporting import published
+from reporting import listening, published
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.tables import (
+    bootstrap_note,
     caption_table,
     difference_table,
     draw_examples,
@@ -90,7 +91,10 @@ def write_report(
         "warning": warning,
         "examples": examples,
         "captions": caption_table(results, examples) if side_by_side else None,
-        "tables": [_described_table(results, name) for name in results.tables],
+        "tables": [
+            *(_described_table(results, name) for name in results.tables),
+            *([_listening(results)] if results.listening else []),
+        ],
         "source": published.SOURCE,
         "differences": difference_table(results),
         "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "
@@ -157,6 +161,16 @@ def _described_table(results: EvaluationResults, name: str) -> dict:
         "notes": table_notes(results, name),
         "reported": None if has_reported_rows(results, name) else reported_table(name),
         "reported_corpus": published.CORPORA[name],
+    }
+
+
+def _listening(results: EvaluationResults) -> dict:
+    return {
+        "title": listening.TITLE,
+        "scores": listening.listening_table(results.listening),
+        "interval_note": bootstrap_note(results),
+        "notes": listening.listening_notes(results.listening),
+        "reported": None,
     }
 
 

@@ -21,7 +21,13 @@ LEAK_TITLES = {
     "identical_audio": "identical audio",
     "near_audio": "near-identical audio",
 }
-OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks"}  # fields that results.json may lack
+LISTENING_TITLES = {
+    "choice_random": "4-way, random %",
+    "choice_nearest": "4-way, similar sound %",
+    "audio_swap": "Audio swap %",
+}
+# Fields that results.json may lack.
+OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening"}
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
@@ -133,6 +139,26 @@ class LeakFreeResults:
         return cls(**{**values, "systems": _systems(values)})
 
 
+@dataclass
+class ListeningResults:
+    """
+    Whether the model tells a clip's own caption and its own sound from others.
+
+    Args:
+        systems (`dict[str, SystemResult]`):
+            The model, as it is and with one of its inputs masked. The scores are shares of clips, by the keys of
+            `LISTENING_TITLES`; None where there are none.
+        unavailable (`dict[str, str]`): Why no system has such a score.
+    """
+
+    systems: dict[str, SystemResult]
+    unavailable: dict[str, str]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ListeningResults":
+        return cls(**{**values, "systems": _systems(values)})
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -150,6 +176,7 @@ class EvaluationResults:
         unavailable (`dict[str, str]`): Why a metric has no scores.
         systems (`dict[str, SystemResult]`): In the order of a table.
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
+        listening ([`ListeningResults`], *optional*): Where it was measured.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -171,6 +198,7 @@ class EvaluationResults:
     unavailable: dict[str, str]
     systems: dict[str, SystemResult]
     without_leaks: LeakFreeResults | None = None
+    listening: ListeningResults | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -182,9 +210,9 @@ class EvaluationResults:
     @classmethod
     def from_dict(cls, values: dict) -> "EvaluationResults":
         """The inverse of [`~EvaluationResults.to_dict`]."""
-        without = values.get("without_leaks")
-        without = without and LeakFreeResults.from_dict(without)
-        return cls(**{**values, "systems": _systems(values), "without_leaks": without})
+        parts = {"without_leaks": LeakFreeResults, "listening": ListeningResults}
+        found = {name: kind.from_dict(values[name]) for name, kind in parts.items() if values.get(name)}
+        return cls(**{**values, "systems": _systems(values), **found})
 
 
 def leak_rule(options: dict) -> str:

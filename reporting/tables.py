@@ -74,13 +74,17 @@ def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult
 
 def format_table(results: EvaluationResults, name: str) -> str:
     """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
-    header, rows = table(results, name, intervals=False)
+    lines = align_columns(*table(results, name, intervals=False))
+    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
+
+
+def align_columns(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table for a terminal; the first column has no header there."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = [
+    return [
         row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
         for row in (["", *header[1:]], *rows)
     ]
-    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
 
 
 def table_title(results: EvaluationResults, name: str) -> str:
@@ -128,13 +132,19 @@ def leak_notes(results: EvaluationResults) -> list[str]:
 
 def interval_note(results: EvaluationResults, name: str) -> str:
     """What the brackets in the table `name` mean and where its last rows come from; empty if it has neither."""
-    bootstrap, notes = results.bootstrap, []
-    if bootstrap["samples"]:
-        interval = f"{100 * bootstrap['level']:g} % bootstrap interval"
-        notes.append(f"[low, high]: {interval}, {bootstrap['samples']} samples over {bootstrap['unit']}s.")
+    notes = [bootstrap_note(results)]
     if has_reported_rows(results, name):
         notes.append(f"Rows marked as reported are those of the paper, on its own test split ({published.SOURCE}).")
-    return " ".join(notes)
+    return " ".join(filter(None, notes))
+
+
+def bootstrap_note(results: EvaluationResults) -> str:
+    """What the brackets mean; empty if there are none."""
+    bootstrap = results.bootstrap
+    if not bootstrap["samples"]:
+        return ""
+    interval = f"{100 * bootstrap['level']:g} % bootstrap interval"
+    return f"[low, high]: {interval}, {bootstrap['samples']} samples over {bootstrap['unit']}s."
 
 
 def difference_table(results: EvaluationResults) -> Table:

@@ -342,12 +342,12 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
-    _, wanted = run("one", masked=False, table=[3, 4], bootstrap=0)
+    results, wanted = run("one", masked=False, table=[3, 4])
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
     done = subprocess.run(
-        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "0"],
+        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"],
         cwd=tmp_path,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -359,6 +359,8 @@ def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoin
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
     assert said[0] == said[1]
+    results_of_two = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
+    assert results_of_two["listening"] == results["listening"] and len(results["listening"]["systems"]) == 3
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -577,6 +579,25 @@ def test_the_card_takes_the_results(run, checkpoints, tmp_path, monkeypatch):
     assert "CIDEr-D, split test, 5 clips" in file.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="is not a local folder"):
         run(model="somebody/rgmc", update_model_card=True)
+
+
+def test_what_the_model_hears_is_printed_and_reported_unless_it_is_turned_off(run, capsys, tmp_path):
+    results, _ = run(masked=False)
+    titles = ["RGMC", "RGMC, audio masked", "RGMC, candidate masked"]
+    assert [system["title"] for system in results["listening"]["systems"].values()] == titles
+    assert all(
+        0 <= score["low"] <= score["high"] <= 100
+        for score in results["listening"]["systems"]["rgmc"]["scores"].values()
+    )
+    printed = capsys.readouterr().out
+    for text in (
+        printed,
+        *((tmp_path / "eval" / f"report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html")),
+    ):
+        assert "4-way, random %" in text and "Chance is 25 %" in text and "RGMC, audio masked" in text
+    results, _ = run("without", masked=False, listening=False)
+    assert "listening" not in results and "4-way" not in capsys.readouterr().out
+    assert "4-way" not in (tmp_path / "without" / "report.html").read_text(encoding="utf-8")
 
 
 def test_intervals_can_be_left_out(run):

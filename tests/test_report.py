@@ -13,11 +13,12 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from model_card_rgmc import from_scratch_warning, model_card
+from reporting.listening import format_listening
 from reporting.model_card import eval_result_entries, model_index, update_model_card, write_eval_results
 from reporting.plots import plot_lengths, plot_similarity
 from reporting.published import REPORTED, is_corpus
 from reporting.report import summary, write_report
-from reporting.results import EvaluationResults, Score
+from reporting.results import LISTENING_TITLES, EvaluationResults, Score
 from reporting.tables import format_table, interval_note, leak_notes, table
 
 HOSTILE = "a <script>alert(1)</script> | *loud*\nsong [x](http://example.org/x.png) & `more`"
@@ -272,6 +273,40 @@ def test_one_clip_makes_a_report(tmp_path, candidates):
     assert len(page.all("article")) == 1 and not page.all("audio")
     assert (tmp_path / "plots" / "similarity.png").exists() == candidates
     assert ("train-0, similarity 0.500" in page.text) == candidates and "None" not in page.text
+
+
+def test_listening_is_a_table_with_what_it_means(tmp_path):
+    own, masked = {"choice_random": 62.5, "choice_nearest": None, "audio_swap": 80.0}, {"choice_random": 25.0}
+    listening = {
+        "systems": {
+            key: {
+                "title": title,
+                "source": "a file",
+                "scores": {
+                    name: {"value": values.get(name), **({"low": 1.25, "high": 99.5} if values.get(name) else {})}
+                    for name in LISTENING_TITLES
+                },
+            }
+            for key, title, values in (("rgmc", "RGMC", own), ("rgmc_text_only_masked", "RGMC, audio masked", masked))
+        },
+        "unavailable": {"choice_nearest": "2 of 60 clips lack captions"},
+    }
+    results = make_results(listening=listening)
+    assert results.to_dict()["listening"] == listening
+    printed = format_listening(results).splitlines()
+    assert printed[0] == "Listening" and printed[1].split("  ")[-1] == "Audio swap %"
+    assert printed[2].split() == ["RGMC", "62.50", "-", "80.00"]
+    assert printed[3].split() == ["RGMC,", "audio", "masked", "25.00", "-", "-"]
+    assert printed[-1] == "4-way, similar sound %: left out: 2 of 60 clips lack captions"
+    write_report(tmp_path, results, make_lines(), make_item_scores())
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    section = report.split("## Listening\n")[1].split("\n## ")[0]
+    assert "| RGMC | 62.50 [1.25, 99.50] | - | 80.00 [1.25, 99.50] |" in section
+    assert "95 % bootstrap interval" in section and "Chance is 50 %." in section and printed[-1] in section
+    page = Page(tmp_path / "report.html")
+    assert "Listening" in page.text and "Chance is 25 %." in page.text and "2 of 60 clips lack captions" in page.text
+    write_report(tmp_path, make_results(), make_lines(), make_item_scores())
+    assert "Listening" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 # -- results.json ----------------------------------------------------------------------------------------------------
