@@ -87,10 +87,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval shows."""
+        """What the interval shows, in the two decimals that are printed."""
         if self.difference.low is None:
             return "no interval"
-        if self.difference.low <= 0 <= self.difference.high:
+        if round(self.difference.low, 2) <= 0 <= round(self.difference.high, 2):
             return "no difference shown"
         return "A is higher" if self.difference.value > 0 else "B is higher"
 
@@ -147,9 +147,11 @@ def compare(a: Evaluation, b: Evaluation, system_a: str, system_b: str, metrics:
     check_same_clips(a, b)
     for evaluation, system in ((a, system_a), (b, system_b)):
         if system not in evaluation.results.systems:
-            near = did_you_mean(system, evaluation.results.systems)
-            found = ", ".join(evaluation.results.systems)
-            raise ValueError(f"--system {system}: {evaluation.folder} has {found}{near}")
+            known = evaluation.results.systems
+            raise ValueError(
+                f"--system {system} is not in {evaluation.folder}: expected one of {', '.join(known)}"
+                + did_you_mean(system, known)
+            )
     scores_a, scores_b = a.results.systems[system_a].scores, b.results.systems[system_b].scores
     shared = [
         key
@@ -158,8 +160,10 @@ def compare(a: Evaluation, b: Evaluation, system_a: str, system_b: str, metrics:
     ]
     for metric in metrics:
         if metric not in {*shared, *map(metric_stem, shared)}:
-            near = did_you_mean(metric, shared)
-            raise ValueError(f"--metric {metric}: the evaluations share {', '.join(shared)}{near}")
+            raise ValueError(
+                f"--metric {metric} is not in both evaluations: expected some of {', '.join(shared)}"
+                + did_you_mean(metric, shared)
+            )
     resamples_a, resamples_b = a.resamples[system_a], b.resamples[system_b]
     found = []
     for key in shared:
