@@ -35,7 +35,7 @@ def check_same_configuration(names: list[str]):
         return
     weights: dict[tuple, str] = {}
     for name in names:
-        if not Path(name).is_dir():
+        if not Path(name).is_dir():  # on the Hub: the digests are those of the downloaded files
             snapshot_download(name, allow_patterns=CHECKPOINT_FILES)
         digests = identify(name)["sha256"]
         key = tuple(digest for file, digest in digests.items() if "/" not in file and file.endswith(".safetensors"))
@@ -52,7 +52,7 @@ def check_same_configuration(names: list[str]):
             field, one, other = found
             raise ValueError(
                 f"--model {names[0]} and {name} differ in {field}: {reprlib.repr(one)} and {reprlib.repr(other)}; "
-                "expected checkpoints that differ by seed alone. Evaluate the others by themselves"
+                "expected checkpoints that differ by seed alone. Evaluate the others in another run"
             )
 
 
@@ -79,18 +79,13 @@ def first_difference(one: Any, other: Any, field: str = "") -> tuple[str, Any, A
     if one == other:
         return None
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            if key not in LIBRARY_FIELDS:
-                found = first_difference(one.get(key), other.get(key), f"{field} {key}".strip())
-                if found:
-                    return found
-        return None
-    if isinstance(one, list) and isinstance(other, list):
-        if len(one) != len(other):
-            return f"{field} (length)", len(one), len(other)
-        row = next(row for row in range(len(one)) if one[row] != other[row])
-        return first_difference(one[row], other[row], f"{field}[{row}]")
-    return field, one, other
+        keys = [key for key in dict.fromkeys([*one, *other]) if key not in LIBRARY_FIELDS]
+        parts = ((one.get(key), other.get(key), f"{field} {key}".strip()) for key in keys)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = ((*values, f"{field}[{row}]") for row, values in enumerate(zip(one, other)))
+    else:
+        return field, one, other
+    return next(filter(None, (first_difference(*part) for part in parts)), None)
 
 
 def add_checkpoint(

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from helpers import AUDIO, ROOT, SPLITS, TEXT, read_lines, write_corpus, write_tone
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
@@ -376,6 +377,25 @@ def test_checkpoints_that_differ_by_seed_are_taken_whatever_library_wrote_them(c
     for file in ("config.json", "generation_config.json"):
         (other / file).write_text(json.dumps({**read_json(other / file), "transformers_version": "5.6.0"}))
     check_same_configuration([checkpoints[0], str(other)])
+
+
+def test_checkpoints_on_the_hub_are_compared_too(checkpoints, tmp_path, monkeypatch):
+    def download(name: str, allow_patterns: list[str]):
+        downloaded.append(name)
+        folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("a" * 40)
+        ignored = shutil.ignore_patterns("*.py", "README.md")
+        shutil.copytree(checkpoints["bc".index(name[-1]) + 1], folder / "snapshots" / ("a" * 40), ignore=ignored)
+
+    downloaded = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("evaluation.seeds.snapshot_download", download)
+    check_same_configuration([checkpoints[0], "owner/b", "owner/c"])
+    assert downloaded == ["owner/b", "owner/c"]
+    with pytest.raises(ValueError, match="/b and owner/b are the same checkpoint"):
+        monkeypatch.setattr("evaluation.seeds.snapshot_download", lambda *args, **options: None)
+        check_same_configuration([*checkpoints[:2], "owner/b"])
 
 
 def test_the_same_checkpoint_twice_is_refused(evaluate, checkpoints, tmp_path):
