@@ -38,7 +38,9 @@ from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.listening import measure_listening
+from evaluation.resamples import write_resamples
 from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
+from evaluation.seeds import add_checkpoint, check_same_configuration
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from model_card_rgmc import from_scratch_warning
 from reporting.listening import format_listening
@@ -114,7 +116,12 @@ class MetricArguments:
 @dataclass
 class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
     group = "model, split and report"
-    model: str = field(metadata={"help": "Trained checkpoint: folder or Hub id."})
+    model: list[str] = field(
+        metadata={
+            "help": "Trained checkpoint: folder or Hub id. Several that differ by the seed of their training share "
+            "their rows, as mean and standard deviation."
+        }
+    )
     dataset: str = field(
         metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
     )
@@ -135,6 +142,7 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.model = [self.model] if isinstance(self.model, str) else self.model
         unknown = set(self.table) - set(TABLES)
         if unknown:
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
@@ -149,8 +157,13 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
         self.check_least("num_examples", 0)
         if self.clap_model and self.clap_model.lower() == "none":
             self.clap_model = None
-        if self.update_model_card and not (Path(self.model) / "README.md").is_file():
-            raise ValueError(f"--update_model_card true: {self.model} is not a local folder with a README.md")
+        if self.update_model_card and len(self.model) > 1:
+            raise ValueError(
+                f"--update_model_card true: a card is about one checkpoint, and --model names {len(self.model)}; "
+                "evaluate them one at a time"
+            )
+        if self.update_model_card and not (Path(self.model[0]) / "README.md").is_file():
+            raise ValueError(f"--update_model_card true: {self.model[0]} is not a local folder with a README.md")
 
 
 def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> EvaluationResults | None:
@@ -163,7 +176,8 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
 
     # 1. The clips and the captions of other systems; what cannot work fails here, before hours of captioning
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
-    rule = check_checkpoints(args.model, checkpoints)
+    check_same_configuration(args.model)
+    rule = check_checkpoints(args.model[0], checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     load_split = partial(load_rows, args)
     split = load_split(args.split)
@@ -171,22 +185,24 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     load = partial(
         Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
     )
-    captioner = load(args.model)
+    captioner = load(args.model[0])
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
     # 2. The captions of each system, and what the model hears
-    systems, lines = make_systems(
-        captioner,
-        args.table,
-        checkpoints,
-        load,
+    make = partial(
+        make_systems,
+        tables=args.table,
+        load=load,
         train=partial(load_split, args.train_split),
-        predictions=others,
         masked=args.masked,
         seed=args.seed,
     )
     listening = measure_listening(captioner, args.bootstrap, args.seed) if args.listening else None
+    systems, lines = make(captioner, checkpoints=checkpoints, predictions=others)
+    seeds = [captioner.checkpoint]
+    for name in args.model[1:]:
+        seeds.append(add_checkpoint(load(name), make, systems, lines))
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return None
@@ -202,7 +218,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         metric=load_metric("caption_metrics"),
         normalization=rule,
     )
-    described, item_scores, unavailable = score(
+    described, item_scores, unavailable, resamples = score(
         systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
     )
     without_leaks = None
@@ -217,6 +233,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     side_by_side, _ = rows.pop(1)
     results = EvaluationResults(
         **describe_run(args, captioner),
+        checkpoints=seeds if len(seeds) > 1 else None,
         n=len(lines),
         skipped=len(split.rows) - len(lines),
         metrics=metric_titles([*described["rgmc"].scores, *unavailable]),
@@ -232,6 +249,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     # 4. Results, report, tables
     output_dir.mkdir(parents=True, exist_ok=True)
     write_lines(output_dir / "predictions.jsonl", lines)
+    write_resamples(output_dir, resamples)
     (output_dir / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
     warning = from_scratch_warning(captioner.model.config)
     write_report(
@@ -245,8 +263,8 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         warning=warning,
     )
     if args.update_model_card:
-        update_model_card(args.model, results)
-        write_eval_results(args.model, results)
+        update_model_card(args.model[0], results)
+        write_eval_results(args.model[0], results)
     print_tables(args, results, lines)
     if warning:
         print(warning)
@@ -301,7 +319,7 @@ def metric_titles(names: list[str]) -> dict[str, str]:
 def describe_run(args: EvaluationArguments, captioner: Captioner) -> dict:
     """Returns what the results depend on."""
     return {
-        "model": args.model,
+        "model": args.model[0],
         "checkpoint": captioner.checkpoint,
         "dataset": args.dataset,
         "split": args.split,
@@ -344,7 +362,9 @@ def write_lines(path: Path, lines: list[Prediction]):
 def check_paths(args: EvaluationArguments):
     """Raises `FileNotFoundError` or `ValueError` if a model, corpus or file that an option names does not exist."""
     check_output(args.output_dir)
-    for name in ("model", "audio_only_model", "text_only_model", "transfer_model"):
+    for name in args.model:
+        check_model("--model", name)
+    for name in ("audio_only_model", "text_only_model", "transfer_model"):
         check_model(f"--{name}", getattr(args, name))
     check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")

@@ -73,12 +73,7 @@ class Captioner:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """What identifies the checkpoint: the SHA-256 of its files and its commit on the Hub."""
-        folder = Path(cached_file(self.name, "config.json")).parent  # named after the commit in the Hub's cache
-        revision = None if Path(self.name).is_dir() else folder.name
-        files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
-        digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-        return {"name": self.name, "revision": revision, "sha256": digests}
+        return identify(self.name)
 
     @cached_property
     def own_ids(self) -> list[str | None]:
@@ -143,6 +138,15 @@ class Captioner:
             }
             for i, (row, caption) in enumerate(zip(batch, captions))
         ]
+
+
+def identify(name: str) -> Checkpoint:
+    """What identifies a checkpoint: the SHA-256 of its files and its commit on the Hub."""
+    folder = Path(cached_file(name, "config.json")).parent  # named after the commit in the Hub's cache
+    revision = None if Path(name).is_dir() else folder.name
+    files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    return {"name": name, "revision": revision, "sha256": digests}
 
 
 @contextmanager

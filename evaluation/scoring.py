@@ -1,5 +1,6 @@
 """Scores of systems, with bootstrap intervals of the scores and of their differences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import evaluate
@@ -8,7 +9,7 @@ from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
 from evaluation.systems import System
-from reporting.results import METRIC_TITLES, ItemScores, Score, SystemResult
+from reporting.results import METRIC_TITLES, ItemScores, Resamples, Score, SystemResult
 
 LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
@@ -33,9 +34,12 @@ def score_systems(
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
-) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str]]:
+) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str], Resamples]:
     """
     Scores systems on the same clips, with intervals of the scores and of RGMC's difference from each other system.
+
+    Systems that share a row, as those of several checkpoints do, make one result: the mean of their scores. RGMC's
+    difference from another system is then a mean, too, over pairs of the same checkpoint.
 
     Args:
         systems (`dict[str, System]`): `"gold"` and `"rgmc"` are among them.
@@ -51,8 +55,8 @@ def score_systems(
         normalization (`str`, *optional*, defaults to `"paper"`): Rule by which the captions are normalised.
 
     Returns:
-        `tuple`: for each system its [`SystemResult`], for each system and metric the scores of the clips, and for each
-        metric that cannot be computed the reason.
+        `tuple`: for each row its [`SystemResult`], for each system and metric the scores of the clips, for each metric
+        that cannot be computed the reason, and for each row and metric the scores of the resamples.
 
     Raises:
         `RuntimeError`: If the gold captions do not score what they must against themselves.
@@ -97,20 +101,33 @@ def score_systems(
         unavailable.update(found_by_clap.get("unavailable", {}))
     check_gold(scores["gold"], references)
 
-    described = {}
+    rows: dict[str, list[str]] = {}
     for key, system in systems.items():
-        with_intervals = {name: with_interval(value, resamples[key].get(name)) for name, value in scores[key].items()}
-        described[key] = SystemResult(system.title, system.source, with_intervals, truncated.get(key))
-        if key != "rgmc":
-            described[key].difference = {
-                name: with_interval(
-                    scores["rgmc"][name] - scores[key][name],
-                    np.subtract(resamples["rgmc"][name], resamples[key][name]),
+        rows.setdefault(system.row or key, []).append(key)
+    described, resamples_of_rows = {}, {}
+    for row, keys in rows.items():
+        described[row] = SystemResult(
+            systems[row].title,
+            systems[row].source,
+            {name: mean_score([(scores[key][name], resamples[key].get(name)) for key in keys]) for name in scores[row]},
+            max((truncated[key] for key in keys), default=None) if truncated else None,
+        )
+        resamples_of_rows[row] = {
+            name: np.mean([resamples[key][name] for key in keys], axis=0) for name in resamples[row]
+        }
+        if row != "rgmc":
+            pairs = [(own, keys[seed % len(keys)]) for seed, own in enumerate(rows["rgmc"])]
+            described[row].difference = {
+                name: mean_score(
+                    [
+                        (scores[own][name] - scores[key][name], np.subtract(resamples[own][name], resamples[key][name]))
+                        for own, key in pairs
+                    ]
                 )
-                for name in resamples[key]
+                for name in resamples[row]
                 if name in resamples["rgmc"]
             }
-    return described, item_scores, unavailable
+    return described, item_scores, unavailable, resamples_of_rows
 
 
 def score_captions(
@@ -136,6 +153,26 @@ def with_interval(value: float | None, resamples: list[float] | np.ndarray | Non
         return Score(value)
     low, high = np.percentile(resamples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Score(value, float(low), float(high))
+
+
+def mean_score(seeds: Sequence[tuple[float | None, list[float] | np.ndarray | None]]) -> Score:
+    """
+    The mean of a score over checkpoints, with the interval of the mean and the deviation of a single checkpoint.
+
+    Args:
+        seeds (`Sequence[tuple]`): The score by each checkpoint and its resamples, or None where there are none.
+
+    Returns:
+        [`Score`]: That of a single checkpoint has no deviation; one that some checkpoint lacks has no value.
+    """
+    if len(seeds) == 1:
+        return with_interval(*seeds[0])
+    values, resamples = zip(*seeds)
+    if None in values:
+        return Score(None)
+    score = with_interval(float(np.mean(values)), None if resamples[0] is None else np.mean(resamples, axis=0))
+    score.deviation, score.by_checkpoint = float(np.std(values, ddof=1)), list(values)
+    return score
 
 
 def check_gold(scores: dict[str, float | None], references: list[list[str]]):

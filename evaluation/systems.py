@@ -33,6 +33,7 @@ TITLES = {
 BASELINES = ["gold", "random", "nearest_neighbor_frozen", "nearest_neighbor"]
 ABLATIONS = ["rgmc_audio_only", "rgmc_audio_only_masked", "rgmc_text_only", "rgmc_text_only_masked"]
 OTHERS = "others"  # the systems of --predictions
+SHARED = ["gold", "random"]  # the same captions whatever the seed of the checkpoint
 TABLES = {
     1: ["gold", "nearest_neighbor", OTHERS, "rgmc"],
     3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_shuffled"],
@@ -63,12 +64,15 @@ class System:
         source (`str`): Where its captions come from.
         captions (`list[str]`): One per clip, normalised.
         candidates (`list[str | None]`): One per clip: the caption that this one would be a copy of.
+        row (`str`, *optional*):
+            Key of the system whose row this one shares, as what another checkpoint of `--model` says in its place.
     """
 
     title: str
     source: str
     captions: list[str]
     candidates: list[str | None]
+    row: str | None = None
 
 
 def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:

@@ -16,12 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reporting import listening, published
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
-from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
+from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.tables import (
     bootstrap_note,
     caption_table,
     difference_table,
     draw_examples,
+    format_score,
     has_reported_rows,
     interval_note,
     public_name,
@@ -66,6 +67,7 @@ def write_report(
         {**lines[row], **_player(load_clip, row), "source": _candidate_source(lines[row])}
         for row in draw_examples(results, lines, num_examples)
     ]
+    of_first = ", by the first checkpoint." if results.checkpoints else "."
     figures = {
         "scores": (
             plot_scores(results),
@@ -73,10 +75,11 @@ def write_report(
         ),
         "similarity": (
             plot_similarity(results, lines, item_scores),
-            "CIDEr-D of the clips in bins of about equal size, by how similar their candidates sound.",
+            f"CIDEr-D of the clips in bins of about equal size, by how similar their candidates sound{of_first}",
         ),
-        "lengths": (plot_lengths(results, item_scores), "Length of the captions."),
+        "lengths": (plot_lengths(results, item_scores), f"Length of the captions{of_first}"),
     }
+    names = [public_name(checkpoint["name"]) for checkpoint in _checkpoints(results)]
     plots = []
     for name, (figure, text) in figures.items():
         path = output_dir / "plots" / f"{name}.png"
@@ -86,7 +89,7 @@ def write_report(
             data = base64.b64encode(path.read_bytes()).decode()
             plots.append({"name": name, "path": f"plots/{name}.png", "text": text, "data": data})
     report = {
-        "title": f"RGMC {public_name(results.checkpoint['name'])} on {public_name(results.dataset)}",
+        "title": f"RGMC {', '.join(names)} on {public_name(results.dataset)}",
         "summary": summary(results),
         "warning": warning,
         "examples": examples,
@@ -97,8 +100,7 @@ def write_report(
         ],
         "source": published.SOURCE,
         "differences": difference_table(results),
-        "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "
-        "not cover what another seed of the training would change.",
+        "difference_note": _difference_note(results),
         "plots": plots,
         "facts": _facts(results),
     }
@@ -127,19 +129,21 @@ def summary(results: EvaluationResults) -> str:
     if without and without.n:
         clips = f"the {without.n} of them that do not leak from {without.train_split}"
         found.append(_compare(results, without.systems, clips, without.n))
+    if results.checkpoints:
+        found.append(f"Scores are means over {len(results.checkpoints)} checkpoints, ± their standard deviation.")
     return " ".join(found)
 
 
 def _compare(results: EvaluationResults, systems: dict[str, SystemResult], clips: str, n: int) -> str:
     title, level = system_title(results, "rgmc"), f"{100 * results.bootstrap['level']:g} %"
-    own, nearest = (systems[key].scores["cider_d"].value for key in ("rgmc", "nearest_neighbor"))
-    text = f"{title} scores {own:.2f} CIDEr-D on {clips}; "
-    text += f"the captions of the most similar songs in its datastore score {nearest:.2f}. "
+    own, nearest = (systems[key].scores["cider_d"] for key in ("rgmc", "nearest_neighbor"))
+    text = f"{title} scores {format_score(own, False)} CIDEr-D on {clips}; "
+    text += f"the captions of the most similar songs in its datastore score {format_score(nearest, False)}. "
     difference = systems["nearest_neighbor"].difference.get("cider_d")
     if n == 1:
         return text + "A single clip cannot show a difference."
     if difference is None or difference.low is None:
-        return text + f"The difference is {own - nearest:.2f}, without an interval."
+        return text + f"The difference is {own.value - nearest.value:.2f}, without an interval."
     interval = f"{difference.low:.2f} to {difference.high:.2f}"
     if difference.low <= 0 <= difference.high:
         return text + (
@@ -150,6 +154,18 @@ def _compare(results: EvaluationResults, systems: dict[str, SystemResult], clips
         f"{title} is {comparison} by {abs(difference.value):.2f}: the {level} interval of the difference, {interval}, "
         "excludes zero."
     )
+
+
+def _difference_note(results: EvaluationResults) -> str:
+    note = "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do not cover what "
+    note += "another seed of the training would change."
+    if results.checkpoints:
+        note += " ± is the standard deviation of the difference over the checkpoints, which are compared one by one."
+    return note
+
+
+def _checkpoints(results: EvaluationResults) -> list[Checkpoint]:
+    return results.checkpoints or [results.checkpoint]
 
 
 def _described_table(results: EvaluationResults, name: str) -> dict:
@@ -192,11 +208,13 @@ def _candidate_source(line: Prediction) -> str:
 
 
 def _facts(results: EvaluationResults) -> list[tuple[str, str]]:
-    checkpoint, bootstrap = results.checkpoint, results.bootstrap
+    bootstrap, facts = results.bootstrap, [("Command", results.command)]
+    for checkpoint in _checkpoints(results):
+        revision = f", revision {checkpoint['revision']}" if checkpoint["revision"] else ""
+        facts.append(("Checkpoint", checkpoint["name"] + revision))
+        facts += [(f"SHA-256 of {file}", digest) for file, digest in checkpoint["sha256"].items()]
     return [
-        ("Command", results.command),
-        ("Checkpoint", checkpoint["name"] + (f", revision {checkpoint['revision']}" if checkpoint["revision"] else "")),
-        *((f"SHA-256 of {file}", digest) for file, digest in checkpoint["sha256"].items()),
+        *facts,
         ("Data", f"{results.dataset}, split {results.split}, {results.n} clips"),
         ("Seed", str(results.seed)),
         ("Bootstrap", f"{bootstrap['samples']} samples, level {bootstrap['level']:g}, unit {bootstrap['unit']}"),

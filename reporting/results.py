@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import NotRequired, TypedDict
 
+import numpy as np
+
 METRIC_TITLES = {
     "cider_d": "CIDEr-D",
     **{f"bleu_{n}": f"BLEU@{n}" for n in range(1, 5)},
@@ -28,9 +30,30 @@ LISTENING_TITLES = {
 }
 # Fields that results.json may lack.
 OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening"}
+OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
+# A score for each resample of the clips: `{system: {metric: (samples,)}}`.
+Resamples = dict[str, dict[str, np.ndarray]]
+
+
+class CheckpointPrediction(TypedDict):
+    """
+    What another checkpoint of `--model` says of a clip.
+
+    Args:
+        checkpoint (`str`): Its name, as given to `--model`.
+        prediction, candidate, candidate_id, similarity: As in [`Prediction`].
+        captions (`dict[str, str]`): The caption of each system that depends on the checkpoint.
+    """
+
+    checkpoint: str
+    prediction: str
+    candidate: str | None
+    candidate_id: str | None
+    similarity: float | None
+    captions: dict[str, str]
 
 
 class Prediction(TypedDict):
@@ -46,6 +69,9 @@ class Prediction(TypedDict):
         candidate_id, similarity (`str` and `float`, *optional*): Of the clip's nearest neighbour.
         captions (`dict[str, str]`): The caption of each system.
         leaks (`list[str]`): The kinds of leaks that the clip is part of, where leaks were looked for.
+        other_checkpoints (`list[CheckpointPrediction]`):
+            Where `--model` names several checkpoints, what each after the first says; the rest of the line is about the
+            first.
     """
 
     id: str
@@ -57,6 +83,7 @@ class Prediction(TypedDict):
     similarity: float | None
     captions: NotRequired[dict[str, str]]
     leaks: NotRequired[list[str]]
+    other_checkpoints: NotRequired[list[CheckpointPrediction]]
 
 
 class Checkpoint(TypedDict):
@@ -83,11 +110,16 @@ class Score:
     Args:
         value (`float`, *optional*): x 100, except for `words`; None where it cannot be computed.
         low, high (`float`, *optional*): Limits of the bootstrap interval; None where there is none.
+        deviation (`float`, *optional*):
+            Standard deviation (n - 1) over several checkpoints, of which `value` is the mean; None for one checkpoint.
+        by_checkpoint (`list[float]`, *optional*): The score by each of them.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    deviation: float | None = None
+    by_checkpoint: list[float] | None = None
 
 
 @dataclass
@@ -165,8 +197,10 @@ class EvaluationResults:
     What `results.json` holds.
 
     Args:
-        model, dataset, split, seed: Options of the evaluation.
-        checkpoint ([`Checkpoint`])
+        model, dataset, split, seed: Options of the evaluation; of several models the first.
+        checkpoint ([`Checkpoint`]): That of `model`.
+        checkpoints (`list[Checkpoint]`, *optional*):
+            Where there are several, all of them, that of `model` included. Scores are then means over them.
         command (`str`): The command that makes these results.
         caption_normalization, text (`str`): Rule of the captions, and in words how they are compared.
         versions (`dict[str, str]`): Of Python and the packages that the scores depend on.
@@ -184,6 +218,7 @@ class EvaluationResults:
 
     model: str
     checkpoint: Checkpoint
+    checkpoints: list[Checkpoint] | None = None
     dataset: str
     split: str
     seed: int

@@ -35,7 +35,8 @@ def table(results: EvaluationResults, name: str, intervals: bool = True) -> Tabl
         results ([`EvaluationResults`]): What `results.json` holds.
         name (`str`): `"3"`, `"4"` or `"5"`.
         intervals (`bool`, *optional*, defaults to `True`):
-            Whether cells are `value [low, high]` where there is an interval, rather than `value`.
+            Whether cells are `value [low, high]` where there is an interval, rather than `value`. With or without, the
+            value of several checkpoints is `mean ± deviation`.
     """
     columns = table_columns(results, name)
     header = [_first_column(name), *_of_clips(results, "Clips"), *columns.values()]
@@ -102,7 +103,14 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
             reasons.setdefault(reason, []).append(results.metrics.get(key, key))
     notes = [f"{', '.join(titles)}: left out: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
-    return notes + clap_notes(results, name) + leak_notes(results)
+    return notes + seed_notes(results) + clap_notes(results, name) + leak_notes(results)
+
+
+def seed_notes(results: EvaluationResults) -> list[str]:
+    """What "±" means; nothing where a single checkpoint is evaluated."""
+    if not results.checkpoints:
+        return []
+    return [f"a ± b: mean and standard deviation over {len(results.checkpoints)} checkpoints that differ by seed"]
 
 
 def clap_notes(results: EvaluationResults, name: str) -> list[str]:
@@ -219,10 +227,12 @@ def system_title(results: EvaluationResults, system: str) -> str:
 
 
 def format_score(score: Score | None, interval: bool, form: str = ".2f") -> str:
-    """`value`, `value [low, high]`, or "-" where there is no value."""
+    """`value`, with ` ± deviation` and ` [low, high]` where there are such, or "-" where there is no value."""
     if score is None or score.value is None:
         return "-"
     text = format(score.value, form)
+    if score.deviation is not None:
+        text += f" ± {score.deviation:.2f}"
     if interval and score.low is not None:
         text += f" [{score.low:{form}}, {score.high:{form}}]"
     return text

@@ -438,14 +438,14 @@ def test_gold_captions_are_checked_in_each_run(run, monkeypatch):
 
 
 def test_intervals_hold_95_percent_of_the_resamples():
-    assert asdict(with_interval(1, np.arange(101))) == pytest.approx({"value": 1, "low": 2.5, "high": 97.5})
+    assert with_interval(1, np.arange(101)) == Score(1, pytest.approx(2.5), pytest.approx(97.5))
 
 
 def test_copies_novelty_and_length_are_counted_and_silence_scores_nothing():
     texts = {"gold": CAPTIONS[:4], "rgmc": ["a b", "c", CAPTIONS[2], ""], "silent": [""] * 4}
     systems = {name: System(name, "", captions, ["a b", "x", None, ""]) for name, captions in texts.items()}
     references = [[caption] for caption in CAPTIONS[:4]]
-    described, items, unavailable = score_systems(systems, references, ["c", CAPTIONS[0]], False, 50, 0)
+    described, items, unavailable, _ = score_systems(systems, references, ["c", CAPTIONS[0]], False, 50, 0)
     found = {name: score.value for name, score in described["rgmc"].scores.items()}
     assert (found["copy"], found["novel"], found["distinct"]) == (50, 75, 100)
     assert found["words"] == pytest.approx((2 + 1 + len(CAPTIONS[2].split())) / 4)
