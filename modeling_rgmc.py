@@ -6,11 +6,9 @@ prefix vectors, `D` width of the language model, `L` tokens, `M` labels of a cli
 """
 
 import hashlib
-import inspect
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError
@@ -20,7 +18,6 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     ClapAudioModelWithProjection,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
     modeling_utils,
@@ -35,6 +32,7 @@ try:
     from .captions_rgmc import join_candidates, left_pad
     from .configuration_rgmc import RGMCConfig
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
+    from .generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
     from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
@@ -47,6 +45,7 @@ except ImportError:
     import pipeline_rgmc  # noqa: F401
     from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
+    from generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
     from layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
@@ -56,8 +55,6 @@ logger = logging.get_logger(__name__)
 
 # Since transformers 5.21 a decoder can compute the logits of different positions in each row.
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
-
-CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
 
 
 class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
@@ -402,6 +399,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
+        selection: str = "best",
+        exclude_ids: list[str | None] | None = None,
         **kwargs,
     ):
         """
@@ -418,6 +417,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 `datastore`; without a datastore the caption comes from the audio alone.
             audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
                 What [`~RGMCModel.embed_audio`] returns.
+            selection (`str`, defaults to `"best"`):
+                `"best"` is the most probable caption that the beam search finds, as in the paper. `"consensus"` takes
+                the captions of several similar songs in turn, and chooses the caption that the others agree with most:
+                [`generate_consensus`], which also takes `consensus_neighbors`, 5 by default.
+            exclude_ids (`list[str | None]`, *optional*):
+                As in [`~RGMCModel.retrieve`].
             kwargs:
                 Anything that `GenerationMixin.generate` takes.
 
@@ -435,8 +440,13 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "`generate` needs `input_features` or `audio_embeds`: call it as `generate(**processor(audio=...))`"
             )
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection {selection!r}: expected one of {', '.join(SELECTIONS)}")
+        if selection == "consensus":
+            return generate_consensus(self, audio_embeds, input_ids, attention_mask, exclude_ids, **kwargs)
         if input_ids is None:
-            input_ids, attention_mask = self.prompt_ids(audio_embeds)
+            found = self.retrieve(audio_embeds, exclude_ids) if exclude_ids and self.retrieves else None
+            input_ids, attention_mask = self.prompt_ids(audio_embeds, found)
         elif attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
                 "`input_ids` are padded on the right, so the caption would continue the padding: "
@@ -602,31 +612,6 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
 
 def _has_weights(folder: str) -> bool:
     return any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder))
-
-
-def rename_cache(arguments: dict, function: Callable):
-    """
-    Renames a key-value cache among `arguments` to the name that `function` uses: `cache` since transformers 5.24,
-    `past_key_values` before, and still so in some decoders.
-    """
-    for name, other in (CACHE_NAMES, CACHE_NAMES[::-1]):
-        if name in arguments and other not in arguments:
-            known = inspect.signature(function).parameters
-            if name not in known and other in known:
-                arguments[other] = arguments.pop(name)
-
-
-def default_generation_config(config: RGMCConfig) -> GenerationConfig:
-    """Beam search with 5 beams, no repeated trigram (section 3.3), captions of up to 128 tokens."""
-    eos_token_id = config.text_config.eos_token_id
-    return GenerationConfig(
-        num_beams=5,
-        no_repeat_ngram_size=3,
-        max_new_tokens=128,
-        bos_token_id=config.separator_token_id,
-        eos_token_id=eos_token_id,
-        pad_token_id=eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
-    )
 
 
 RGMCModel.register_for_auto_class("AutoModel")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2LMHeadModel, StaticCache
 
-from modeling_rgmc import CACHE_NAMES, RGMCModel, rename_cache
+from generation_rgmc import CACHE_NAMES, rename_cache
+from modeling_rgmc import RGMCModel
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from transformers.models.clap import modeling_clap
 
 import train
 from configuration_rgmc import TESTED_TRANSFORMERS, check_transformers
+from generation_rgmc import CACHE_NAMES
 from layers_rgmc import RGMCAudioSelfAttention
-from modeling_rgmc import CACHE_NAMES, KEEPS_POSITIONS, RGMCModel
+from modeling_rgmc import KEEPS_POSITIONS, RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline
 from processing_rgmc import RGMCProcessor
 from training.checkpoints import renew_model

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from captions_rgmc import NORMALIZATIONS, normalize_caption
 from configuration_rgmc import RGMCConfig
 from corpora.demo import draw_clip
-from modeling_rgmc import default_generation_config
+from generation_rgmc import default_generation_config
 from processing_rgmc import RGMCProcessor
 
 

@@ -1,0 +1,143 @@
+"""What `generate` needs beside the decoder's own: its defaults, and consensus decoding."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+try:
+    from .captions_rgmc import join_candidates, left_pad, most_central
+    from .configuration_rgmc import RGMCConfig
+except ImportError:
+    from captions_rgmc import join_candidates, left_pad, most_central
+    from configuration_rgmc import RGMCConfig
+
+if TYPE_CHECKING:
+    try:
+        from .modeling_rgmc import RGMCModel
+    except ImportError:
+        from modeling_rgmc import RGMCModel
+
+CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
+SELECTIONS = ("best", "consensus")
+UNSUPPORTED = ("num_return_sequences", "return_dict_in_generate", "streamer")
+
+
+def rename_cache(arguments: dict, function: Callable):
+    """
+    Renames a key-value cache among `arguments` to the name that `function` uses: `cache` since transformers 5.24,
+    `past_key_values` before, and still so in some decoders.
+    """
+    for name, other in (CACHE_NAMES, CACHE_NAMES[::-1]):
+        if name in arguments and other not in arguments:
+            known = inspect.signature(function).parameters
+            if name not in known and other in known:
+                arguments[other] = arguments.pop(name)
+
+
+def default_generation_config(config: RGMCConfig) -> GenerationConfig:
+    """Beam search with 5 beams, no repeated trigram (section 3.3), captions of up to 128 tokens."""
+    eos_token_id = config.text_config.eos_token_id
+    return GenerationConfig(
+        num_beams=5,
+        no_repeat_ngram_size=3,
+        max_new_tokens=128,
+        bos_token_id=config.separator_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id,
+    )
+
+
+def generate_consensus(
+    model: "RGMCModel",
+    audio_embeds: torch.Tensor | None,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    exclude_ids: list[str | None] | None = None,
+    consensus_neighbors: int = 5,
+    **kwargs,
+) -> torch.Tensor:
+    """
+    Captions each clip from the caption of each of its nearest songs in turn, keeps all beams, and chooses the caption
+    that is most similar to the others. A beam of a song counts as much as the song is similar to the clip.
+
+    It takes as many times the decoder's work as there are songs. The captions do not depend on the batch, and nothing
+    is drawn.
+
+    Args:
+        model ([`RGMCModel`]), audio_embeds, input_ids, attention_mask, exclude_ids, kwargs:
+            As in [`~RGMCModel.generate`]. With `input_ids` the choice is among the beams of these candidates.
+        consensus_neighbors (`int`, defaults to 5):
+            How many songs are used in turn. A model of several candidates is given each with those that follow it.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, L')` with the tokens of the captions.
+
+    Raises:
+        `ValueError`: If `kwargs` ask for more than one caption of a clip.
+    """
+    wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False, 1)]
+    if wrong:
+        raise ValueError(f"`selection='consensus'` chooses one caption of each clip: leave out {', '.join(wrong)}")
+    generation_config = kwargs.get("generation_config") or model.generation_config
+    beams = kwargs.get("num_beams") or generation_config.num_beams or 1
+    prompts: list[tuple] = [(input_ids, attention_mask, None)]
+    if input_ids is None and model.retrieves:
+        prompts = neighbor_prompts(model, audio_embeds, exclude_ids, consensus_neighbors)
+    ends, pad_token_id = _special_tokens(kwargs, generation_config)
+    hypotheses: list[list[list[int]]] = []
+    weights: list[list[float]] = []
+    for ids, mask, similarities in prompts:
+        inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds}
+        tokens = model.generate(**inputs, num_return_sequences=beams, **kwargs)  # (B * beams, L')
+        clips = tokens.unflatten(0, (-1, beams)).tolist()
+        if not hypotheses:
+            hypotheses, weights = [[] for _ in clips], [[] for _ in clips]
+        for clip, sequences in enumerate(clips):
+            weight = 1.0 if similarities is None else similarities[clip]
+            if weight is not None:
+                hypotheses[clip] += [_until_end(sequence, ends) for sequence in sequences]
+                weights[clip] += [weight] * beams
+    chosen = [said[most_central(said, weight)] for said, weight in zip(hypotheses, weights)]
+    length = max(map(len, chosen))
+    return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
+
+
+def neighbor_prompts(
+    model: "RGMCModel", audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None, neighbors: int
+) -> list[tuple[torch.Tensor, torch.Tensor, list[float | None]]]:
+    """
+    The decoder's prompts from the nearest song of each clip, from the second nearest, and so on: `input_ids` and
+    `attention_mask`, each `(B, L)`, and the songs' similarities; None for a clip that has not so many songs.
+    """
+    k = model.config.num_candidates
+    found = model.datastore.search(audio_embeds, neighbors + k - 1, exclude_ids)
+    prompts = []
+    for first in range(neighbors):
+        similarities = [scores[first] if first < len(scores) else None for scores in found.similarities]
+        if first and not any(score is not None for score in similarities):
+            break
+        candidates = [token_ids[first : first + k] for token_ids in found.input_ids]
+        joined = [join_candidates(token_ids, model.config.separator_token_id) for token_ids in candidates]
+        input_ids, attention_mask = left_pad(joined, model.config.separator_token_id)
+        weights = [1.0 if score is None and not first else score for score in similarities]
+        prompts.append((input_ids.to(model.device), attention_mask.to(model.device), weights))
+    return prompts
+
+
+def _special_tokens(kwargs: dict[str, Any], generation_config) -> tuple[set[int], int]:
+    """The tokens that end a caption, and the one that fills up the shorter captions of a batch."""
+    end, pad = (
+        kwargs.get(name) if kwargs.get(name) is not None else getattr(generation_config, name)
+        for name in ("eos_token_id", "pad_token_id")
+    )
+    ends = {end} if isinstance(end, int) else {*(end or ())}
+    return ends, min(ends) if pad is None else pad
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens of a caption with its end, without the padding that follows."""
+    last = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]
