@@ -193,10 +193,15 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         batch_norm.running_mean.copy_(mean)
         batch_norm.running_var.copy_(variance)
 
-    def set_words(self, words: list[str]):
-        """Gives the model a new word head, which predicts these words of captions from the audio embedding."""
+    def set_words(self, words: list[str], shares: torch.Tensor | None = None):
+        """
+        Gives the model a new word head, which predicts these words of captions from the audio embedding. `shares`
+        `(W,)` are the shares of training captions that have each word.
+        """
         self.config.words = words
         self.word_head = RGMCWordHead(self.config).to(self.device)
+        if shares is not None:
+            self.word_head.log_prior.copy_(shares.log())
 
     # -- the method ---------------------------------------------------------------------------------------------------
 
@@ -420,7 +425,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             selection (`str`, defaults to `"best"`):
                 `"best"` is the most probable caption that the beam search finds, as in the paper. `"consensus"` takes
                 the captions of several similar songs in turn, and chooses the caption that the others agree with most:
-                [`generate_consensus`], which also takes `consensus_neighbors`, 5 by default.
+                [`generate_consensus`], which has further arguments. Pass it the `tokenizer`, too.
             exclude_ids (`list[str | None]`, *optional*):
                 As in [`~RGMCModel.retrieve`].
             kwargs:

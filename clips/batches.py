@@ -52,6 +52,19 @@ class CandidateSampling:
         return drawn, fate < 1 - self.prefix_dropout
 
 
+def augment(log_mels: torch.Tensor, rows: list[int], seed: tuple[int, int], most_gain: float = 6.0) -> torch.Tensor:
+    """
+    Shifts each clip of `(B, 1, T, F)` in time by a random number of frames, what leaves at the end comes in at the
+    start, and changes its level by up to `most_gain` dB. `seed`, of the run and the epoch, and the row decide.
+    """
+    augmented = torch.empty_like(log_mels)
+    for index, row in enumerate(rows):
+        generator = np.random.default_rng([*seed, row, 1])  # not the numbers that draw candidates
+        shift = int(generator.integers(log_mels.shape[2]))
+        augmented[index] = log_mels[index].roll(shift, dims=1) + generator.uniform(-most_gain, most_gain)
+    return augmented
+
+
 class TeacherForcingCollator:
     """
     Collates row numbers into a training batch of [`RGMCModel`].
@@ -74,6 +87,8 @@ class TeacherForcingCollator:
             What a row is given; by default its prefix and all its candidates.
         own_ids (`list[list[int]]`, *optional*):
             With `sampling`: tokens of each row's own caption as a candidate.
+        augment_seed (`tuple[int, int]`, *optional*):
+            Of the run and the epoch: changes the log-mels as [`augment`] does.
     """
 
     def __init__(
@@ -85,6 +100,7 @@ class TeacherForcingCollator:
         word_labels: torch.Tensor | None = None,
         sampling: CandidateSampling | None = None,
         own_ids: list[list[int]] | None = None,
+        augment_seed: tuple[int, int] | None = None,
     ):
         self.features = features
         self.caption_ids = caption_ids
@@ -92,6 +108,7 @@ class TeacherForcingCollator:
         self.word_labels = word_labels
         self.sampling = sampling
         self.own_ids = own_ids
+        self.augment_seed = augment_seed
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
@@ -105,8 +122,11 @@ class TeacherForcingCollator:
             given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids[row]) for row in rows]
         prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
+        log_mels = self.features.read(rows)
+        if self.augment_seed is not None:
+            log_mels = augment(log_mels, rows, self.augment_seed)
         batch = {
-            "input_features": self.features.read(rows),
+            "input_features": log_mels,
             **teacher_forcing_tokens(prompts, captions, self.pad_token_id),
             "max_label_length": max(map(len, captions)),
         }

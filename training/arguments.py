@@ -129,6 +129,13 @@ class OptimizationArguments:
             "0 is off, as in the paper; it helps most when the encoder is trained from scratch."
         },
     )
+    augment_audio: bool = field(
+        default=False,
+        metadata={
+            "help": "Shift each training clip in time, what leaves at the end comes in at the start, and change its "
+            "level by up to 6 dB. It helps an encoder from scratch."
+        },
+    )
     lr_scheduler_type: str = field(
         default="constant", metadata={"help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ..."}
     )
