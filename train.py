@@ -122,7 +122,7 @@ class Run:
         args, seed = self.args, (self.args.seed, self.state.epoch)
         options = {"word_labels": self.word_labels}
         if args.samples_candidates:
-            shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate)
+            shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate, args.random_candidate)
             options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, *shares)
             options["own_ids"] = self.rows["input_ids"][:]
         if args.augment_audio:

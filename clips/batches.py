@@ -29,6 +29,8 @@ class CandidateSampling:
             Probability that it is given its candidates alone, without the prefix of its sound.
         own_candidate (`float`, defaults to 0):
             Probability that one of its candidates, if it is given any, is replaced by its own caption.
+        random_candidate (`float`, defaults to 0):
+            Probability that all of them are replaced by captions of any songs.
     """
 
     num_candidates: int
@@ -36,19 +38,23 @@ class CandidateSampling:
     candidate_dropout: float = 0.0
     prefix_dropout: float = 0.0
     own_candidate: float = 0.0
+    random_candidate: float = 0.0
 
-    def draw(self, row: int, candidates: list[list[int]], own: list[int]) -> tuple[list[list[int]], bool]:
+    def draw(self, row: int, candidates: list[list[int]], captions: list[list[int]]) -> tuple[list[list[int]], bool]:
         """
-        Draws the candidates of a row, of which `own` is its own caption, and whether it is given its prefix: the same
-        in any batch and process, and in a resumed run.
+        Draws the candidates of a row and whether it is given its prefix: the same in any batch and process, and in a
+        resumed run. `captions` are those of all rows, as candidates.
         """
         generator = np.random.default_rng([*self.seed, row])
         fate = generator.random()
         if fate < self.candidate_dropout:
             return [], True
         drawn = [candidates[index] for index in generator.permutation(len(candidates))[: self.num_candidates]]
-        if drawn and generator.random() < self.own_candidate:
-            drawn[generator.integers(len(drawn))] = own
+        kind = generator.random()
+        if drawn and kind < self.own_candidate:
+            drawn[generator.integers(len(drawn))] = captions[row]
+        elif kind > 1 - self.random_candidate:
+            drawn = [captions[other] for other in generator.integers(len(captions), size=len(drawn))]
         return drawn, fate < 1 - self.prefix_dropout
 
 
@@ -119,7 +125,7 @@ class TeacherForcingCollator:
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
         given = [(self.candidate_ids[row], True) for row in rows]
         if self.sampling is not None:
-            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids[row]) for row in rows]
+            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids) for row in rows]
         prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
         log_mels = self.features.read(rows)

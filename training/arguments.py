@@ -162,6 +162,9 @@ class OptimizationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the order of the clips and dropout."})
 
 
+SHARES = ("candidate_dropout", "prefix_dropout", "own_candidate", "random_candidate")  # probabilities
+
+
 @dataclass(kw_only=True)
 class RobustnessArguments:
     group = "use of candidates in training"
@@ -192,11 +195,18 @@ class RobustnessArguments:
             "learns that a candidate may be right. It also holds in the text pretraining."
         },
     )
+    random_candidate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a training clip is given the candidates of no similar song but of any, so that "
+            "the decoder learns that a candidate may be wrong."
+        },
+    )
 
     @property
     def samples_candidates(self) -> bool:
         """Whether a training clip is not simply given its prefix and its nearest songs' captions."""
-        return bool(self.candidate_pool or self.candidate_dropout or self.prefix_dropout or self.own_candidate)
+        return bool(self.candidate_pool or any(getattr(self, name) for name in SHARES))
 
 
 @dataclass(kw_only=True)
