@@ -51,7 +51,7 @@ def generate_consensus(
     attention_mask: torch.Tensor | None = None,
     exclude_ids: list[str | None] | None = None,
     consensus_neighbors: int = 5,
-    word_weight: float = 0.2,
+    word_weight: float = 0.3,
     tokenizer=None,
     **kwargs,
 ) -> torch.Tensor:
@@ -70,7 +70,7 @@ def generate_consensus(
             As in [`~RGMCModel.generate`]. With `input_ids` the choice is among the beams of these candidates.
         consensus_neighbors (`int`, defaults to 5):
             How many songs are used in turn. A model of several candidates is given each with those that follow it.
-        word_weight (`float`, defaults to 0.2):
+        word_weight (`float`, defaults to 0.3):
             Weight of the words' evidence (nats) beside the similarity to the other captions (0 to 1).
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The processor's: reads the words of a caption.
@@ -83,7 +83,9 @@ def generate_consensus(
     """
     wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False, 1)]
     if wrong:
-        raise ValueError(f"`selection='consensus'` chooses one caption of each clip: leave out {', '.join(wrong)}")
+        raise ValueError(
+            f"a consensus is one caption of each clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
+        )
     generation_config = kwargs.get("generation_config") or model.generation_config
     beams = kwargs.get("num_beams") or generation_config.num_beams or 1
     prompts: list[tuple] = [(input_ids, attention_mask, None)]
@@ -93,7 +95,7 @@ def generate_consensus(
     hypotheses: list[list[list[int]]] = []
     weights: list[list[float]] = []
     for ids, mask, similarities in prompts:
-        inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds}
+        inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds, "selection": "best"}
         tokens = model.generate(**inputs, num_return_sequences=beams, tokenizer=tokenizer, **kwargs)  # (B * beams, L')
         clips = tokens.unflatten(0, (-1, beams)).tolist()
         if not hypotheses:

@@ -131,7 +131,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
                 fields = zip(found.ids, found.captions, found.similarities, found.sources, found.licenses)
                 shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
             prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
-        consensus = generate_kwargs.get("selection") == "consensus"
+        consensus = (generate_kwargs.get("selection") or model.config.selection) == "consensus"
         if consensus:
             generate_kwargs["tokenizer"] = self.processor.tokenizer
         given_prompt = {} if consensus and "candidates" not in inputs else prompt  # a consensus retrieves more songs

@@ -6,6 +6,7 @@ from helpers import CAPTIONS
 
 from captions_rgmc import caption_similarity, left_pad, most_central, normalize_caption
 from generation_rgmc import mean_evidence
+from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from songs_rgmc import make_rows
 
@@ -124,7 +125,7 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
     model, embeds = songs
     with pytest.raises(ValueError, match="expected one of best, consensus"):
         model.generate(audio_embeds=embeds, selection="mean")
-    with pytest.raises(ValueError, match="chooses one caption of each clip: leave out num_return_sequences"):
+    with pytest.raises(ValueError, match="one caption of each clip: leave out num_return_sequences"):
         model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
 
 
@@ -148,6 +149,18 @@ def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, proc
     assert heard == [beams[3 * clip + 2]]
     assert model.generate(**options, tokenizer=processor.tokenizer, word_weight=0.0).equal(plain)
     assert model.generate(**options).equal(plain)  # without a tokenizer there are no words
+
+
+def test_a_checkpoint_says_how_it_chooses(songs, tmp_path):
+    model, embeds = songs
+    plain, chosen = (model.generate(audio_embeds=embeds, selection=name) for name in ("best", "consensus"))
+    assert model.generate(audio_embeds=embeds).equal(plain)
+    model.config.selection = "consensus"
+    assert model.generate(audio_embeds=embeds).equal(chosen)
+    assert not plain.equal(chosen)
+    assert model.generate(audio_embeds=embeds, selection="best").equal(plain)
+    model.save_pretrained(tmp_path)
+    assert RGMCModel.from_pretrained(tmp_path).generate(audio_embeds=embeds).equal(chosen)
 
 
 def test_the_evidence_of_a_caption_is_the_mean_over_its_words(make_config):

@@ -8,7 +8,14 @@ from clips.options import CorpusArguments, HubArguments, OptionParser, SearchArg
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 ALLOWED_WITH_MODEL = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
 LENGTHS = ("max_candidate_length", "max_caption_length")
-MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment", "caption_normalization")
+MODEL_CHOICES = (
+    "prefix_length",
+    "conditioning",
+    "num_candidates",
+    "spec_augment",
+    "caption_normalization",
+    "selection",
+)
 
 
 @dataclass
@@ -63,6 +70,13 @@ class ModelArguments:
         metadata={
             "help": "Rule of captions: paper deletes all punctuation, music keeps that of C#, R&B, 4/4 and don't "
             "(that of --model, or music, if unset)."
+        },
+    )
+    selection: Literal["best", "consensus"] | None = field(
+        default=None,
+        metadata={
+            "help": "How the model chooses a caption: the most probable one, as in the paper (best, if unset), or the "
+            "one that its captions from several similar songs agree on (consensus)."
         },
     )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Do not train the audio encoder."})

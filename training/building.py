@@ -120,6 +120,7 @@ def build_model(
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
         model.set_datastore(None)  # this corpus gets its own
+        model.config.selection = choices.pop("selection", model.config.selection)
         changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
         if changed:
             raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
