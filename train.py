@@ -53,6 +53,8 @@ from training.building import (
 )
 from training.checkpoints import (
     TrainingState,
+    begin_run,
+    end_run,
     load_state,
     prepare_output,
     push_model,
@@ -440,6 +442,8 @@ def main(argv: list[str]):
     accelerator.init_trackers("rgmc", options)
     if checkpoint:
         accelerator.print(f"Resumed from {checkpoint}: step {state.step}, epoch {state.epoch}")
+    elif accelerator.is_main_process:
+        begin_run(output_dir)
 
     # 3. Epochs. Schedulers announce the end of a job by SIGTERM: the run then ends after its current step
     def request_stop(number, frame):
@@ -460,6 +464,8 @@ def main(argv: list[str]):
         raise RuntimeError(
             "The validation loss was never finite, so no checkpoint was saved: try a smaller --learning_rate"
         )
+    if accelerator.is_main_process:
+        end_run(output_dir)
     accelerator.print(
         f"Trained in {(time.perf_counter() - started) / 60:.1f} minutes; {output_dir} holds epoch {state.best_epoch}, "
         f"validation loss {state.best_loss:.4f}"
