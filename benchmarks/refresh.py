@@ -172,7 +172,7 @@ def measure_refresh(args, accelerator: Accelerator) -> tuple[dict, CaptionDatast
     before, clock = memory_gib("VmRSS"), Clock()
     with watched_refresh(stages):
         datastore = embedding.build_datastore(model, train, rows, accelerator, batch_size)
-        neighbors = refresh.find_neighbors(model, datastore, train, validation, accelerator, batch_size)
+        neighbors, _ = refresh.find_neighbors(model, datastore, train, validation, accelerator, batch_size)
     seconds, cpu_seconds = clock.seconds()
     peak = max(gib for *_, gib in stages.stages)
     results = {

@@ -17,6 +17,7 @@ from reporting import published
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
+from reporting.retrieval import retrieval_notes, retrieval_table, retrieval_title
 from reporting.tables import (
     caption_table,
     difference_table,
@@ -95,6 +96,7 @@ def write_report(
         "differences": difference_table(results),
         "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "
         "not cover what another seed of the training would change.",
+        "retrieval": _described_retrieval(results) if results.retrieval else None,
         "plots": plots,
         "facts": _facts(results),
     }
@@ -157,6 +159,14 @@ def _described_table(results: EvaluationResults, name: str) -> dict:
         "notes": table_notes(results, name),
         "reported": None if has_reported_rows(results, name) else reported_table(name),
         "reported_corpus": published.CORPORA[name],
+    }
+
+
+def _described_retrieval(results: EvaluationResults) -> dict:
+    return {
+        "title": retrieval_title(results),
+        "scores": retrieval_table(results),
+        "notes": retrieval_notes(results),
     }
 
 

@@ -75,12 +75,16 @@ def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult
 def format_table(results: EvaluationResults, name: str) -> str:
     """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
     header, rows = table(results, name, intervals=False)
+    return "\n".join([table_title(results, name), *align(header, rows), *table_notes(results, name)])
+
+
+def align(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Aligns a table for a terminal, every column except the first to the right. The first column has no title."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = [
+    return [
         row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
         for row in (["", *header[1:]], *rows)
     ]
-    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
 
 
 def table_title(results: EvaluationResults, name: str) -> str:

@@ -172,7 +172,11 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     clap = ClapModel(ClapConfig(audio_config=AUDIO, text_config={**text, "vocab_size": 100}, projection_dim=32)).eval()
     clap.save_pretrained(tmp_path / "clap")
     results, lines = run(frozen_encoder=str(tmp_path / "clap"))
-    assert results["tables"]["3"][2] == "nearest_neighbor_frozen"
+    assert results["tables"]["3"][3:6] == [
+        "nearest_neighbor_statistics",
+        "nearest_neighbor_frozen",
+        "nearest_neighbor",
+    ]
     extractor = RGMCFeatureExtractor()
     train, test = (
         clap.get_audio_features(
@@ -210,7 +214,7 @@ def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_to
 def test_an_ablation_as_the_model_has_its_row(run, checkpoints):
     results, _ = run(model=checkpoints["audio"])
     assert results["systems"]["rgmc"]["title"] == "RGMC (Audio Only)"
-    assert set(results["missing"]) == {"nearest_neighbor_frozen", "rgmc_text_only"}
+    assert set(results["missing"]) == {"nearest_neighbor_statistics", "nearest_neighbor_frozen", "rgmc_text_only"}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,10 @@ def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, cor
     options = {"dataset": str(tmp_path / "MusicCaps"), "transfer_model": checkpoints["both"]}
     results, lines = run(table=[1, 5], **options)
     assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
-    assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
+    assert results["missing"] == {
+        "nearest_neighbor_statistics": "Nearest Neighbor (log-mel statistics): give --statistics_neighbor true",
+        "nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder",
+    }
     printed = capsys.readouterr().out
     assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
     assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
@@ -368,11 +375,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     whole, wanted = run("whole", masked=False)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, candidates):
+    def interrupted(self, batch, *options):
         if len(captioned) == 2:
             raise KeyboardInterrupt
         captioned.append(batch)
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *options)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -520,7 +527,7 @@ def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leaka
                 for name, score in (system[part] or {}).items():
                     assert asdict(Score(**found[key][part][name])) == pytest.approx(score), (key, name)
     printed = capsys.readouterr().out
-    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
+    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 7 + 3
     for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
         assert "2 of 5 clips leak from the split train and are left out: exact captions 1, identical audio 2." in text
         assert "by clap above 0.99" in text
