@@ -5,6 +5,7 @@ Shape letters: `B` clips of a batch, `N` clips, `T` mel frames, `F` mel bins, `S
 """
 
 import numpy as np
+import scipy.fft
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -17,43 +18,44 @@ LEAST_DEVIATION = 1e-4  # a statistic that varies less between songs tells none 
 BATCH_SIZE = 16
 
 
-def summarize(log_mels: torch.Tensor) -> torch.Tensor:
+def summarize(log_mels: np.ndarray) -> np.ndarray:
     """
     Computes the statistics of clips.
 
     Args:
-        log_mels (`torch.FloatTensor` of shape `(B, 1, T, F)`): In dB.
+        log_mels (`np.ndarray` of shape `(B, 1, T, F)`): In dB, float32.
 
     Returns:
-        `torch.FloatTensor` of shape `(B, S)`: For each mel bin the mean over time, the deviation, the mean rise from
-        frame to frame and the 90th percentile; then the autocorrelation of the onset envelope, the mean rise of all
-        bins, from which the tempo can be read.
+        `np.ndarray` of shape `(B, S)`: For each mel bin the mean over time, the deviation, the mean rise from frame to
+        frame and the 90th percentile; then the autocorrelation of the onset envelope, the mean rise of all bins, from
+        which the tempo can be read.
     """
-    log_mels = log_mels[:, 0]  # (B, T, F)
-    rise = log_mels.diff(dim=1).clamp(min=0)
-    onsets = rise.mean(dim=2)
-    onsets = onsets - onsets.mean(dim=1, keepdim=True)  # (B, T - 1)
+    bins = np.ascontiguousarray(log_mels[:, 0].transpose(0, 2, 1))  # (B, F, T)
+    rise = np.diff(bins).clip(min=0)
+    onsets = rise.mean(axis=1)
+    onsets -= onsets.mean(axis=1, keepdims=True)  # (B, T - 1)
     # Padded to twice the length, so that the end does not correlate with the beginning.
-    power = torch.fft.rfft(onsets, n=2 * log_mels.shape[1]).abs().square()
-    correlation = torch.fft.irfft(power)[:, LAGS] / (onsets.square().sum(dim=1, keepdim=True) + 1e-6)
-    percentile = log_mels.quantile(0.9, dim=1)
-    return torch.cat([log_mels.mean(dim=1), log_mels.std(dim=1), rise.mean(dim=1), percentile, correlation], dim=1)
+    length = 2 * bins.shape[2]
+    power = np.abs(scipy.fft.rfft(onsets, length)) ** 2
+    energy = np.square(onsets).sum(axis=1, keepdims=True)
+    correlation = scipy.fft.irfft(power, length)[:, LAGS] / (energy + 1e-6)
+    percentile = np.quantile(bins, 0.9, axis=2)
+    statistics = [bins.mean(axis=2), bins.std(axis=2), rise.mean(axis=2), percentile, correlation]
+    return np.concatenate(statistics, axis=1).astype(np.float32)
 
 
 def summarize_rows(features: ClipFeatures, accelerator: Accelerator, description: str) -> np.ndarray:
     """Computes the statistics of all clips, each process its share, and returns `(N, S)` on every process."""
     own = list(range(accelerator.process_index, len(features), accelerator.num_processes))
-    found = []
-    with tqdm(
-        total=len(own), desc=description, unit="clip", leave=False, disable=not accelerator.is_main_process
-    ) as progress:
-        # At least one batch, so that a process without clips of its own gathers rows of the right length.
-        for start in range(0, max(len(own), 1), BATCH_SIZE):
+    found = [summarize(features.read([0]).numpy())[:0]]  # a process without clips gathers rows of the right length
+    show = {"unit": "clip", "leave": False, "disable": not accelerator.is_main_process}
+    with tqdm(total=len(own), desc=description, **show) as progress:
+        for start in range(0, len(own), BATCH_SIZE):
             rows = own[start : start + BATCH_SIZE]
-            statistics = summarize(features.read(rows or [0]).to(accelerator.device))
-            found.append(statistics[: len(rows)])
+            found.append(summarize(features.read(rows).numpy()))
             progress.update(len(rows))
-    return gather_rows(torch.cat(found), len(features), accelerator)
+    statistics = torch.from_numpy(np.concatenate(found)).to(accelerator.device)
+    return gather_rows(statistics, len(features), accelerator)
 
 
 def embed_statistics(songs: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
