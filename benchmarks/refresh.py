@@ -149,7 +149,7 @@ def watched_refresh(stages: Stages):
         (refresh, "embed_rows", ("validation: embedding",)),
         (RGMCModel, "encoder_fingerprint", ("datastore: fingerprint of the encoder",)),
         (embedding, "CaptionDatastore", ("datastore: checks",)),
-        (CaptionDatastore, "search_rows", ("index and search", "validation: search")),
+        (CaptionDatastore, "search_rows", ("index and search", "validation: search", "validation: search for recall")),
     ]
     originals = [getattr(owner, name) for owner, name, _ in watched]
     for (owner, name, names), original in zip(watched, originals):

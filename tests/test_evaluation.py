@@ -349,10 +349,11 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
-    _, wanted = run("one", masked=False, table=[3, 4], bootstrap=0)
+    results, wanted = run("one", masked=False, table=[3, 4], bootstrap=0, statistics_neighbor=True, oracle=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
+    options += ["--statistics_neighbor", "true", "--oracle", "true"]
     done = subprocess.run(
         [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "0"],
         cwd=tmp_path,
@@ -365,7 +366,9 @@ def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoin
     assert done.stdout.count("Table 3") == 1 and "3/3" in done.stderr and "5/5" not in done.stderr
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
-    assert said[0] == said[1]
+    assert said[0] == said[1] and {"nearest_neighbor_statistics", "rgmc_oracle"} <= said[0][0].keys()
+    found = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
+    assert found["retrieval"] == results["retrieval"]
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
