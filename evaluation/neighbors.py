@@ -17,7 +17,7 @@ from clips.embedding import (
 from clips.features import ClipFeatures, Split
 from clips.recall import RECALL_AT
 from evaluation.captioning import Captioner
-from evaluation.statistics import embed_statistics, summarize_rows
+from evaluation.log_mel_statistics import embed_statistics, summarize_rows
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 

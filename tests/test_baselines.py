@@ -14,10 +14,10 @@ from test_report import make_item_scores, make_lines, make_results
 from clips.features import ClipFeatures
 from clips.recall import RECALL_AT
 from eval import EvaluationArguments, evaluate_checkpoint
+from evaluation.log_mel_statistics import embed_statistics, summarize, summarize_rows
 from evaluation.neighbors import NEIGHBORS, Neighbors
 from evaluation.oracle import best_captions
 from evaluation.scoring import load_metric
-from evaluation.statistics import embed_statistics, summarize, summarize_rows
 from evaluation.systems import make_systems
 from processing_rgmc import RGMCProcessor
 from reporting.plots import plot_similarity
