@@ -156,7 +156,7 @@ def test_the_most_frequent_caption_is_the_first_of_several(evaluate, monkeypatch
     _, lines = evaluate()
     # The training split has its first caption twice.
     assert {line["captions"]["most_frequent"] for line in lines} == {"a sad ballad of piano and strings"}
-    rows = {"caption": ["b", "a", "a", "b"]}
+    rows = {"caption": ["c", "b", "a", "b", "a"]}
     line = {"references": ["x"], "candidate": "b", "prediction": "y"}
     captioner = SimpleNamespace(
         name="",

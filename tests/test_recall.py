@@ -39,6 +39,7 @@ def test_the_first_similar_neighbor_is_found_by_its_words():
     assert first_similar(CLIPS, SONGS, NEIGHBORS, 0.51).tolist() == [2, np.inf, 3, np.inf]
     assert first_similar(CLIPS, SONGS, NEIGHBORS, 0.8).tolist() == [3, np.inf, 3, np.inf]  # 4/5 is 0.8 or more
     assert first_similar(CLIPS, SONGS, NEIGHBORS[:, :2], 0.5).tolist() == [2, 2, np.inf, np.inf]
+    assert first_similar(CLIPS[:1], SONGS, np.array([[2, -1]]), 0.5).tolist() == [np.inf]  # -1 is not the last song
 
 
 def test_recall_counts_the_clips_within_the_first_k():
@@ -51,6 +52,9 @@ def test_the_ceiling_asks_every_song_but_the_clips_own(monkeypatch):
     assert any_similar(CLIPS, SONGS, [-1] * 4, 0.51).tolist() == [True, False, True, False]
     assert any_similar(CLIPS, SONGS, [3, 1, 2, 3], 0.5).tolist() == [True, False, False, False]
     assert any_similar(CLIPS, SONGS, [3, 1, 2, 3], 0.7).tolist() == [False, False, False, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.retrieval, "BLOCK_ROWS", 2)
+        assert any_similar(CLIPS, SONGS, [3, 1, 2, 3], 0.7).tolist() == [False, False, False, False]
     words = np.random.default_rng(0)
     clips, songs = (
         [" ".join(words.choice(list("abcdefgh"), words.integers(1, 9))) for _ in range(n)] for n in (40, 90)
