@@ -33,20 +33,34 @@ from transformers import AutoConfig
 from audio_rgmc import load_audio
 from clips.features import Split
 from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output, parse, user_errors
+from clips.recall import RECALL_THRESHOLD
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.listening import measure_listening
+from evaluation.neighbors import retrieve_by_encoders
+from evaluation.oracle import best_captions
 from evaluation.resamples import write_resamples
+from evaluation.retrieval import score_retrieval
 from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.seeds import add_checkpoint, check_same_configuration
-from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
+from evaluation.systems import (
+    OPTIONS,
+    SWITCHES,
+    TABLES,
+    System,
+    check_checkpoints,
+    make_systems,
+    read_predictions,
+    rows_of,
+)
 from model_card_rgmc import from_scratch_warning
 from reporting.listening import format_listening
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
+from reporting.retrieval import format_retrieval
 from reporting.tables import draw_examples, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
@@ -77,9 +91,22 @@ class SystemArguments:
             "encoder was not trained, such as one of --conditioning candidate, with its datastore."
         },
     )
-    train_split: str = field(default="train", metadata={"help": "Split that --frozen_encoder retrieves from."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split that --frozen_encoder and --statistics_neighbor retrieve from."}
+    )
+    statistics_neighbor: bool = field(
+        default=False,
+        metadata={
+            "help": "Tables 3 and 5: a nearest neighbor by statistics of the log-mels, without anything learned. It "
+            "reads all clips of --train_split; those that no run has read before are decoded first."
+        },
+    )
     masked: bool = field(
         default=True, metadata={"help": "Table 3: also the trained model with its audio or its candidate masked."}
+    )
+    oracle: bool = field(
+        default=False,
+        metadata={"help": "Tables 3 and 5: also the best of the model's beams, judged by the references."},
     )
     predictions: list[str] | None = field(
         default=None,
@@ -104,6 +131,10 @@ class MetricArguments:
         },
     )
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
+    recall_threshold: float = field(
+        default=RECALL_THRESHOLD,
+        metadata={"help": "Token F1 from which on a neighbor's caption counts as similar, above 0 and up to 1."},
+    )
     leakage: str | None = field(
         default=None,
         metadata={
@@ -148,11 +179,13 @@ class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
             raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
         if self.update_model_card and set(self.table) == {1}:
             raise ValueError("--update_model_card true: Table 1 has no scores; add --table 3")
-        for key, option in OPTIONS.items():
+        for key, option in {**OPTIONS, **SWITCHES}.items():
             name = option.removeprefix("--")
             tables = [table for table, keys in TABLES.items() if key in keys]
             if getattr(self, name) and not set(tables) & set(self.table):
                 raise ValueError(f"{option} makes no row of --table {self.table}: expected one of {tables} there")
+        if not 0 < self.recall_threshold <= 1:
+            raise ValueError(f"--recall_threshold {self.recall_threshold}: expected more than 0 and at most 1")
         self.check_least("bootstrap", 0)
         self.check_least("num_examples", 0)
         if self.clap_model and self.clap_model.lower() == "none":
@@ -189,14 +222,18 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
-    # 2. The captions of each system, and what the model hears
+    # 2. What each encoder retrieves, what the model hears, and the captions of each system
+    encoders = (args.frozen_encoder, args.statistics_neighbor)
+    neighbors = retrieve_by_encoders(captioner, *encoders, train=partial(load_split, args.train_split))
+    metric = load_metric("caption_metrics") if accelerator.is_main_process else None
     make = partial(
         make_systems,
         tables=args.table,
         load=load,
-        train=partial(load_split, args.train_split),
+        neighbors=neighbors,
         masked=args.masked,
         seed=args.seed,
+        choose_best=partial(best_captions, metric=metric, normalization=rule) if args.oracle else None,
     )
     listening = measure_listening(captioner, args.bootstrap, args.seed) if args.listening else None
     systems, lines = make(captioner, checkpoints=checkpoints, predictions=others)
@@ -215,11 +252,12 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         training_captions=captioner.model.datastore.rows["caption"][:],
         samples=args.bootstrap,
         seed=args.seed,
-        metric=load_metric("caption_metrics"),
+        metric=metric,
         normalization=rule,
     )
+    references = [line["references"] for line in lines]
     described, item_scores, unavailable, resamples = score(
-        systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
+        systems, references, meteor=args.meteor, clap_scores=clap_scores
     )
     without_leaks = None
     if leaks is not None:
@@ -241,6 +279,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         systems=described,
         without_leaks=without_leaks,
         listening=listening,
+        retrieval=score_retrieval(neighbors, references, args.recall_threshold, args.bootstrap, args.seed),
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},
@@ -352,6 +391,7 @@ def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: l
         print(format_table(results, table))
     if results.listening:
         print(format_listening(results))
+    print(format_retrieval(results))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reporting import listening, published
+from reporting import listening, published, retrieval
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
@@ -97,6 +97,7 @@ def write_report(
         "tables": [
             *(_described_table(results, name) for name in results.tables),
             *([_listening(results)] if results.listening else []),
+            *([_retrieval(results)] if results.retrieval else []),
         ],
         "source": published.SOURCE,
         "differences": difference_table(results),
@@ -186,6 +187,16 @@ def _listening(results: EvaluationResults) -> dict:
         "scores": listening.listening_table(results.listening),
         "interval_note": bootstrap_note(results),
         "notes": listening.listening_notes(results.listening),
+        "reported": None,
+    }
+
+
+def _retrieval(results: EvaluationResults) -> dict:
+    return {
+        "title": retrieval.retrieval_title(results),
+        "scores": retrieval.retrieval_table(results),
+        "interval_note": bootstrap_note(results),
+        "notes": retrieval.retrieval_notes(results),
         "reported": None,
     }
 

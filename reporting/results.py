@@ -29,7 +29,7 @@ LISTENING_TITLES = {
     "audio_swap": "Audio swap %",
 }
 # Fields that results.json may lack.
-OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening"}
+OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening", "retrieval"}
 OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
@@ -67,6 +67,7 @@ class Prediction(TypedDict):
         references (`list[str]`): The captions of the corpus, one or more.
         candidate (`str`, *optional*): The caption that the model was shown.
         candidate_id, similarity (`str` and `float`, *optional*): Of the clip's nearest neighbour.
+        beams (`list[str]`): The captions of all beams, the most probable first, where the oracle is asked for.
         captions (`dict[str, str]`): The caption of each system.
         leaks (`list[str]`): The kinds of leaks that the clip is part of, where leaks were looked for.
         other_checkpoints (`list[CheckpointPrediction]`):
@@ -81,6 +82,7 @@ class Prediction(TypedDict):
     candidate: str | None
     candidate_id: str | None
     similarity: float | None
+    beams: NotRequired[list[str]]
     captions: NotRequired[dict[str, str]]
     leaks: NotRequired[list[str]]
     other_checkpoints: NotRequired[list[CheckpointPrediction]]
@@ -191,6 +193,49 @@ class ListeningResults:
         return cls(**{**values, "systems": _systems(values)})
 
 
+@dataclass
+class EncoderRecall:
+    """
+    How well an encoder retrieves.
+
+    Args:
+        title (`str`), source (`str`): The encoder, and where it comes from.
+        rows (`int`): Songs that it retrieves from.
+        recall (`dict[str, Score]`): By the number of neighbours.
+        ceiling (`Score`): What the best encoder would reach; without a value where it was not computed.
+    """
+
+    title: str
+    source: str
+    rows: int
+    recall: dict[str, Score]
+    ceiling: Score
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EncoderRecall":
+        recall = {k: Score(**score) for k, score in values["recall"].items()}
+        return cls(**{**values, "recall": recall, "ceiling": Score(**values["ceiling"])})
+
+
+@dataclass
+class RetrievalResults:
+    """
+    How often clips have a similar caption among those of their nearest training songs.
+
+    Args:
+        threshold (`float`): Token F1 from which on two captions are similar.
+        encoders (`dict[str, EncoderRecall]`): By the system of Table 3 that repeats the nearest caption.
+    """
+
+    threshold: float
+    encoders: dict[str, EncoderRecall]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RetrievalResults":
+        encoders = {key: EncoderRecall.from_dict(encoder) for key, encoder in values["encoders"].items()}
+        return cls(**{**values, "encoders": encoders})
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -211,6 +256,7 @@ class EvaluationResults:
         systems (`dict[str, SystemResult]`): In the order of a table.
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
         listening ([`ListeningResults`], *optional*): Where it was measured.
+        retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -234,6 +280,7 @@ class EvaluationResults:
     systems: dict[str, SystemResult]
     without_leaks: LeakFreeResults | None = None
     listening: ListeningResults | None = None
+    retrieval: RetrievalResults | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -245,7 +292,11 @@ class EvaluationResults:
     @classmethod
     def from_dict(cls, values: dict) -> "EvaluationResults":
         """The inverse of [`~EvaluationResults.to_dict`]."""
-        parts = {"without_leaks": LeakFreeResults, "listening": ListeningResults}
+        parts = {
+            "without_leaks": LeakFreeResults,
+            "listening": ListeningResults,
+            "retrieval": RetrievalResults,
+        }
         found = {name: kind.from_dict(values[name]) for name, kind in parts.items() if values.get(name)}
         return cls(**{**values, "systems": _systems(values), **found})
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -172,7 +173,11 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     clap = ClapModel(ClapConfig(audio_config=AUDIO, text_config={**text, "vocab_size": 100}, projection_dim=32)).eval()
     clap.save_pretrained(tmp_path / "clap")
     results, lines = run(frozen_encoder=str(tmp_path / "clap"))
-    assert results["tables"]["3"][2] == "nearest_neighbor_frozen"
+    assert results["tables"]["3"][3:6] == [
+        "nearest_neighbor_statistics",
+        "nearest_neighbor_frozen",
+        "nearest_neighbor",
+    ]
     extractor = RGMCFeatureExtractor()
     train, test = (
         clap.get_audio_features(
@@ -210,7 +215,7 @@ def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_to
 def test_an_ablation_as_the_model_has_its_row(run, checkpoints):
     results, _ = run(model=checkpoints["audio"])
     assert results["systems"]["rgmc"]["title"] == "RGMC (Audio Only)"
-    assert set(results["missing"]) == {"nearest_neighbor_frozen", "rgmc_text_only"}
+    assert set(results["missing"]) == {"nearest_neighbor_statistics", "nearest_neighbor_frozen", "rgmc_text_only"}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +249,10 @@ def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, cor
     options = {"dataset": str(tmp_path / "MusicCaps"), "transfer_model": checkpoints["both"]}
     results, lines = run(table=[1, 5], **options)
     assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
-    assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
+    assert results["missing"] == {
+        "nearest_neighbor_statistics": "Nearest Neighbor (log-mel statistics): give --statistics_neighbor true",
+        "nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder",
+    }
     printed = capsys.readouterr().out
     assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
     assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
@@ -342,10 +350,11 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
-    results, wanted = run("one", masked=False, table=[3, 4])
+    results, wanted = run("one", masked=False, table=[3, 4], statistics_neighbor=True, oracle=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
+    options += ["--statistics_neighbor", "true", "--oracle", "true"]
     done = subprocess.run(
         [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"],
         cwd=tmp_path,
@@ -355,12 +364,14 @@ def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoin
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Table 3") == 1 and "3/3" in done.stderr and "5/5" not in done.stderr
+    assert done.stdout.count("Table 3") == 1
+    assert re.search("Captioning: .* 3/3 ", done.stderr) and not re.search("Captioning: .* 5/5 ", done.stderr)
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
-    assert said[0] == said[1]
+    assert said[0] == said[1] and {"nearest_neighbor_statistics", "rgmc_oracle"} <= said[0][0].keys()
     results_of_two = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
     assert results_of_two["listening"] == results["listening"] and len(results["listening"]["systems"]) == 3
+    assert results_of_two["retrieval"] == results["retrieval"]
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -370,11 +381,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     whole, wanted = run("whole", masked=False)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, candidates):
+    def interrupted(self, batch, *options):
         if len(captioned) == 2:
             raise KeyboardInterrupt
         captioned.append(batch)
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *options)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -522,7 +533,7 @@ def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leaka
                 for name, score in (system[part] or {}).items():
                     assert asdict(Score(**found[key][part][name])) == pytest.approx(score), (key, name)
     printed = capsys.readouterr().out
-    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
+    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 7 + 3
     for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
         assert "2 of 5 clips leak from the split train and are left out: exact captions 1, identical audio 2." in text
         assert "by clap above 0.99" in text

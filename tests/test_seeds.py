@@ -274,11 +274,11 @@ def test_an_interrupted_evaluation_resumes_within_the_second_checkpoint(evaluate
     whole = evaluate("whole", checkpoints[:2], **options)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, candidates):
+    def interrupted(self, batch, *options):
         if len(captioned) == 3:
             raise KeyboardInterrupt
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *options)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -286,7 +286,7 @@ def test_an_interrupted_evaluation_resumes_within_the_second_checkpoint(evaluate
 
     def recorded(self, batch, candidates):
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *options)
 
     monkeypatch.setattr(Captioner, "_caption_batch", recorded)
     cut = evaluate("cut", checkpoints[:2], **options)
