@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -13,12 +13,6 @@ try:
 except ImportError:
     from captions_rgmc import join_candidates, left_pad, most_central
     from configuration_rgmc import RGMCConfig
-
-if TYPE_CHECKING:
-    try:
-        from .modeling_rgmc import RGMCModel
-    except ImportError:
-        from modeling_rgmc import RGMCModel
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
 SELECTIONS = ("best", "consensus")
@@ -51,7 +45,7 @@ def default_generation_config(config: RGMCConfig) -> GenerationConfig:
 
 
 def generate_consensus(
-    model: "RGMCModel",
+    model,
     audio_embeds: torch.Tensor | None,
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
@@ -106,7 +100,7 @@ def generate_consensus(
 
 
 def neighbor_prompts(
-    model: "RGMCModel", audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None, neighbors: int
+    model, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None, neighbors: int
 ) -> list[tuple[torch.Tensor, torch.Tensor, list[float | None]]]:
     """
     The decoder's prompts from the nearest song of each clip, from the second nearest, and so on: `input_ids` and

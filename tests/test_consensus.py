@@ -1,8 +1,12 @@
 """What the consensus of captions promises: the one that shares most with the others, whatever order they are in."""
 
 import pytest
+import torch
+from helpers import CAPTIONS
 
-from captions_rgmc import caption_similarity, most_central
+from captions_rgmc import caption_similarity, left_pad, most_central
+from retrieval_rgmc import CaptionDatastore
+from songs_rgmc import make_rows
 
 CALM = "a calm piano piece".split()
 SAD = "a sad piano piece".split()
@@ -34,3 +38,90 @@ def test_weights_decide_whom_a_caption_has_to_be_similar_to():
     captions = [CALM, SAD, SAD, ROCK, ROCK]
     assert most_central(captions) == 1
     assert most_central(captions, [0.1, 0.1, 0.1, 1.0, 1.0]) == 3
+
+
+@pytest.fixture
+def songs(make_model, processor, log_mels):
+    """A model with lively weights and a datastore of 8 songs, and the embeddings of three clips."""
+    model = make_model(max_new_tokens=8)
+    model.generation_config.num_beams = 3
+    for weight in model.text_model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    rows = make_rows([f"song-{row}" for row in range(8)], CAPTIONS[:8], processor)
+    embeds = model.embed_audio(log_mels(8)).detach()
+    model.set_datastore(CaptionDatastore(rows, embeds.numpy(), model.encoder_fingerprint()))
+    return model, model.embed_audio(log_mels(3, seed=1)).detach()
+
+
+def test_consensus_chooses_among_all_beams_of_each_neighbor(songs):
+    model, embeds = songs
+    found = model.datastore.search(embeds, 4)
+    for clip in range(len(embeds)):
+        said, weights = [], []
+        for candidate, similarity in zip(found.input_ids[clip], found.similarities[clip]):
+            ids, mask = left_pad([[*candidate, model.config.separator_token_id]], 0)
+            beams = model.generate(
+                audio_embeds=embeds[clip : clip + 1], input_ids=ids, attention_mask=mask, num_return_sequences=3
+            )
+            said += [until_end(tokens, model) for tokens in beams.tolist()]
+            weights += [similarity] * 3
+        expected = said[most_central(said, weights)]
+        chosen = model.generate(
+            audio_embeds=embeds[clip : clip + 1], selection="consensus", consensus_neighbors=4
+        ).tolist()
+        assert chosen == [expected]
+
+
+def until_end(tokens, model):
+    end = model.generation_config.eos_token_id
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def test_consensus_is_the_same_one_by_one_and_in_a_batch(songs):
+    model, embeds = songs
+    batch = model.generate(audio_embeds=embeds, selection="consensus").tolist()
+    alone = [model.generate(audio_embeds=embeds[i : i + 1], selection="consensus").tolist()[0] for i in range(3)]
+    assert [until_end(tokens, model) for tokens in batch] == [until_end(tokens, model) for tokens in alone]
+    assert len({tuple(tokens) for tokens in batch}) > 1  # the model says different things of these clips
+
+
+def test_consensus_never_sees_the_clip_s_own_row(songs, monkeypatch):
+    model, embeds = songs
+    nearest = model.retrieve(embeds).ids
+    asked = []
+    search = model.datastore.search
+    monkeypatch.setattr(model.datastore, "search", lambda *args, **kw: asked.append(search(*args, **kw)) or asked[-1])
+    model.generate(audio_embeds=embeds, selection="consensus", exclude_ids=[ids[0] for ids in nearest])
+    assert all(ids[0] not in found for ids, found in zip(nearest, asked[0].ids))
+    model.generate(audio_embeds=embeds, exclude_ids=[ids[0] for ids in nearest])
+    assert all(ids[0] not in found for ids, found in zip(nearest, asked[1].ids))
+
+
+def test_consensus_with_few_songs_or_none_takes_what_there_is(songs):
+    model, embeds = songs
+    model.datastore.remove([f"song-{row}" for row in range(2, 8)])
+    two = model.generate(audio_embeds=embeds, selection="consensus", consensus_neighbors=2)
+    assert model.generate(audio_embeds=embeds, selection="consensus", consensus_neighbors=5).equal(two)
+    model.set_datastore(None)
+    beams = model.generate(audio_embeds=embeds[:1], num_return_sequences=3).tolist()
+    said = [until_end(tokens, model) for tokens in beams]
+    chosen = model.generate(audio_embeds=embeds[:1], selection="consensus").tolist()
+    assert chosen == [said[most_central(said)]]
+
+
+def test_consensus_of_given_candidates_is_among_their_beams(songs):
+    model, embeds = songs
+    prompt = dict(zip(("input_ids", "attention_mask"), left_pad([[5, 6, 0]], 0)))
+    said = model.generate(audio_embeds=embeds[:1], **prompt, num_return_sequences=3).tolist()
+    said = [until_end(tokens, model) for tokens in said]
+    chosen = model.generate(audio_embeds=embeds[:1], **prompt, selection="consensus").tolist()
+    assert chosen == [said[most_central(said)]]
+
+
+def test_a_selection_that_cannot_be_made_is_refused(songs):
+    model, embeds = songs
+    with pytest.raises(ValueError, match="expected one of best, consensus"):
+        model.generate(audio_embeds=embeds, selection="mean")
+    with pytest.raises(ValueError, match="chooses one caption of each clip: leave out num_return_sequences"):
+        model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
