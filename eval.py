@@ -16,6 +16,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from functools import partial
@@ -35,6 +36,7 @@ from clips.features import Split
 from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output, parse, user_errors
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
+from evaluation.attributes import find_facts, read_attributes
 from evaluation.captioning import Captioner
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
@@ -43,7 +45,7 @@ from model_card_rgmc import from_scratch_warning
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
-from reporting.tables import draw_examples, format_caption_table, format_table
+from reporting.tables import draw_examples, format_attributes, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
 # carries.
@@ -92,6 +94,17 @@ class MetricArguments:
         metadata={"help": "ClapModel of the CLAP scores, a folder or Hub id; none for no CLAP scores."},
     )
     clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
+    attributes: str | None = field(
+        default=None,
+        metadata={"help": "Words of the attribute scores, a yaml file; evaluation/attributes.yaml if unset."},
+    )
+    attribute_columns: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Columns that say what is true of a clip, such as lead_instrument genre. They replace the captions "
+            "in the categories that they speak of."
+        },
+    )
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
     leakage: str | None = field(
         default=None,
@@ -156,8 +169,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
     rule = check_checkpoints(args.model, checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
+    lexicon = read_attributes(args.attributes, rule)
     load_split = partial(load_rows, args)
-    split = load_split(args.split)
+    split = load_split(args.split, args.attribute_columns)
     leaks = read_leaks(args.leakage, args.split, split.rows) if args.leakage else None
     load = partial(
         Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
@@ -182,8 +196,10 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         return None
 
     # 3. Scores
-    audio = usable_audio(split, ids)
-    clap_scores = clap and score_by_clap(clap, systems, lines, audio["audio"], rule)
+    clips = usable_rows(split, ids)
+    columns = {name: clips[name][:] for name in args.attribute_columns}
+    attributes = find_facts(lexicon, [line["references"] for line in lines], columns)
+    clap_scores = clap and score_by_clap(clap, systems, lines, clips["audio"], rule)
     score = partial(
         score_systems,
         training_captions=captioner.model.datastore.rows["caption"][:],
@@ -193,12 +209,16 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         normalization=rule,
     )
     described, item_scores, unavailable = score(
-        systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
+        systems,
+        [line["references"] for line in lines],
+        meteor=args.meteor,
+        clap_scores=clap_scores,
+        attributes=attributes,
     )
     without_leaks = None
     if leaks is not None:
         score = partial(score, meteor=args.meteor and "meteor_1.5" not in unavailable)
-        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score)
+        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score, attributes)
     if not args.meteor:
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
     if not args.clap_model:
@@ -213,6 +233,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         unavailable=unavailable,
         systems=described,
         without_leaks=without_leaks,
+        attributes=attributes.describe({key: system.captions for key, system in systems.items()}),
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},
@@ -228,7 +249,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         results,
         lines,
         item_scores,
-        load_clip=lambda row: load_audio(audio[row]["audio"]),
+        load_clip=lambda row: load_audio(clips[row]["audio"]),
         num_examples=args.num_examples,
         side_by_side=1 in args.table,
         warning=warning,
@@ -246,9 +267,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     return results
 
 
-def load_rows(args: EvaluationArguments, name: str) -> Split:
+def load_rows(args: EvaluationArguments, name: str, more_columns: Sequence[str] = ()) -> Split:
     return Split(
-        load_captions(args.dataset, name, args.caption_column, args.id_column),
+        load_captions(args.dataset, name, args.caption_column, args.id_column, more_columns),
         name,
         skipped_file=Path(args.output_dir) / "skipped.jsonl",
         max_skipped=args.max_skipped,
@@ -256,8 +277,8 @@ def load_rows(args: EvaluationArguments, name: str) -> Split:
     )
 
 
-def usable_audio(split: Split, ids: list[str]) -> Dataset:
-    """The audio of these clips, in the order of the split, which is also that of `ids`."""
+def usable_rows(split: Split, ids: list[str]) -> Dataset:
+    """The rows of these clips, in the order of the split, which is also that of `ids`."""
     wanted = set(ids)
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
@@ -321,6 +342,8 @@ def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: l
         print(format_caption_table(results, [lines[row] for row in examples]))
     for table in results.tables:
         print(format_table(results, table))
+    if results.attributes and results.tables:
+        print(format_attributes(results))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 
@@ -335,6 +358,7 @@ def check_paths(args: EvaluationArguments):
         check_model(f"--{name}", getattr(args, name))
     check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
+    check_file("--attributes", args.attributes, "a yaml file such as evaluation/attributes.yaml")
     for entry in args.predictions or []:
         _, is_named, file = entry.partition("=")
         check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")

@@ -7,6 +7,7 @@ import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
+from evaluation.attributes import METRICS, Attributes
 from evaluation.systems import System
 from reporting.results import METRIC_TITLES, ItemScores, Score, SystemResult
 
@@ -33,6 +34,7 @@ def score_systems(
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
+    attributes: Attributes | None = None,
 ) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str]]:
     """
     Scores systems on the same clips, with intervals of the scores and of RGMC's difference from each other system.
@@ -49,6 +51,7 @@ def score_systems(
         metric (`EvaluationModule`, *optional*):
             A loaded `caption_metrics`, which remembers METEOR's scores of captions that it has seen.
         normalization (`str`, *optional*, defaults to `"paper"`): Rule by which the captions are normalised.
+        attributes ([`Attributes`], *optional*): What is true of each clip, for the attribute scores.
 
     Returns:
         `tuple`: for each system its [`SystemResult`], for each system and metric the scores of the clips, and for each
@@ -93,6 +96,12 @@ def score_systems(
         # No interval: a resample repeats clips, so its share of distinct captions means nothing.
         scores[key]["distinct"] = 100 * len(set(system.captions)) / n
         item_scores[key] = {**found["per_item"], **items}
+        if attributes and not attributes.problem:
+            of_attributes, resampled = attributes.score(system.captions, draws if samples else None)
+            scores[key].update(of_attributes)
+            resamples[key].update(resampled)
+    if attributes and attributes.problem:
+        unavailable.update(dict.fromkeys(METRICS, attributes.problem))
     for found_by_clap in (clap_scores or {}).values():
         unavailable.update(found_by_clap.get("unavailable", {}))
     check_gold(scores["gold"], references)

@@ -18,6 +18,8 @@ from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.tables import (
+    attribute_notes,
+    attribute_table,
     caption_table,
     difference_table,
     draw_examples,
@@ -91,6 +93,8 @@ def write_report(
         "examples": examples,
         "captions": caption_table(results, examples) if side_by_side else None,
         "tables": [_described_table(results, name) for name in results.tables],
+        "attributes": attribute_table(results) if results.attributes else None,
+        "attribute_notes": attribute_notes(results) if results.attributes else [],
         "source": published.SOURCE,
         "differences": difference_table(results),
         "difference_note": "Paired bootstrap over clips: both systems are scored on the same samples. The intervals do "

@@ -10,6 +10,9 @@ METRIC_TITLES = {
     "rouge_l": "ROUGE-L",
     "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
+    "attribute_precision": "Attr. P",
+    "attribute_recall": "Attr. R",
+    "attribute_f1": "Attr. F1",
     "copy": "Copy %",
     "distinct": "Distinct %",
     "novel": "Novel %",
@@ -21,7 +24,14 @@ LEAK_TITLES = {
     "identical_audio": "identical audio",
     "near_audio": "near-identical audio",
 }
-OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks"}  # fields that results.json may lack
+OPTIONAL = {
+    "low",
+    "high",
+    "truncated_texts",
+    "difference",
+    "without_leaks",
+    "attributes",
+}  # fields that results.json may lack
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
@@ -133,6 +143,60 @@ class LeakFreeResults:
         return cls(**{**values, "systems": _systems(values)})
 
 
+@dataclass
+class AttributeScores:
+    """
+    How many of a system's claims about a category hold. Scores are x 100; a ratio of nothing is 0.
+
+    Args:
+        precision (`float`): Claims that hold, as a share of the claims.
+        recall (`float`): Facts that are found, as a share of the facts.
+        f1 (`float`): Harmonic mean of both.
+        macro_precision, macro_recall, macro_f1 (`float`):
+            Means over the concepts that are claimed or true of a clip at least once. A concept counts where it is named
+            itself or by a member of its family.
+        concepts, claims, facts (`int`): Over how many concepts, claims and facts.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    concepts: int
+    claims: int
+    facts: int
+
+
+@dataclass
+class AttributeResults:
+    """
+    The attributes that captions claim: instruments, genres, moods, tempi.
+
+    Args:
+        file (`str`): The yaml file of the words.
+        sources (`dict[str, str]`): Where the facts of each category come from: captions, or columns of the corpus.
+        systems (`dict[str, dict[str, AttributeScores]]`): By system and category; `all` is all categories.
+        concepts (`dict[str, dict[str, dict[str, dict[str, int]]]]`):
+            By system, category and concept the clips of which it is claimed and true (`held`), claimed (`claims`), and
+            true (`facts`).
+    """
+
+    file: str
+    sources: dict[str, str]
+    systems: dict[str, dict[str, AttributeScores]]
+    concepts: dict[str, dict[str, dict[str, dict[str, int]]]]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AttributeResults":
+        systems = {
+            system: {category: AttributeScores(**scores) for category, scores in categories.items()}
+            for system, categories in values["systems"].items()
+        }
+        return cls(**{**values, "systems": systems})
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -150,6 +214,7 @@ class EvaluationResults:
         unavailable (`dict[str, str]`): Why a metric has no scores.
         systems (`dict[str, SystemResult]`): In the order of a table.
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
+        attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -171,6 +236,7 @@ class EvaluationResults:
     unavailable: dict[str, str]
     systems: dict[str, SystemResult]
     without_leaks: LeakFreeResults | None = None
+    attributes: AttributeResults | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -184,7 +250,9 @@ class EvaluationResults:
         """The inverse of [`~EvaluationResults.to_dict`]."""
         without = values.get("without_leaks")
         without = without and LeakFreeResults.from_dict(without)
-        return cls(**{**values, "systems": _systems(values), "without_leaks": without})
+        attributes = values.get("attributes")
+        attributes = attributes and AttributeResults.from_dict(attributes)
+        return cls(**{**values, "systems": _systems(values), "without_leaks": without, "attributes": attributes})
 
 
 def leak_rule(options: dict) -> str:

@@ -15,9 +15,17 @@ from reporting.results import (
     leak_rule,
 )
 
+ATTRIBUTE_METRICS = ("attribute_precision", "attribute_recall", "attribute_f1")
 COLUMNS = {
-    "3": (*("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"), "copy", "distinct", "novel", "words"),
-    "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l"),
+    "3": (
+        *("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"),
+        *ATTRIBUTE_METRICS,
+        "copy",
+        "distinct",
+        "novel",
+        "words",
+    ),
+    "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l", *ATTRIBUTE_METRICS),
 }
 COLUMNS["5"] = COLUMNS["3"]
 
@@ -74,13 +82,17 @@ def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult
 
 def format_table(results: EvaluationResults, name: str) -> str:
     """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
-    header, rows = table(results, name, intervals=False)
+    lines = aligned(*table(results, name, intervals=False))
+    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table for a terminal: every column except the first is aligned to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = [
+    return [
         row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
         for row in (["", *header[1:]], *rows)
     ]
-    return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
 
 
 def table_title(results: EvaluationResults, name: str) -> str:
@@ -150,6 +162,42 @@ def difference_table(results: EvaluationResults) -> Table:
     return ["RGMC minus", *_of_clips(results, "Clips"), *(results.metrics[key] for key in keys)], rows
 
 
+def attribute_table(results: EvaluationResults) -> Table:
+    """Precision, recall and F1 of the attributes that systems claim: a row per system, a column per category."""
+    systems = results.attributes.systems
+    categories = list(next(iter(systems.values())))
+    rows = []
+    for name, scores in systems.items():
+        cells = [_triple(scores[key].precision, scores[key].recall, scores[key].f1) for key in categories]
+        of_all = scores["all"]
+        cells.append(_triple(of_all.macro_precision, of_all.macro_recall, of_all.macro_f1))
+        rows.append([system_title(results, name), *cells])
+    return ["System", *categories, "macro"], rows
+
+
+def attribute_notes(results: EvaluationResults) -> list[str]:
+    """What the table of attributes shows, and where its facts come from."""
+    attributes = results.attributes
+    origins: dict[str, list[str]] = {}
+    for category, source in attributes.sources.items():
+        origins.setdefault(source, []).append(category)
+    facts = "; ".join(f"{', '.join(categories)}: {source}" for source, categories in origins.items())
+    return [
+        "Precision / recall / F1 x 100 of the words of "
+        + Path(attributes.file).name
+        + ": claims that hold, as a share "
+        "of all claims, and facts that are found, as a share of all facts.",
+        "macro: mean over the concepts of all categories that are claimed or true at least once.",
+        f"Facts by {facts}.",
+    ]
+
+
+def format_attributes(results: EvaluationResults) -> str:
+    """The table of attributes for a terminal."""
+    header, rows = attribute_table(results)
+    return "\n".join(["Attributes", *aligned(header, rows), *attribute_notes(results)])
+
+
 def caption_table(results: EvaluationResults, lines: list[Prediction]) -> Table:
     """Table 1: what the systems say about the same clips."""
     rows = [
@@ -216,6 +264,10 @@ def format_score(score: Score | None, interval: bool, form: str = ".2f") -> str:
     if interval and score.low is not None:
         text += f" [{score.low:{form}}, {score.high:{form}}]"
     return text
+
+
+def _triple(*values: float) -> str:
+    return " / ".join(f"{value:.1f}" for value in values)
 
 
 def _first_column(name: str) -> str:
