@@ -1,5 +1,6 @@
 """Attribute scores: which instruments, genres, moods and tempi captions claim, and which of these claims hold."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +81,10 @@ class Lexicon:
         """The concepts that a caption names, without their parents."""
         return frozenset(concept for _, _, concepts in self.find(caption) for concept in concepts)
 
+    def named(self, text: str) -> frozenset[Concept]:
+        """The concepts whose name a text is."""
+        return frozenset(concept for concept in self.concepts if concept[1] == text.lower())
+
     def with_parents(self, concepts: Iterable[Concept]) -> frozenset[Concept]:
         """These concepts, their parents and so on."""
         found = set()
@@ -151,14 +156,19 @@ def read_attributes(file: str | Path | None = None, normalization: str = "paper"
 
 
 def _spell(words: list[str], normalization: str, where: str) -> list[str]:
-    """Normalises words in each of their spellings: with a hyphen, with a space, and as one word."""
+    """Normalises words in each of their spellings: with each hyphen as it is, as a space, and left out."""
     if not isinstance(words, list):
         raise ValueError(f"{where}: expected a list of words, found {words!r}")
     for word in words:
         if not isinstance(word, str) or not normalize_caption(word, normalization):
             raise ValueError(f"{where}: expected words, found {word!r}; put it in quotes")
-    spellings = [word.replace("-", hyphen) for word in words for hyphen in ("-", " ", "")]
-    return list(dict.fromkeys(normalize_caption(text, normalization) for text in spellings))
+    spellings = {}  # in this order, each once
+    for word in words:
+        first, *others = word.split("-")
+        for hyphens in itertools.product(("-", " ", ""), repeat=len(others)):
+            text = first + "".join(map("".join, zip(hyphens, others)))
+            spellings[normalize_caption(text, normalization)] = None
+    return list(spellings)
 
 
 @dataclass(frozen=True)
@@ -278,9 +288,9 @@ def find_facts(
         lexicon ([`Lexicon`])
         references (`list[list[str]]`): The captions of each clip.
         columns (`dict[str, list[list[str]]]`, *optional*):
-            Columns of the corpus with the texts of each clip's cell. "|" separates values. Numbers are ignored, but
-            those of a column `has_…`: there 1, true or yes make true what the rest of the name says. Values without a
-            concept are announced.
+            Columns of the corpus with the texts of each clip's cell. "|" separates values, which are phrases or names
+            of concepts. Numbers are ignored, except in a column `has_…`: there 1, true or yes make true what the rest
+            of the name says. Values without a concept are announced.
     """
     said = [frozenset().union(*map(lexicon.claims, captions)) for captions in references]
     told: list[frozenset[Concept]] = [frozenset()] * len(references)
@@ -290,7 +300,7 @@ def find_facts(
         found = []
         for cell in cells:
             values = [_value_of(part.strip(), column) for text in cell for part in text.split("|")]
-            concepts = {value: lexicon.claims(value) for value in values if value}
+            concepts = {value: lexicon.claims(value) or lexicon.named(value) for value in values if value}
             unknown.update(f"{value} ({column})" for value, own in concepts.items() if not own)
             found.append(frozenset().union(*concepts.values()))
         for category in sorted({category for own in found for category, _ in own}):

@@ -181,14 +181,12 @@ def attribute_notes(results: EvaluationResults) -> list[str]:
     origins: dict[str, list[str]] = {}
     for category, source in attributes.sources.items():
         origins.setdefault(source, []).append(category)
-    facts = "; ".join(f"{', '.join(categories)}: {source}" for source, categories in origins.items())
+    facts = "; ".join(f"{', '.join(categories)} from the {source}" for source, categories in origins.items())
     return [
-        "Precision / recall / F1 x 100 of the words of "
-        + Path(attributes.file).name
-        + ": claims that hold, as a share "
-        "of all claims, and facts that are found, as a share of all facts.",
-        "macro: mean over the concepts of all categories that are claimed or true at least once.",
-        f"Facts by {facts}.",
+        f"Precision / recall / F1 x 100 of the words of {Path(attributes.file).name}: "
+        "the share of claims that hold, the share of facts that are found, and their harmonic mean",
+        "macro: the mean over the concepts of all categories that are claimed or true at least once",
+        f"facts: {facts}",
     ]
 
 
