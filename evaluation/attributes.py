@@ -314,7 +314,8 @@ def find_facts(
         )
     facts = [frozenset(fact for fact in own if fact[0] not in columns_of) | more for own, more in zip(said, told)]
     sources = dict.fromkeys(lexicon.categories, "captions")
-    sources |= {category: f"columns {', '.join(names)}" for category, names in columns_of.items()}
+    for category, names in columns_of.items():
+        sources[category] = f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
     return Attributes(lexicon, facts, sources)
 
 

@@ -124,8 +124,7 @@ def reword(caption: str, lexicon: Lexicon, rng: np.random.Generator) -> str | No
     for start, end, concepts in reversed(lexicon.find(caption)):
         own = words[start:end]
         names = [name for concept in concepts[:1] for name in lexicon.words[concept]]
-        # The plural is not another name.
-        names = [name for name in names if name.removesuffix("s") != " ".join(own).removesuffix("s")]
+        names = [name for name in names if _bare(name) != _bare(" ".join(own))]
         fitting = [name for name in names if lexicon.claims(_replace(words, start, end, name)) == claims]
         fitting = [name for name in fitting if name.endswith("s") == own[-1].endswith("s")] or fitting
         fitting = [name for name in fitting if not {*name.split()} & {*own}] or fitting
@@ -156,18 +155,27 @@ def falsify(
     stated = facts | claims
     true = lexicon.with_parents(stated)
     false = [concept for concept in known if concept not in true and not lexicon.with_parents([concept]) & stated]
-    wrong = []
-    for start, end, concepts in lexicon.find(caption):
-        for concept in false:
-            text = _replace(words, start, end, lexicon.words[concept][0])
-            same_category = [category for category, _ in concepts] == [concept[0]]
-            if same_category and lexicon.claims(text) == claims - {*concepts} | {concept}:
-                wrong.append(text)
-    return str(rng.choice(wrong)) if wrong else None
+    places = [
+        (start, end, concepts[0], concept)
+        for start, end, concepts in lexicon.find(caption)
+        for concept in false
+        if [category for category, _ in concepts] == [concept[0]]
+    ]
+    for place in rng.permutation(len(places)):
+        start, end, own, concept = places[place]
+        text = _replace(words, start, end, lexicon.words[concept][0])
+        if lexicon.claims(text) == claims - {own} | {concept}:  # which also fails where the caption names `own` twice
+            return text
+    return None
 
 
 def _replace(words: list[str], start: int, end: int, text: str) -> str:
     return " ".join([*words[:start], text, *words[end:]])
+
+
+def _bare(name: str) -> str:
+    """A name without what does not make it another one: spaces, hyphens and the s of a plural."""
+    return name.replace(" ", "").replace("-", "").removesuffix("s")
 
 
 def rewrite(captions: list[str], attributes: Attributes, seed: int = 0) -> tuple[dict[str, list[str]], list[int]]:

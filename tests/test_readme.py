@@ -29,7 +29,11 @@ from model_card_rgmc import model_card
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ["train.py", "eval.py", "build_datastore.py", "find_leaks.py", *(f"prepare.py {name}" for name in READERS)]
-MODULES = ["training.checkpoints", *(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))]
+MODULES = [
+    "training.checkpoints",
+    "evaluation.sanity",
+    *(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")),
+]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -281,6 +285,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "build_datastore.py",
         "find_leaks.py",
         "-m training.checkpoints",
+        "-m evaluation.sanity",
     ]
     running = [
         subprocess.Popen(
