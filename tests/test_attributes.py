@@ -262,6 +262,10 @@ def test_categories_and_concepts_are_scored_apart(lexicon):
     assert found.concepts["rgmc"]["instrument"]["strings"] == {"held": 1, "claims": 1, "facts": 1}
     assert found.concepts["rgmc"]["genre"] == {"rock": {"held": 0, "claims": 1, "facts": 1}}
     assert all(score.f1 == score.macro_f1 == 100 for score in found.systems["gold"].values())
+    scores = facts_of(lexicon, "violin", "violin").describe({"rgmc": ["violin", "bass"]}).systems["rgmc"]["all"]
+    # Violin and strings: 1 of 1 claim, 1 of 2 facts. Bass: 0 of 1 claim, no fact.
+    assert (scores.macro_precision, scores.macro_recall) == pytest.approx((100 * 2 / 3, 100 / 3))
+    assert scores.macro_f1 == pytest.approx(100 * 2 * (2 / 3) / 3)
 
 
 def test_a_ratio_of_nothing_is_zero():

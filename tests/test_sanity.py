@@ -29,7 +29,7 @@ WORDS = {
             "violin": {"parent": "strings", "words": ["violin", "violins", "fiddle"]},
             "cello": {"parent": "strings", "words": ["cello"]},
             "flute": ["flute", "pipe"],
-            "piano": ["piano"],
+            "piano": ["piano", "pianos", "pi-ano"],
         },
         "tempo": {"slow": ["slow", "unhurried"], "fast": ["fast", "quick"]},
     }
