@@ -320,7 +320,7 @@ def find_facts(
 
 
 def _value_of(value: str, column: str) -> str:
-    """What a value of a cell says; nothing if it is a number, but for the yes of a column `has_…`."""
+    """What a value of a cell says; nothing if it is a number, except for the yes of a column `has_…`."""
     if column.startswith("has_"):
         return column.removeprefix("has_").replace("_", " ") if value.lower() in TRUE else ""
     try:

@@ -4,8 +4,8 @@ Checks whether the metrics see a false fact: scores gold captions that were reor
     python -m evaluation.sanity --dataset data/demo --split test --output_dir outputs/sanity
 
 A reordered caption has the phrases of the original in another order. A reworded one calls each instrument, genre, mood
-and tempo by another name. Both are as true as the original. A falsified caption repeats the original, but for one of
-them, which is false. A metric that judges facts falls furthest for the last.
+and tempo by another name. Both are as true as the original. A falsified caption repeats the original, but one of
+them is false. A metric that judges facts falls furthest for the falsified caption.
 """
 
 import json
@@ -50,6 +50,10 @@ class SanityArguments:
     meteor: bool = field(default=False, metadata={"help": "METEOR 1.5, which needs Java and about 1 GB."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
     seed: int = field(default=0, metadata={"help": "Seed of the rewriting and of the resamples."})
+
+    def __post_init__(self):
+        if self.bootstrap < 0:
+            raise ValueError(f"--bootstrap {self.bootstrap}: expected 0 or more")
 
 
 @dataclass

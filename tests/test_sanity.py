@@ -145,6 +145,8 @@ def test_the_script_writes_what_it_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{results['n']} of 9 clips" in printed and lines[0]["falsified"] in printed
     assert results["metrics"]["attribute_f1"]["verdict"] == "yes"
+    with pytest.raises(SystemExit):
+        parse(SanityArguments, [*options, "--bootstrap", "-1"])
     args.attributes = str(tmp_path / "words.yaml")
     (tmp_path / "words.yaml").write_text("categories: {mood: {none: [zzz]}}", encoding="utf-8")
     with pytest.raises(ValueError, match="none of the 9 captions of split 'test' can be rewritten in all three ways"):
