@@ -42,10 +42,11 @@ from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
 from model_card_rgmc import from_scratch_warning
+from reporting.attributes import format_attributes
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
-from reporting.tables import draw_examples, format_attributes, format_caption_table, format_table
+from reporting.tables import draw_examples, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
 # carries.

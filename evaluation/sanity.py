@@ -23,7 +23,7 @@ from clips.tables import clean_caption
 from evaluation.attributes import METRICS, Attributes, Concept, Lexicon, find_facts, read_attributes
 from evaluation.scoring import load_metric, with_interval
 from reporting.results import METRIC_TITLES, Score
-from reporting.tables import aligned, format_score
+from reporting.tables import align_columns, format_score
 
 REWRITES = ("reordered", "reworded", "falsified")
 JOINTS = {"and", "with", "by", "of", "for", "in", "on", "over", "to", "from", "while", "featuring"}  # begin a phrase
@@ -259,7 +259,7 @@ def format_rows(rows: dict[str, SanityRow]) -> list[str]:
         falls = [format_score(score, True) for score in (row.reordered, row.reworded, row.falsified)]
         difference = format_score(row.false_over_wording, True, "+.2f")
         cells.append([METRIC_TITLES[name], format_score(row.gold, False), *falls, difference, row.verdict])
-    return aligned(header, cells)
+    return align_columns(header, cells)
 
 
 def main(args: SanityArguments) -> dict:

@@ -14,12 +14,11 @@ import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import published
+from reporting.attributes import attribute_notes, attribute_table
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.tables import (
-    attribute_notes,
-    attribute_table,
     caption_table,
     difference_table,
     draw_examples,

@@ -82,12 +82,12 @@ def scored_clips(results: EvaluationResults) -> dict[str, dict[str, SystemResult
 
 def format_table(results: EvaluationResults, name: str) -> str:
     """The table `name` for a terminal: a title, aligned columns without intervals, and the notes."""
-    lines = aligned(*table(results, name, intervals=False))
+    lines = align_columns(*table(results, name, intervals=False))
     return "\n".join([table_title(results, name), *lines, *table_notes(results, name)])
 
 
-def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table for a terminal: every column except the first is aligned to the right."""
+def align_columns(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table for a terminal; the first column has no header there."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     return [
         row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
@@ -162,40 +162,6 @@ def difference_table(results: EvaluationResults) -> Table:
     return ["RGMC minus", *_of_clips(results, "Clips"), *(results.metrics[key] for key in keys)], rows
 
 
-def attribute_table(results: EvaluationResults) -> Table:
-    """Precision, recall and F1 of the attributes that systems claim: a row per system, a column per category."""
-    systems = results.attributes.systems
-    categories = list(next(iter(systems.values())))
-    rows = []
-    for name, scores in systems.items():
-        cells = [_triple(scores[key].precision, scores[key].recall, scores[key].f1) for key in categories]
-        of_all = scores["all"]
-        cells.append(_triple(of_all.macro_precision, of_all.macro_recall, of_all.macro_f1))
-        rows.append([system_title(results, name), *cells])
-    return ["System", *categories, "macro"], rows
-
-
-def attribute_notes(results: EvaluationResults) -> list[str]:
-    """What the table of attributes shows, and where its facts come from."""
-    attributes = results.attributes
-    origins: dict[str, list[str]] = {}
-    for category, source in attributes.sources.items():
-        origins.setdefault(source, []).append(category)
-    facts = "; ".join(f"{', '.join(categories)} from the {source}" for source, categories in origins.items())
-    return [
-        f"Precision / recall / F1 x 100 of the words of {Path(attributes.file).name}: "
-        "the share of claims that hold, the share of facts that are found, and their harmonic mean",
-        "macro: the mean over the concepts of all categories that are claimed or true at least once",
-        f"facts: {facts}",
-    ]
-
-
-def format_attributes(results: EvaluationResults) -> str:
-    """The table of attributes for a terminal."""
-    header, rows = attribute_table(results)
-    return "\n".join(["Attributes", *aligned(header, rows), *attribute_notes(results)])
-
-
 def caption_table(results: EvaluationResults, lines: list[Prediction]) -> Table:
     """Table 1: what the systems say about the same clips."""
     rows = [
@@ -262,10 +228,6 @@ def format_score(score: Score | None, interval: bool, form: str = ".2f") -> str:
     if interval and score.low is not None:
         text += f" [{score.low:{form}}, {score.high:{form}}]"
     return text
-
-
-def _triple(*values: float) -> str:
-    return " / ".join(f"{value:.1f}" for value in values)
 
 
 def _first_column(name: str) -> str:
