@@ -1,4 +1,4 @@
-"""The table of attributes: which instruments, genres, moods and tempi systems claim, and how many of the claims hold."""
+"""The table of attributes: which instruments, genres, moods and tempi systems claim, and how many claims hold."""
 
 from pathlib import Path
 
