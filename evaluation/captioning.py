@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Captioner:
         accelerator (`Accelerator`): Whose processes share the clips.
         batch_size (`int`): Clips per forward pass and process.
         parts_dir (`Path`): Folder where each process writes its captions as it goes.
+        seconds (`dict[str, float]`):
+            Wall time per clip of each captioning, by its title: of the clips that this process captioned in this run.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Captioner:
     accelerator: Accelerator
     batch_size: int
     parts_dir: Path
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str, split: Split, accelerator: Accelerator, batch_size: int, parts_dir: Path) -> "Captioner":
@@ -74,7 +78,12 @@ class Captioner:
 
     @torch.no_grad()
     def caption(
-        self, title: str, candidates: list[str] | None = None, masked_to: str | None = None, all_beams: bool = False
+        self,
+        title: str,
+        candidates: list[str] | None = None,
+        masked_to: str | None = None,
+        all_beams: bool = False,
+        consensus: bool = False,
     ) -> list[Prediction]:
         """
         Captions every clip.
@@ -85,11 +94,13 @@ class Captioner:
             masked_to (`str`, *optional*): `"audio"` or `"candidate"`, the only one of the two that the decoder sees.
             all_beams (`bool`, *optional*, defaults to `False`):
                 Whether the captions of the other beams are kept, too. The best one stays the same.
+            consensus (`bool`, *optional*, defaults to `False`):
+                Whether the caption is chosen by consensus decoding, from the captions of several nearest neighbours.
 
         Returns:
             A [`Prediction`] per clip, in the order of the clips, on every process.
         """
-        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams]
+        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams, consensus]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
         self.accelerator.wait_for_everyone()  # every process has read the parts before any writes
@@ -99,27 +110,36 @@ class Captioner:
         self.parts_dir.mkdir(parents=True, exist_ok=True)
         written = []
         path = self.parts_dir / f"{part}-{self.accelerator.process_index}.jsonl"
+        started = time.perf_counter()
         with path.open("a", encoding="utf-8") as file, conditioned_on(self.model, masked_to):
             for start in range(0, len(own), self.batch_size):
                 batch = own[start : start + self.batch_size]
-                captioned = self._caption_batch(batch, candidates, all_beams)
+                captioned = self._caption_batch(batch, candidates, all_beams, consensus)
                 file.write("".join("\n" + json.dumps(line, ensure_ascii=False) for line in captioned))
                 file.flush()
                 written += captioned
                 progress.update(len(batch))
         progress.close()
+        if own:
+            self.seconds[title] = (time.perf_counter() - started) / len(own)
         lines.update({line["row"]: line for line in gather_object(written)})
         if sorted(lines) != list(range(len(self.features))):
             raise RuntimeError(f"gathered {len(lines)} predictions for {len(self.features)} clips, expected one each")
         return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
 
-    def _caption_batch(self, batch: list[int], candidates: list[str] | None, all_beams: bool) -> list[dict]:
-        audio_embeds = self.model.embed_audio(self.features.read(batch))
-        found = self.model.retrieve(audio_embeds, exclude_ids=[self.own_ids[row] for row in batch])
+    def _caption_batch(
+        self, batch: list[int], candidates: list[str] | None, all_beams: bool, consensus: bool
+    ) -> list[dict]:
+        audio_embeds, own_ids = self.model.embed_audio(self.features.read(batch)), [self.own_ids[row] for row in batch]
+        found = self.model.retrieve(audio_embeds, exclude_ids=own_ids)
         shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
-        prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
         count = (self.model.generation_config.num_beams or 1) if all_beams else 1
-        tokens = self.model.generate(audio_embeds=audio_embeds, num_return_sequences=count, **prompts)
+        if consensus:
+            options = {"selection": "consensus", "exclude_ids": own_ids}
+        else:
+            options = {**(self.processor(candidates=shown) if self.model.config.uses_candidate else {})}
+            options["num_return_sequences"] = count
+        tokens = self.model.generate(audio_embeds=audio_embeds, **options)
         captions = list(map(self.processor.normalize, self.processor.batch_decode(tokens, skip_special_tokens=True)))
         beams = [captions[start : start + count] for start in range(0, len(captions), count)]
         return [

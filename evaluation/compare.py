@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from clips.options import OptionParser, check_folder, did_you_mean, user_errors
+from evaluation.intervals import with_interval
 from evaluation.resamples import read_resamples
-from evaluation.scoring import with_interval
 from reporting.results import Checkpoint, EvaluationResults, Resamples, Score
 from reporting.tables import format_score, metric_stem, public_name
 

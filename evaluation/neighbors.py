@@ -72,7 +72,10 @@ class Neighbors:
 
 
 def retrieve_by_encoders(
-    captioner: Captioner, frozen_encoder: str | None, statistics: bool, train: Callable[[], Split]
+    captioner: Captioner,
+    frozen_encoder: str | None = None,
+    statistics: bool = False,
+    train: Callable[[], Split] | None = None,
 ) -> dict[str, Neighbors]:
     """
     Retrieves for every clip with each encoder.
@@ -84,10 +87,10 @@ def retrieve_by_encoders(
             A CLAP, as [`RGMCModel.from_audio_text_pretrained`] takes it, which embeds the training split first, or the
             Hub id or folder of an RGMC checkpoint, whose encoder and datastore are used as they are (section 6.1,
             "Nearest Neighbor").
-        statistics (`bool`):
+        statistics (`bool`, *optional*, defaults to `False`):
             Whether statistics of the log-mels retrieve from the training split, too.
-        train (`Callable`):
-            Loads the training split; called where it is needed.
+        train (`Callable`, *optional*):
+            Loads the training split; called, and needed, where another encoder than the model's embeds it.
 
     Returns:
         `dict[str, Neighbors]`: By the system of Table 3 that repeats the nearest caption.

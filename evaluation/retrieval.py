@@ -7,9 +7,9 @@ import numpy as np
 from scipy import sparse
 
 from clips.recall import RECALL_AT, first_similar
+from evaluation.intervals import draw_clips, mean_share
 from evaluation.neighbors import Neighbors
-from evaluation.scoring import with_interval
-from reporting.results import EncoderRecall, RetrievalResults, Score
+from reporting.results import EncoderRecall, Resamples, RetrievalResults, Score
 
 TITLES = {
     "nearest_neighbor": "RGMC's encoder",
@@ -22,8 +22,13 @@ BLOCK_CLIPS = 1024
 
 
 def score_retrieval(
-    neighbors: dict[str, Neighbors], references: list[list[str]], threshold: float, samples: int, seed: int
-) -> RetrievalResults:
+    neighbors: dict[str, Neighbors],
+    references: list[list[str]],
+    threshold: float,
+    samples: int,
+    seed: int,
+    others: Sequence[Neighbors] = (),
+) -> tuple[RetrievalResults, Resamples]:
     """
     Computes each encoder's recall of similar captions, its ceiling, and their bootstrap intervals.
 
@@ -33,16 +38,16 @@ def score_retrieval(
         threshold (`float`): Token F1 from which on two captions are similar.
         samples (`int`): Resamples of the clips; 0 for no intervals.
         seed (`int`): Seed of the resamples, which are those of the systems' scores.
+        others (`Sequence[Neighbors]`, *optional*):
+            What RGMC's encoder in other checkpoints of the same configuration retrieves from the same songs. Its recall
+            is then the mean over all checkpoints.
+
+    Returns:
+        `tuple`: the results, and by system of Table 3 the recall in the resamples, as `recall@1` and so on.
     """
-    n = len(references)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)
-
-    def share(found: np.ndarray) -> Score:
-        percent = 100.0 * found
-        return with_interval(float(percent.mean()), draws @ percent / n if samples else None)
-
+    draws = draw_clips(len(references), samples, seed)
     ceilings: dict[tuple, Score] = {}  # encoders that retrieve from the same songs have the same
-    encoders = {}
+    encoders, resamples = {}, {}
     for key in TITLES:
         if key not in neighbors:
             continue
@@ -51,11 +56,16 @@ def score_retrieval(
         if songs not in ceilings:
             too_many = sum(map(len, references)) * len(found.captions) > MOST_PAIRS
             ceiling = None if too_many else any_similar(references, found.captions, found.own_rows, threshold)
-            ceilings[songs] = Score(None) if ceiling is None else share(ceiling)
-        ranks = first_similar(references, found.captions, found.rows, threshold)
-        recall = {str(k): share(ranks <= k) for k in RECALL_AT}
+            ceilings[songs] = Score(None) if ceiling is None else mean_share([ceiling], draws)[0]
+        by_checkpoint = [found, *others] if key == "nearest_neighbor" else [found]
+        ranks = [first_similar(references, each.captions, each.rows, threshold) for each in by_checkpoint]
+        recall, resamples[key] = {}, {}
+        for k in RECALL_AT:
+            recall[str(k)], drawn = mean_share([own <= k for own in ranks], draws)
+            if drawn is not None:
+                resamples[key][f"recall@{k}"] = drawn
         encoders[key] = EncoderRecall(TITLES[key], found.source, len(found.captions), recall, ceilings[songs])
-    return RetrievalResults(threshold, encoders)
+    return RetrievalResults(threshold, encoders), resamples
 
 
 def any_similar(

@@ -29,6 +29,7 @@ TITLES = {
     "rgmc_text_only_masked": "RGMC, audio masked",
     "rgmc_random_candidate": "RGMC, random candidate",
     "rgmc": "RGMC",
+    "rgmc_consensus": "RGMC, consensus",
     "rgmc_gold_candidate": "RGMC, gold candidate",
     "rgmc_transfer": "RGMC (Transfer)",
     "rgmc_oracle": "RGMC, n-best oracle (upper bound)",
@@ -42,9 +43,9 @@ OTHERS = "others"  # the systems of --predictions
 SHARED = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
 TABLES = {
     1: ["gold", "nearest_neighbor", OTHERS, "rgmc"],
-    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_oracle", "rgmc_shuffled"],
+    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_consensus", "rgmc_oracle", "rgmc_shuffled"],
     4: ["rgmc_random_candidate", "rgmc", "rgmc_gold_candidate"],
-    5: [*BASELINES, OTHERS, "rgmc", "rgmc_transfer", "rgmc_oracle", "rgmc_shuffled"],
+    5: [*BASELINES, OTHERS, "rgmc", "rgmc_consensus", "rgmc_transfer", "rgmc_oracle", "rgmc_shuffled"],
 }
 # How to get the rows that need another checkpoint.
 OPTIONS = {
@@ -54,7 +55,11 @@ OPTIONS = {
     "rgmc_transfer": "--transfer_model",
 }
 # Rows that cost more than those made by default.
-SWITCHES = {"nearest_neighbor_statistics": "--statistics_neighbor", "rgmc_oracle": "--oracle"}
+SWITCHES = {
+    "nearest_neighbor_statistics": "--statistics_neighbor",
+    "rgmc_consensus": "--consensus",
+    "rgmc_oracle": "--oracle",
+}
 TITLE_OF_CONDITIONING = {
     "audio+candidate": TITLES["rgmc"],
     "audio": TITLES["rgmc_audio_only"],
@@ -81,6 +86,17 @@ class System:
     captions: list[str]
     candidates: list[str | None]
     row: str | None = None
+
+
+def captioning_title(key: str) -> str:
+    """What the captioning by a system is called while it runs."""
+    return "Captioning" if key == "rgmc" else f"Captioning: {TITLES[key]}"
+
+
+def relative_time(captioner: Captioner, key: str) -> float | None:
+    """How many times as long the captioning by a system took as RGMC's; None where one of them was not run."""
+    own, other = (captioner.seconds.get(captioning_title(name)) for name in ("rgmc", key))
+    return own and other and other / own
 
 
 def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
@@ -129,6 +145,7 @@ def make_systems(
     predictions: dict[str, tuple[str, list[str]]],
     masked: bool,
     seed: int,
+    consensus: bool = False,
     choose_best: Callable[[list[Prediction]], list[str]] | None = None,
 ) -> tuple[dict[str, System], list[Prediction]]:
     """
@@ -143,6 +160,7 @@ def make_systems(
         predictions (`dict[str, tuple[str, list[str]]]`): The file and the captions of other systems, by name.
         masked (`bool`): Whether the rows with masked inputs are made.
         seed (`int`): Seed of the random captions and of the shuffling.
+        consensus (`bool`, *optional*, defaults to `False`): Whether the row of consensus decoding is made.
         choose_best (`Callable`, *optional*): Chooses a caption for each clip among those of all beams, for the oracle.
 
     Returns:
@@ -154,7 +172,7 @@ def make_systems(
     conditioning = captioner.model.config.conditioning
     if 4 in tables and conditioning == "audio":
         raise ValueError(f"Table 4 compares candidates, and {captioner.name} sees none: evaluate it without --table 4")
-    lines = captioner.caption("Captioning", all_beams=choose_best is not None)
+    lines = captioner.caption(captioning_title("rgmc"), all_beams=choose_best is not None)
     gold = [line["references"][0] for line in lines]
     nearest = [line["candidate"] for line in lines]
     generator = np.random.default_rng(seed)
@@ -172,7 +190,7 @@ def make_systems(
         systems[key] = System(title, source, [caption or "" for caption in captions], candidates)
 
     def add_captioned(key: str, captioner: Captioner, **options):
-        lines = captioner.caption(f"Captioning: {TITLES[key]}", **options)
+        lines = captioner.caption(captioning_title(key), **options)
         add(key, [line["prediction"] for line in lines], [line["candidate"] for line in lines], captioner.name)
 
     add("gold", gold, nearest, "corpus")
@@ -184,6 +202,8 @@ def make_systems(
     add("nearest_neighbor", nearest, nearest, captioner.name)  # what the model was shown
     add("consensus", neighbors["nearest_neighbor"].consensus(), nearest, captioner.name)
     add("rgmc", said, nearest, captioner.name)
+    if consensus:
+        add_captioned("rgmc_consensus", captioner, consensus=True)
     if choose_best is not None:
         best = choose_best(lines) if captioner.accelerator.is_main_process else said  # the others score nothing
         add("rgmc_oracle", best, nearest, captioner.name)
@@ -209,6 +229,14 @@ def make_systems(
     for line, captions in zip(lines, captions_of_clips):
         line["captions"] = dict(zip(systems, captions))
     return systems, lines
+
+
+def keys_of_rows(systems: dict[str, System]) -> dict[str, list[str]]:
+    """The systems that share each row: one for each checkpoint, or one whatever the checkpoint."""
+    rows: dict[str, list[str]] = {}
+    for key, system in systems.items():
+        rows.setdefault(system.row or key, []).append(key)
+    return rows
 
 
 def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:

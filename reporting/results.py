@@ -12,6 +12,9 @@ METRIC_TITLES = {
     "rouge_l": "ROUGE-L",
     "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
+    "attribute_precision": "Attr. P",
+    "attribute_recall": "Attr. R",
+    "attribute_f1": "Attr. F1",
     "copy": "Copy %",
     "distinct": "Distinct %",
     "novel": "Novel %",
@@ -29,7 +32,8 @@ LISTENING_TITLES = {
     "audio_swap": "Audio swap %",
 }
 # Fields that results.json may lack.
-OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening", "retrieval"}
+OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "attributes", "listening", "retrieval"}
+OPTIONAL |= {"consensus_time"}
 OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
@@ -44,7 +48,7 @@ class CheckpointPrediction(TypedDict):
 
     Args:
         checkpoint (`str`): Its name, as given to `--model`.
-        prediction, candidate, candidate_id, similarity: As in [`Prediction`].
+        prediction, candidate, candidate_id, similarity, beams: As in [`Prediction`].
         captions (`dict[str, str]`): The caption of each system that depends on the checkpoint.
     """
 
@@ -53,6 +57,7 @@ class CheckpointPrediction(TypedDict):
     candidate: str | None
     candidate_id: str | None
     similarity: float | None
+    beams: NotRequired[list[str]]
     captions: dict[str, str]
 
 
@@ -236,6 +241,65 @@ class RetrievalResults:
         return cls(**{**values, "encoders": encoders})
 
 
+@dataclass
+class AttributeScores:
+    """
+    How many of a system's claims about a category hold. Scores are x 100; a ratio of nothing is 0.
+
+    Args:
+        precision ([`Score`]): Claims that hold, as a share of the claims.
+        recall ([`Score`]): Facts that are found, as a share of the facts.
+        f1 ([`Score`]): Harmonic mean of both.
+        macro_precision, macro_recall, macro_f1 ([`Score`]):
+            Means over the concepts that are claimed or true of a clip at least once. A concept counts where it is named
+            itself or by a member of its family.
+        concepts, claims, facts (`float`):
+            Over how many concepts, claims and facts; of several checkpoints the mean.
+    """
+
+    precision: Score
+    recall: Score
+    f1: Score
+    macro_precision: Score
+    macro_recall: Score
+    macro_f1: Score
+    concepts: float
+    claims: float
+    facts: float
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AttributeScores":
+        return cls(**{name: Score(**found) if isinstance(found, dict) else found for name, found in values.items()})
+
+
+@dataclass
+class AttributeResults:
+    """
+    The attributes that captions claim: instruments, genres, moods, tempi.
+
+    Args:
+        file (`str`): The yaml file of the words.
+        sources (`dict[str, str]`): Where the facts of each category come from: captions, or columns of the corpus.
+        systems (`dict[str, dict[str, AttributeScores]]`): By system and category; `all` is all categories.
+        concepts (`dict[str, dict[str, dict[str, dict[str, float]]]]`):
+            By system, category and concept the clips of which it is claimed and true (`held`), claimed (`claims`), and
+            true (`facts`); of several checkpoints the mean.
+    """
+
+    file: str
+    sources: dict[str, str]
+    systems: dict[str, dict[str, AttributeScores]]
+    concepts: dict[str, dict[str, dict[str, dict[str, float]]]]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AttributeResults":
+        systems = {
+            system: {category: AttributeScores.from_dict(scores) for category, scores in categories.items()}
+            for system, categories in values["systems"].items()
+        }
+        return cls(**{**values, "systems": systems})
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -257,6 +321,9 @@ class EvaluationResults:
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
         listening ([`ListeningResults`], *optional*): Where it was measured.
         retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
+        attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
+        consensus_time (`float`, *optional*):
+            How many times as long consensus decoding took as RGMC's captions, where both were made in the same run.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -281,6 +348,8 @@ class EvaluationResults:
     without_leaks: LeakFreeResults | None = None
     listening: ListeningResults | None = None
     retrieval: RetrievalResults | None = None
+    attributes: AttributeResults | None = None
+    consensus_time: float | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -294,6 +363,7 @@ class EvaluationResults:
         """The inverse of [`~EvaluationResults.to_dict`]."""
         parts = {
             "without_leaks": LeakFreeResults,
+            "attributes": AttributeResults,
             "listening": ListeningResults,
             "retrieval": RetrievalResults,
         }

@@ -1,7 +1,7 @@
 """The table of how well encoders retrieve, for the terminal, Markdown and HTML."""
 
 from reporting.results import EvaluationResults
-from reporting.tables import Table, align_columns, format_score
+from reporting.tables import Table, align_columns, format_score, seed_notes
 
 
 def retrieval_title(results: EvaluationResults) -> str:
@@ -25,7 +25,7 @@ def retrieval_table(results: EvaluationResults, intervals: bool = True) -> Table
 
 
 def retrieval_notes(results: EvaluationResults) -> list[str]:
-    """What the columns mean."""
+    """What the columns mean, and what "±" means."""
     threshold = results.retrieval.threshold
     notes = [
         "Recall@k: share of the clips with a similar caption among those of their k nearest songs. "
@@ -34,7 +34,7 @@ def retrieval_notes(results: EvaluationResults) -> list[str]:
     ]
     if any(encoder.ceiling.value is None for encoder in results.retrieval.encoders.values()):
         notes[-1] += " Not computed where there are too many pairs of captions to compare."
-    return notes
+    return notes + seed_notes(results)
 
 
 def format_retrieval(results: EvaluationResults) -> str:

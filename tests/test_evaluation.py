@@ -30,7 +30,8 @@ from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner
-from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
+from evaluation.intervals import with_interval
+from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
 from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from find_leaks import LeakageArguments, main
@@ -487,6 +488,43 @@ def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
     results, _ = run("without", clap_model=str(tmp_path / "nowhere"))
     assert results["systems"]["rgmc"]["scores"]["clap_at[nowhere]"] == {"value": None}
     assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
+
+
+def test_attributes_are_scored_and_have_a_table_of_their_own(run, tmp_path, capsys):
+    results, lines = run(masked=False)
+    gold = results["systems"]["gold"]["scores"]
+    assert [gold[f"attribute_{name}"]["value"] for name in ("precision", "recall", "f1")] == [100, 100, 100]
+    assert results["attributes"]["sources"]["mood"] == "captions"
+    assert results["attributes"]["systems"]["gold"]["genre"]["facts"] > 0
+    printed = capsys.readouterr().out
+    reports = [(tmp_path / "eval" / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")]
+    assert "Attr. P" in printed and "100.0 / 100.0 / 100.0" in printed
+    assert all("Attr. P" in text and "100.0 / 100.0 / 100.0" in text for text in reports)
+    words = tmp_path / "words.yaml"
+    words.write_text(
+        "categories: {sound: {piano: [piano], song: [song], guitar: [guitar], beat: [beat]}}", encoding="utf-8"
+    )
+    results, lines = run("other", attributes=str(words), attribute_columns=["caption"], masked=False)
+    assert results["attributes"]["sources"] == {"sound": "column caption"}
+    assert results["attributes"]["systems"]["gold"]["all"]["facts"] == sum(
+        len({"piano", "song", "guitar", "beat"} & {*line["captions"]["gold"].split()}) for line in lines
+    )
+
+
+def test_attributes_that_cannot_be_read_stop_the_evaluation_before_the_captioning(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.Captioner", None)
+    with pytest.raises(ValueError, match="has no column mood: found file_name, id, caption"):
+        run(attribute_columns=["mood"])
+    (tmp_path / "words.yaml").write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words\.yaml: expected a mapping"):
+        run(attributes=str(tmp_path / "words.yaml"))
+
+
+def test_captions_without_attributes_are_no_error(run, tmp_path, capsys):
+    (tmp_path / "words.yaml").write_text("categories: {mood: {none: [zzz]}}", encoding="utf-8")
+    results, _ = run(attributes=str(tmp_path / "words.yaml"), masked=False)
+    assert "attributes" not in results
+    assert "Attr. P, Attr. R, Attr. F1: left out: no clip has an attribute of words.yaml" in capsys.readouterr().out
 
 
 # -- leaks ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from evaluation.listening import (
     measure_listening,
     nearest_distractors,
     pair_captions,
+    score_listening,
     share_of_first,
 )
 from modeling_rgmc import RGMCModel
@@ -100,7 +101,8 @@ def listen_with(make_config):
         own_ids = [f"row of {row}" for row in range(len(captions))]
         parts = {"processor": Letters(), "features": Clips(captions), "own_ids": own_ids, "name": "a model"}
         captioner = SimpleNamespace(model=model, accelerator=Accelerator(), batch_size=3, **parts)
-        return measure_listening(captioner, samples, seed=0), model
+        results, _ = score_listening([measure_listening(captioner, seed=0)], samples, seed=0)
+        return results, model
 
     return listen_with
 
@@ -248,7 +250,7 @@ def listen(make_model, processor, log_mels):
         sounds = Dataset.from_dict({"log_mel": log_mels(6).squeeze(1).numpy()}, features=shape)
         clips = ClipFeatures([f"clip-{row}" for row in range(6)], [[caption] for caption in CAPTIONS[:6]], sounds)
         captioner = Captioner("a model", model, processor, clips, Accelerator(), batch_size, None)
-        return measure_listening(captioner, samples=20, seed=0)
+        return score_listening([measure_listening(captioner, seed=0)], samples=20, seed=0)[0]
 
     return listen
 

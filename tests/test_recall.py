@@ -77,7 +77,7 @@ def test_the_ceiling_asks_every_song_but_the_clips_own(monkeypatch):
 
 def test_recall_has_a_ceiling_and_intervals(monkeypatch):
     found = {"nearest_neighbor_statistics": neighbors(rows=NEIGHBORS[:, :1]), "nearest_neighbor": neighbors()}
-    scored = score_retrieval(found, CLIPS, 0.5, samples=200, seed=0)
+    scored, _ = score_retrieval(found, CLIPS, 0.5, samples=200, seed=0)
     assert list(scored.encoders) == ["nearest_neighbor", "nearest_neighbor_statistics"]
     own = scored.encoders["nearest_neighbor"]
     assert {k: score.value for k, score in own.recall.items()} == {"1": 0, "5": 75, "10": 75}
@@ -87,16 +87,16 @@ def test_recall_has_a_ceiling_and_intervals(monkeypatch):
     # The interval by hand: percentiles of the share of similar clips among those drawn.
     draws = np.random.default_rng(0).multinomial(4, [0.25] * 4, 200)
     assert own.recall["5"].low == pytest.approx(np.percentile(draws[:, :3].sum(axis=1) * 25, 2.5))
-    plain = score_retrieval(found, CLIPS, 0.5, samples=0, seed=0).encoders["nearest_neighbor"]
+    plain = score_retrieval(found, CLIPS, 0.5, samples=0, seed=0)[0].encoders["nearest_neighbor"]
     assert plain.recall["5"] == plain.ceiling == Score(75)
     pairs = 5 * 4  # captions of clips and of songs
     for most, ceiling in ((pairs, Score(75)), (pairs - 1, Score(None))):
         monkeypatch.setattr(evaluation.retrieval, "MOST_PAIRS", most)
-        assert score_retrieval(found, CLIPS, 0.5, 0, 0).encoders["nearest_neighbor"].ceiling == ceiling
+        assert score_retrieval(found, CLIPS, 0.5, 0, 0)[0].encoders["nearest_neighbor"].ceiling == ceiling
     # Encoders of different songs have different ceilings.
     monkeypatch.setattr(evaluation.retrieval, "MOST_PAIRS", pairs)
     other = {**found, "nearest_neighbor_frozen": neighbors(captions=["silence"], rows=np.zeros((4, 1), int))}
-    ceilings = [encoder.ceiling.value for encoder in score_retrieval(other, CLIPS, 0.5, 0, 0).encoders.values()]
+    ceilings = [encoder.ceiling.value for encoder in score_retrieval(other, CLIPS, 0.5, 0, 0)[0].encoders.values()]
     assert ceilings == [75, 25, 75]
 
 
@@ -105,7 +105,7 @@ def test_recall_has_a_ceiling_and_intervals(monkeypatch):
 
 def with_retrieval(**changes) -> EvaluationResults:
     found = {"nearest_neighbor": neighbors(), "nearest_neighbor_statistics": neighbors(rows=NEIGHBORS[:, :1])}
-    return make_results(retrieval=asdict(score_retrieval(found, CLIPS, **{"threshold": 0.5, **changes})))
+    return make_results(retrieval=asdict(score_retrieval(found, CLIPS, **{"threshold": 0.5, **changes})[0]))
 
 
 def test_the_table_of_retrieval_states_its_threshold(tmp_path, monkeypatch):

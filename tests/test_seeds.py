@@ -274,19 +274,19 @@ def test_an_interrupted_evaluation_resumes_within_the_second_checkpoint(evaluate
     whole = evaluate("whole", checkpoints[:2], **options)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, *options):
+    def interrupted(self, batch, *arguments):
         if len(captioned) == 3:
             raise KeyboardInterrupt
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, *options)
+        return caption_batch(self, batch, *arguments)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate("cut", checkpoints[:2], **options)
 
-    def recorded(self, batch, candidates):
+    def recorded(self, batch, *arguments):
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, *options)
+        return caption_batch(self, batch, *arguments)
 
     monkeypatch.setattr(Captioner, "_caption_batch", recorded)
     cut = evaluate("cut", checkpoints[:2], **options)
