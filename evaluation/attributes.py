@@ -259,11 +259,9 @@ class Attributes:
 
     def _count_concepts(self, members: list[int], marks: list[np.ndarray]) -> dict[str, dict[str, float]]:
         """Of the concepts in these rows of `marks`, each `(concepts, 3)`, those that are claimed or true."""
-        names = [name for _, name in self.lexicon.concepts]
+        names, kinds = [name for _, name in self.lexicon.concepts], ("held", "claims", "facts")
         return {
-            names[row]: {
-                kind: _mean([own[row, i] for own in marks]) for i, kind in enumerate(("held", "claims", "facts"))
-            }
+            names[row]: {kind: _mean([own[row, i] for own in marks]) for i, kind in enumerate(kinds)}
             for row in members
             if any(own[row].any() for own in marks)
         }
@@ -276,8 +274,8 @@ class Attributes:
 
 def _scores_of(counts: list[np.ndarray], marks: list[np.ndarray]) -> AttributeScores:
     """
-    Scores of a category by each checkpoint: of its counts `(4,)`, and the means of those of its concepts `(…, 3)`, which
-    are hits, claims and facts of each.
+    Scores of a category, as means over checkpoints. Each has counts of the category `(4,)`, and for each concept of it
+    the claims that hold, claims and facts `(…, 3)`.
     """
     found = []
     for of_category, of_concepts in zip(counts, marks):

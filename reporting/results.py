@@ -33,8 +33,7 @@ LISTENING_TITLES = {
 }
 # Fields that results.json may lack.
 OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "attributes", "listening", "retrieval"}
-OPTIONAL |= {"consensus_time"}
-OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
+OPTIONAL |= {"consensus_time", "deviation", "by_checkpoint", "checkpoints"}  # the last three of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
@@ -319,9 +318,9 @@ class EvaluationResults:
         unavailable (`dict[str, str]`): Why a metric has no scores.
         systems (`dict[str, SystemResult]`): In the order of a table.
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
+        attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
         listening ([`ListeningResults`], *optional*): Where it was measured.
         retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
-        attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
         consensus_time (`float`, *optional*):
             How many times as long consensus decoding took as RGMC's captions, where both were made in the same run.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
@@ -346,9 +345,9 @@ class EvaluationResults:
     unavailable: dict[str, str]
     systems: dict[str, SystemResult]
     without_leaks: LeakFreeResults | None = None
+    attributes: AttributeResults | None = None
     listening: ListeningResults | None = None
     retrieval: RetrievalResults | None = None
-    attributes: AttributeResults | None = None
     consensus_time: float | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
