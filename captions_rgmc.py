@@ -103,7 +103,27 @@ def caption_similarity(one: Sequence[Hashable], other: Sequence[Hashable], longe
     return sum(scores) / len(scores) if scores else 1.0
 
 
-def most_central(captions: Sequence[Sequence[Hashable]], weights: Sequence[float] | None = None) -> int:
+def centralities(captions: Sequence[Sequence[Hashable]], weights: Sequence[float] | None = None) -> list[float]:
+    """
+    How similar each of several captions is to the others, as in [`most_central`]: weighted means of
+    [`caption_similarity`], from 0 to 1.
+    """
+    weights = [1.0] * len(captions) if weights is None else weights
+    unique = list(dict.fromkeys(map(tuple, captions)))
+    similarity = {(one, other): caption_similarity(one, other) for one in unique for other in unique}
+    found = []
+    for i, caption in enumerate(captions):
+        others = [(tuple(other), weight) for j, (other, weight) in enumerate(zip(captions, weights)) if j != i]
+        total = sum(weight for _, weight in others)
+        found.append(sum(weight * similarity[tuple(caption), other] for other, weight in others) / (total or 1.0))
+    return found
+
+
+def most_central(
+    captions: Sequence[Sequence[Hashable]],
+    weights: Sequence[float] | None = None,
+    bonus: Sequence[float] | None = None,
+) -> int:
     """
     Chooses the caption that is most similar to the others, their consensus (Devlin et al. 2015, "Exploring Nearest
     Neighbor Approaches for Image Captioning", section 3).
@@ -113,16 +133,14 @@ def most_central(captions: Sequence[Sequence[Hashable]], weights: Sequence[float
             One or more captions, each as words or as tokens.
         weights (`Sequence[float]`, *optional*):
             How much similarity to each caption counts; by default all count the same.
+        bonus (`Sequence[float]`, *optional*):
+            What is added to the mean similarity of each caption, 0 to 1, before they are compared.
 
     Returns:
-        `int`: Index of the caption with the largest weighted sum of `caption_similarity` to the others; the first of
+        `int`: Index of the caption with the largest weighted mean of `caption_similarity` to the others; the first of
         several.
     """
-    weights = [1.0] * len(captions) if weights is None else weights
-    sums = [0.0] * len(captions)
-    for i, caption in enumerate(captions):
-        for j in range(i):
-            similarity = caption_similarity(caption, captions[j])
-            sums[i] += weights[j] * similarity
-            sums[j] += weights[i] * similarity
-    return max(range(len(captions)), key=lambda index: (round(sums[index], 9), -index))
+    scores = centralities(captions, weights)
+    if bonus is not None:
+        scores = [score + extra for score, extra in zip(scores, bonus)]
+    return max(range(len(captions)), key=lambda index: (round(scores[index], 9), -index))

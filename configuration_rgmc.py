@@ -76,6 +76,9 @@ class RGMCConfig(PreTrainedConfig):
         caption_normalization (`str`, defaults to `"paper"`):
             Rule of [`normalize_caption`] that the model's captions follow: `"paper"` or `"music"`. Its datastore and
             its processor follow the same rule.
+        selection (`str`, defaults to `"best"`):
+            How `generate` chooses a caption unless it is told otherwise: `"best"` is the paper's beam search,
+            `"consensus"` that of [`generate_consensus`].
         words (`list[str]`, *optional*):
             Words of captions that a word head predicts from the audio embedding while the encoder is trained. The paper
             has none.
@@ -104,6 +107,7 @@ class RGMCConfig(PreTrainedConfig):
     num_candidates: int = 1
     spec_augment: bool = True
     caption_normalization: Literal["paper", "music"] = "paper"
+    selection: Literal["best", "consensus"] = "best"
     words: list[str] | None = None
     datastore_rows: int = 0
     audio_model_source: dict | None = None

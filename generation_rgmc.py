@@ -8,10 +8,10 @@ import torch
 from transformers import GenerationConfig
 
 try:
-    from .captions_rgmc import join_candidates, left_pad, most_central
+    from .captions_rgmc import join_candidates, left_pad, most_central, normalize_caption
     from .configuration_rgmc import RGMCConfig
 except ImportError:
-    from captions_rgmc import join_candidates, left_pad, most_central
+    from captions_rgmc import join_candidates, left_pad, most_central, normalize_caption
     from configuration_rgmc import RGMCConfig
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
@@ -51,20 +51,29 @@ def generate_consensus(
     attention_mask: torch.Tensor | None = None,
     exclude_ids: list[str | None] | None = None,
     consensus_neighbors: int = 5,
+    word_weight: float = 0.3,
+    tokenizer=None,
     **kwargs,
 ) -> torch.Tensor:
     """
     Captions each clip from the caption of each of its nearest songs in turn, keeps all beams, and chooses the caption
-    that is most similar to the others. A beam of a song counts as much as the song is similar to the clip.
+    that is most similar to the others. A beam counts as much as its song is similar to the clip.
 
-    It takes as many times the decoder's work as there are songs. The captions do not depend on the batch, and nothing
-    is drawn.
+    A model with a word head also says which words the sound speaks for. With a `tokenizer`, their evidence, the mean
+    over the words of a caption times `word_weight`, is added to the caption's similarity to the others.
+
+    It takes the decoder as many times as long as there are songs. Nothing is drawn, and captions do not depend on the
+    batch.
 
     Args:
         model ([`RGMCModel`]), audio_embeds, input_ids, attention_mask, exclude_ids, kwargs:
             As in [`~RGMCModel.generate`]. With `input_ids` the choice is among the beams of these candidates.
         consensus_neighbors (`int`, defaults to 5):
             How many songs are used in turn. A model of several candidates is given each with those that follow it.
+        word_weight (`float`, defaults to 0.3):
+            Weight of the words' evidence (nats) beside the similarity to the other captions (0 to 1).
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The processor's: reads the words of a caption.
 
     Returns:
         `torch.LongTensor` of shape `(B, L')` with the tokens of the captions.
@@ -74,7 +83,9 @@ def generate_consensus(
     """
     wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False, 1)]
     if wrong:
-        raise ValueError(f"`selection='consensus'` chooses one caption of each clip: leave out {', '.join(wrong)}")
+        raise ValueError(
+            f"a consensus is one caption of each clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
+        )
     generation_config = kwargs.get("generation_config") or model.generation_config
     beams = kwargs.get("num_beams") or generation_config.num_beams or 1
     prompts: list[tuple] = [(input_ids, attention_mask, None)]
@@ -84,8 +95,8 @@ def generate_consensus(
     hypotheses: list[list[list[int]]] = []
     weights: list[list[float]] = []
     for ids, mask, similarities in prompts:
-        inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds}
-        tokens = model.generate(**inputs, num_return_sequences=beams, **kwargs)  # (B * beams, L')
+        inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds, "selection": "best"}
+        tokens = model.generate(**inputs, num_return_sequences=beams, tokenizer=tokenizer, **kwargs)  # (B * beams, L')
         clips = tokens.unflatten(0, (-1, beams)).tolist()
         if not hypotheses:
             hypotheses, weights = [[] for _ in clips], [[] for _ in clips]
@@ -94,9 +105,27 @@ def generate_consensus(
             if weight is not None:
                 hypotheses[clip] += [_until_end(sequence, ends) for sequence in sequences]
                 weights[clip] += [weight] * beams
-    chosen = [said[most_central(said, weight)] for said, weight in zip(hypotheses, weights)]
+    bonuses: list[list[float] | None] = [None] * len(hypotheses)
+    if tokenizer is not None and word_weight and model.word_head is not None:
+        evidence = model.word_head.evidence(audio_embeds).tolist()
+        bonuses = [
+            [
+                word_weight * mean_evidence(model.config, values, tokenizer.decode(tokens, skip_special_tokens=True))
+                for tokens in said
+            ]
+            for values, said in zip(evidence, hypotheses)
+        ]
+    chosen = [said[most_central(said, *scores)] for said, *scores in zip(hypotheses, weights, bonuses)]
     length = max(map(len, chosen))
     return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
+
+
+def mean_evidence(config: RGMCConfig, evidence: list[float], caption: str) -> float:
+    """The mean evidence of the words of a caption; 0 for one without any of `config.words`."""
+    columns = {word: column for column, word in enumerate(config.words)}
+    words = {*normalize_caption(caption, config.caption_normalization).split()}
+    found = [evidence[columns[word]] for word in sorted(words) if word in columns]
+    return sum(found) / len(found) if found else 0.0
 
 
 def neighbor_prompts(

@@ -105,20 +105,34 @@ class RGMCMapper(nn.Module):
 
 
 class RGMCWordHead(nn.Module):
-    """Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks."""
+    """
+    Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks.
+    `log_prior` `(W,)` is the logarithm of the share of training captions that have each word.
+    """
 
     def __init__(self, config: RGMCConfig):
         super().__init__()
         self.input_scale = config.audio_config.projection_dim**0.5  # as in the mapper
         self.linear = nn.Linear(config.audio_config.projection_dim, len(config.words))
+        self.register_buffer("log_prior", torch.zeros(len(config.words)))
+
+    def logits(self, audio_embeds: torch.Tensor) -> torch.Tensor:
+        return self.linear((audio_embeds * self.input_scale).to(self.linear.weight.dtype)).float()  # (B, W)
 
     def forward(self, audio_embeds: torch.Tensor, word_labels: torch.Tensor) -> torch.Tensor:
         """
         Sums the binary cross entropy over embeddings `(B, E)` and labels `(B, W)`, 1 or 0, without those that are -100.
         """
-        logits = self.linear(audio_embeds * self.input_scale).float()  # (B, W)
+        logits = self.logits(audio_embeds)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, word_labels.clamp(min=0), reduction="none")
         return (losses * word_labels.ne(-100)).sum()
+
+    def evidence(self, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """
+        How much more probable each word is given the sound than in any caption: differences of log probabilities
+        `(B, W)` of embeddings `(B, E)`, above 0 for words that the sound speaks for.
+        """
+        return nn.functional.logsigmoid(self.logits(audio_embeds)).clamp(min=-10.0) - self.log_prior.float()
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

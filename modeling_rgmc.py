@@ -193,10 +193,15 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         batch_norm.running_mean.copy_(mean)
         batch_norm.running_var.copy_(variance)
 
-    def set_words(self, words: list[str]):
-        """Gives the model a new word head, which predicts these words of captions from the audio embedding."""
+    def set_words(self, words: list[str], shares: torch.Tensor | None = None):
+        """
+        Gives the model a new word head, which predicts these words of captions from the audio embedding. `shares`
+        `(W,)` are the shares of training captions that have each word.
+        """
         self.config.words = words
         self.word_head = RGMCWordHead(self.config).to(self.device)
+        if shares is not None:
+            self.word_head.log_prior.copy_(shares.log())
 
     # -- the method ---------------------------------------------------------------------------------------------------
 
@@ -399,7 +404,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
-        selection: str = "best",
+        selection: str | None = None,
         exclude_ids: list[str | None] | None = None,
         **kwargs,
     ):
@@ -417,10 +422,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 `datastore`; without a datastore the caption comes from the audio alone.
             audio_embeds (`torch.FloatTensor` of shape `(B, E)`, *optional*):
                 What [`~RGMCModel.embed_audio`] returns.
-            selection (`str`, defaults to `"best"`):
+            selection (`str`, defaults to `config.selection`):
                 `"best"` is the most probable caption that the beam search finds, as in the paper. `"consensus"` takes
                 the captions of several similar songs in turn, and chooses the caption that the others agree with most:
-                [`generate_consensus`], which also takes `consensus_neighbors`, 5 by default.
+                [`generate_consensus`], which has further arguments. Pass it the `tokenizer`, too.
             exclude_ids (`list[str | None]`, *optional*):
                 As in [`~RGMCModel.retrieve`].
             kwargs:
@@ -440,6 +445,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "`generate` needs `input_features` or `audio_embeds`: call it as `generate(**processor(audio=...))`"
             )
+        selection = selection or self.config.selection
         if selection not in SELECTIONS:
             raise ValueError(f"selection {selection!r}: expected one of {', '.join(SELECTIONS)}")
         if selection == "consensus":

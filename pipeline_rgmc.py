@@ -71,7 +71,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             batch_size (`int`, defaults to 1):
                 Clips that are captioned at once.
             generate_kwargs (`dict`, *optional*):
-                Arguments of `generate`. They can also be given directly.
+                Arguments of `generate`, such as `selection="consensus"`. They can also be given directly.
 
         Returns:
             `dict` for a clip, `list[dict]` for a list, else an iterator over dicts:
@@ -131,7 +131,11 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
                 fields = zip(found.ids, found.captions, found.similarities, found.sources, found.licenses)
                 shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
             prompt = dict(zip(("input_ids", "attention_mask"), model.prompt_ids(audio_embeds, found)))
-        tokens = model.generate(audio_embeds=audio_embeds, **prompt, **generate_kwargs)
+        consensus = (generate_kwargs.get("selection") or model.config.selection) == "consensus"
+        if consensus:
+            generate_kwargs["tokenizer"] = self.processor.tokenizer
+        given_prompt = {} if consensus and "candidates" not in inputs else prompt  # a consensus retrieves more songs
+        tokens = model.generate(audio_embeds=audio_embeds, **given_prompt, **generate_kwargs)
         if len(tokens) != len(audio_embeds):
             raise ValueError(
                 f"`generate` made {len(tokens)} captions for {len(audio_embeds)} clips, "

@@ -112,17 +112,23 @@ class Run:
         return state.epoch > args.num_train_epochs or impatient or state.step >= (args.max_steps or math.inf)
 
     def collator(
-        self,
-        features: ClipFeatures,
-        caption_ids: list[list[int]],
-        neighbors: np.ndarray,
-        word_labels: torch.Tensor | None = None,
-        sampling: CandidateSampling | None = None,
+        self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray, **options
     ) -> TeacherForcingCollator:
         candidate_ids = self.rows["input_ids"][:] if self.model.config.uses_candidate else None
         candidates = [[candidate_ids[row] for row in found if row >= 0 and candidate_ids] for found in neighbors]
-        options = (word_labels, sampling, candidate_ids)
-        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, *options)
+        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, **options)
+
+    def training_collator(self) -> TeacherForcingCollator:
+        """The collator of the current epoch, which may draw candidates and change the sound."""
+        args, seed = self.args, (self.args.seed, self.state.epoch)
+        options = {"word_labels": self.word_labels}
+        if args.samples_candidates:
+            shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate, args.random_candidate)
+            options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, *shares)
+            options["own_ids"] = self.rows["input_ids"][:]
+        if args.augment_audio:
+            options["augment_seed"] = seed
+        return self.collator(self.train, self.caption_ids, self.state.neighbors.train, **options)
 
 
 # -- 2. an epoch ------------------------------------------------------------------------------------------------------
@@ -139,11 +145,7 @@ def train_epoch(run: Run):
     order = np.random.default_rng([args.seed, state.epoch]).permutation(len(run.train))
     lengths = np.array([len(tokens) for tokens in run.caption_ids])
     steps = plan_epoch(order, lengths, args.batch_size, args.micro_batch_size, accelerator)
-    sampling = None
-    if args.samples_candidates:
-        shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate)
-        sampling = CandidateSampling(run.model.config.num_candidates, (args.seed, state.epoch), *shares)
-    collator = run.collator(run.train, run.caption_ids, state.neighbors.train, run.word_labels, sampling)
+    collator = run.training_collator()
     batches = iter(load_batches(steps[state.step_in_epoch :], collator, args.dataloader_num_workers))
     run.wrapped.train()
     done = min(state.step_in_epoch * args.batch_size, len(order))

@@ -29,6 +29,8 @@ class CandidateSampling:
             Probability that it is given its candidates alone, without the prefix of its sound.
         own_candidate (`float`, defaults to 0):
             Probability that one of its candidates, if it is given any, is replaced by its own caption.
+        random_candidate (`float`, defaults to 0):
+            Probability that all of them are replaced by captions of any songs.
     """
 
     num_candidates: int
@@ -36,20 +38,37 @@ class CandidateSampling:
     candidate_dropout: float = 0.0
     prefix_dropout: float = 0.0
     own_candidate: float = 0.0
+    random_candidate: float = 0.0
 
-    def draw(self, row: int, candidates: list[list[int]], own: list[int]) -> tuple[list[list[int]], bool]:
+    def draw(self, row: int, candidates: list[list[int]], captions: list[list[int]]) -> tuple[list[list[int]], bool]:
         """
-        Draws the candidates of a row, of which `own` is its own caption, and whether it is given its prefix: the same
-        in any batch and process, and in a resumed run.
+        Draws the candidates of a row and whether it is given its prefix: the same in any batch and process, and in a
+        resumed run. `captions` are those of all rows, as candidates.
         """
         generator = np.random.default_rng([*self.seed, row])
         fate = generator.random()
         if fate < self.candidate_dropout:
             return [], True
         drawn = [candidates[index] for index in generator.permutation(len(candidates))[: self.num_candidates]]
-        if drawn and generator.random() < self.own_candidate:
-            drawn[generator.integers(len(drawn))] = own
+        kind = generator.random()
+        if drawn and kind < self.own_candidate:
+            drawn[generator.integers(len(drawn))] = captions[row]
+        elif kind > 1 - self.random_candidate:
+            drawn = [captions[other] for other in generator.integers(len(captions), size=len(drawn))]
         return drawn, fate < 1 - self.prefix_dropout
+
+
+def augment(log_mels: torch.Tensor, rows: list[int], seed: tuple[int, int], most_gain: float = 6.0) -> torch.Tensor:
+    """
+    Shifts each clip of `(B, 1, T, F)` in time by a random number of frames, what leaves at the end comes in at the
+    start, and changes its level by up to `most_gain` dB. `seed`, of the run and the epoch, and the row decide.
+    """
+    augmented = torch.empty_like(log_mels)
+    for index, row in enumerate(rows):
+        generator = np.random.default_rng([*seed, row, 1])  # not the numbers that draw candidates
+        shift = int(generator.integers(log_mels.shape[2]))
+        augmented[index] = log_mels[index].roll(shift, dims=1) + generator.uniform(-most_gain, most_gain)
+    return augmented
 
 
 class TeacherForcingCollator:
@@ -74,6 +93,8 @@ class TeacherForcingCollator:
             What a row is given; by default its prefix and all its candidates.
         own_ids (`list[list[int]]`, *optional*):
             With `sampling`: tokens of each row's own caption as a candidate.
+        augment_seed (`tuple[int, int]`, *optional*):
+            Of the run and the epoch: changes the log-mels as [`augment`] does.
     """
 
     def __init__(
@@ -85,6 +106,7 @@ class TeacherForcingCollator:
         word_labels: torch.Tensor | None = None,
         sampling: CandidateSampling | None = None,
         own_ids: list[list[int]] | None = None,
+        augment_seed: tuple[int, int] | None = None,
     ):
         self.features = features
         self.caption_ids = caption_ids
@@ -92,6 +114,7 @@ class TeacherForcingCollator:
         self.word_labels = word_labels
         self.sampling = sampling
         self.own_ids = own_ids
+        self.augment_seed = augment_seed
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
@@ -102,11 +125,14 @@ class TeacherForcingCollator:
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
         given = [(self.candidate_ids[row], True) for row in rows]
         if self.sampling is not None:
-            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids[row]) for row in rows]
+            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids) for row in rows]
         prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
+        log_mels = self.features.read(rows)
+        if self.augment_seed is not None:
+            log_mels = augment(log_mels, rows, self.augment_seed)
         batch = {
-            "input_features": self.features.read(rows),
+            "input_features": log_mels,
             **teacher_forcing_tokens(prompts, captions, self.pad_token_id),
             "max_label_length": max(map(len, captions)),
         }

@@ -4,7 +4,9 @@ import pytest
 import torch
 from helpers import CAPTIONS
 
-from captions_rgmc import caption_similarity, left_pad, most_central
+from captions_rgmc import caption_similarity, left_pad, most_central, normalize_caption
+from generation_rgmc import mean_evidence
+from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from songs_rgmc import make_rows
 
@@ -123,5 +125,46 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
     model, embeds = songs
     with pytest.raises(ValueError, match="expected one of best, consensus"):
         model.generate(audio_embeds=embeds, selection="mean")
-    with pytest.raises(ValueError, match="chooses one caption of each clip: leave out num_return_sequences"):
+    with pytest.raises(ValueError, match="one caption of each clip: leave out num_return_sequences"):
         model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
+
+
+def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, processor):
+    model, embeds = songs
+    model.set_datastore(None)
+    beams = [
+        until_end(tokens, model) for tokens in model.generate(audio_embeds=embeds, num_return_sequences=3).tolist()
+    ]
+    words = [{*normalize_caption(text).split()} for text in processor.batch_decode(beams, skip_special_tokens=True)]
+    own = [words[3 * clip + 2] - words[3 * clip] - words[3 * clip + 1] for clip in range(3)]
+    clip, told = next((clip, told) for clip, told in enumerate(own) if told)  # words of the third beam alone
+    model.set_words(sorted(told), torch.full((len(told),), 0.5))
+    options = {"audio_embeds": embeds[clip : clip + 1], "selection": "consensus"}
+    plain = model.generate(**options)
+    with torch.no_grad():
+        model.word_head.linear.weight.zero_()
+        model.word_head.linear.bias.fill_(5.0)  # each word is almost certain, and half of the captions have it
+    assert model.word_head.evidence(embeds)[0, 0].item() == pytest.approx(0.6931 - 0.0067, abs=1e-4)
+    heard = model.generate(**options, tokenizer=processor.tokenizer, word_weight=100.0).tolist()
+    assert heard == [beams[3 * clip + 2]]
+    assert model.generate(**options, tokenizer=processor.tokenizer, word_weight=0.0).equal(plain)
+    assert model.generate(**options).equal(plain)  # without a tokenizer there are no words
+
+
+def test_a_checkpoint_says_how_it_chooses(songs, tmp_path):
+    model, embeds = songs
+    plain, chosen = (model.generate(audio_embeds=embeds, selection=name) for name in ("best", "consensus"))
+    assert model.generate(audio_embeds=embeds).equal(plain)
+    model.config.selection = "consensus"
+    assert model.generate(audio_embeds=embeds).equal(chosen)
+    assert not plain.equal(chosen)
+    assert model.generate(audio_embeds=embeds, selection="best").equal(plain)
+    model.save_pretrained(tmp_path)
+    assert RGMCModel.from_pretrained(tmp_path).generate(audio_embeds=embeds).equal(chosen)
+
+
+def test_the_evidence_of_a_caption_is_the_mean_over_its_words(make_config):
+    config = make_config(words=["sad", "piano", "guitar"], caption_normalization="music")
+    assert mean_evidence(config, [1.0, 2.0, 4.0], "A sad, sad piano!") == 1.5
+    assert mean_evidence(config, [1.0, 2.0, 4.0], "guitar") == 4.0
+    assert mean_evidence(config, [1.0, 2.0, 4.0], "drums") == 0.0

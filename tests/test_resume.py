@@ -22,6 +22,9 @@ EPOCHS = 3
 OPTIONS = ["--num_train_epochs", str(EPOCHS), "--max_grad_norm", "1", "--logging_steps", "2"]
 # The other tests' models leave these out; here a resumed run must continue its random numbers.
 OPTIONS += ["--spec_augment", "true", "--text_config.resid_pdrop", "0.1", "--lr_scheduler_type", "cosine"]
+OPTIONS += ["--augment_audio", "true", "--word_loss_weight", "1", "--text_pretraining_steps", "3"]
+OPTIONS += ["--candidate_pool", "3", "--candidate_dropout", "0.2", "--prefix_dropout", "0.2", "--own_candidate", "0.2"]
+OPTIONS += ["--random_candidate", "0.2"]
 
 
 @pytest.fixture(scope="module")

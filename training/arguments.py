@@ -8,7 +8,14 @@ from clips.options import CorpusArguments, HubArguments, OptionParser, SearchArg
 AUDIO_MODEL, TEXT_MODEL = "laion/larger_clap_music", "openai-community/gpt2"
 ALLOWED_WITH_MODEL = ("freeze_audio_tower", "freeze_mapper", "freeze_text_model", "lora_r", "lora_alpha")
 LENGTHS = ("max_candidate_length", "max_caption_length")
-MODEL_CHOICES = ("prefix_length", "conditioning", "num_candidates", "spec_augment", "caption_normalization")
+MODEL_CHOICES = (
+    "prefix_length",
+    "conditioning",
+    "num_candidates",
+    "spec_augment",
+    "caption_normalization",
+    "selection",
+)
 
 
 @dataclass
@@ -63,6 +70,13 @@ class ModelArguments:
         metadata={
             "help": "Rule of captions: paper deletes all punctuation, music keeps that of C#, R&B, 4/4 and don't "
             "(that of --model, or music, if unset)."
+        },
+    )
+    selection: Literal["best", "consensus"] | None = field(
+        default=None,
+        metadata={
+            "help": "How the model chooses a caption: the most probable one, as in the paper (best, if unset), or the "
+            "one that its captions from several similar songs agree on (consensus)."
         },
     )
     freeze_audio_tower: bool = field(default=False, metadata={"help": "Do not train the audio encoder."})
@@ -129,6 +143,13 @@ class OptimizationArguments:
             "0 is off, as in the paper; it helps most when the encoder is trained from scratch."
         },
     )
+    augment_audio: bool = field(
+        default=False,
+        metadata={
+            "help": "Shift each training clip in time, what leaves at the end comes in at the start, and change its "
+            "level by up to 6 dB. It helps an encoder from scratch."
+        },
+    )
     lr_scheduler_type: str = field(
         default="constant", metadata={"help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ..."}
     )
@@ -153,6 +174,9 @@ class OptimizationArguments:
     )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read the log-mel cache."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the order of the clips and dropout."})
+
+
+SHARES = ("candidate_dropout", "prefix_dropout", "own_candidate", "random_candidate")  # probabilities
 
 
 @dataclass(kw_only=True)
@@ -185,11 +209,18 @@ class RobustnessArguments:
             "learns that a candidate may be right. It also holds in the text pretraining."
         },
     )
+    random_candidate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a training clip is given the candidates of no similar song but of any, so that "
+            "the decoder learns that a candidate may be wrong."
+        },
+    )
 
     @property
     def samples_candidates(self) -> bool:
         """Whether a training clip is not simply given its prefix and its nearest songs' captions."""
-        return bool(self.candidate_pool or self.candidate_dropout or self.prefix_dropout or self.own_candidate)
+        return bool(self.candidate_pool or any(getattr(self, name) for name in SHARES))
 
 
 @dataclass(kw_only=True)

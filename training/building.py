@@ -120,6 +120,7 @@ def build_model(
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
         model.set_datastore(None)  # this corpus gets its own
+        model.config.selection = choices.pop("selection", model.config.selection)
         changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
         if changed:
             raise ValueError(f"{model_args.model} was trained with another {', '.join(changed)}: leave the option out")
@@ -143,13 +144,14 @@ def build_model(
         # A decoder without a BOS of its own takes the tokenizer's separator.
         model.config.text_config.bos_token_id = processor.separator_token_id
     if predicts_words:
-        words = frequent_words([captions[0] for captions in train.captions])
+        captions = [captions[0] for captions in train.captions]
+        words = frequent_words(captions)
         if not words:
             raise ValueError(
                 f"--word_loss_weight: found no word to predict in the {len(train)} training captions, "
                 "expected one in 5 or more and at most half of them: set it to 0"
             )
-        model.set_words(words)
+        model.set_words(words, label_words(captions, words).float().mean(0))
     longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
     longest += processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)

@@ -161,7 +161,10 @@ def load_state(
         `ValueError`: If the run was started with other rows or options.
     """
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
-    defaults = asdict(RobustnessArguments()) | {"word_loss_weight": 0.0}  # of options that older checkpoints lack
+    defaults = asdict(RobustnessArguments()) | {
+        "word_loss_weight": 0.0,
+        "augment_audio": False,
+    }  # of options that older checkpoints lack
     former = defaults | former
     former.setdefault("caption_normalization", "paper")  # of checkpoints from before the option
     changed = [name for name in sorted({*former, *settings}) if former.get(name) != settings.get(name)]

@@ -15,6 +15,7 @@ from training.arguments import (
     ALLOWED_WITH_MODEL,
     LENGTHS,
     MODEL_CHOICES,
+    SHARES,
     DataArguments,
     ModelArguments,
     TrainingArguments,
@@ -46,11 +47,12 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
         raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: set it to 0")
-    for name in ("candidate_dropout", "prefix_dropout", "own_candidate"):
+    for name in SHARES:
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name} is a probability: expected 0 to 1, got {getattr(args, name)}")
-    if args.candidate_dropout + args.prefix_dropout > 1:
-        raise ValueError("--candidate_dropout and --prefix_dropout exclude each other: their sum must be at most 1")
+    for pair in (SHARES[:2], SHARES[2:]):
+        if sum(getattr(args, name) for name in pair) > 1:
+            raise ValueError(f"--{' and --'.join(pair)} exclude each other: their sum must be at most 1")
     if model_args.conditioning == "audio" and (args.samples_candidates or args.text_pretraining_steps):
         raise ValueError("a model of --conditioning audio has no candidates: leave out the options for their use")
     if model_args.conditioning == "candidate" and (args.candidate_dropout or args.prefix_dropout):

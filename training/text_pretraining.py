@@ -91,12 +91,11 @@ def _train(model, captions, caption_ids, candidate_ids, args: TrainingArguments,
             order += generator.permutation(len(captions)).tolist()
         rows, order = order[: args.batch_size], order[args.batch_size :]
         sampling = CandidateSampling(model.config.num_candidates, (args.seed, step), own_candidate=args.own_candidate)
-        prompts = [
-            join_candidates(
-                sampling.draw(row, [candidate_ids[other] for other in found], candidate_ids[row])[0], separator
-            )
+        drawn = [
+            sampling.draw(row, [candidate_ids[other] for other in found], candidate_ids)[0]
             for row, found in zip(rows, similar.nearest(rows, POOL))
         ]
+        prompts = [join_candidates(candidates, separator) for candidates in drawn]
         batch = teacher_forcing_tokens(prompts, [caption_ids[row] for row in rows], separator)
         with accelerator.autocast():
             loss = model.text_model(**{name: part.to(model.device) for name, part in batch.items()}).loss
