@@ -52,10 +52,10 @@ from evaluation.systems import (
     OPTIONS,
     System,
     check_checkpoints,
+    consensus_time,
     keys_of_rows,
     make_systems,
     read_predictions,
-    relative_time,
     rows_of,
 )
 from model_card_rgmc import from_scratch_warning
@@ -170,7 +170,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         attributes=attributes.describe(said),
         listening=listening,
         retrieval=retrieval,
-        consensus_time=relative_time(captioner, "rgmc_consensus"),
+        consensus_time=consensus_time(captioner),
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},

@@ -45,7 +45,8 @@ class SystemArguments:
     consensus: bool = field(
         default=False,
         metadata={
-            "help": "Tables 3 and 5: also the captions by consensus decoding, which takes several times as long."
+            "help": "Tables 3 and 5: also the captions by consensus decoding, which takes several times as long; of a "
+            "model that decodes so unless told, its most probable captions."
         },
     )
     oracle: bool = field(

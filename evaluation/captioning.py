@@ -83,7 +83,7 @@ class Captioner:
         candidates: list[str] | None = None,
         masked_to: str | None = None,
         all_beams: bool = False,
-        consensus: bool = False,
+        selection: str | None = None,
     ) -> list[Prediction]:
         """
         Captions every clip.
@@ -93,14 +93,15 @@ class Captioner:
             candidates (`list[str]`, *optional*): One per clip, in place of its nearest neighbour's caption.
             masked_to (`str`, *optional*): `"audio"` or `"candidate"`, the only one of the two that the decoder sees.
             all_beams (`bool`, *optional*, defaults to `False`):
-                Whether the captions of the other beams are kept, too. The best one stays the same.
-            consensus (`bool`, *optional*, defaults to `False`):
-                Whether the caption is chosen by consensus decoding, from the captions of several nearest neighbours.
+                Whether the captions of all beams are kept, too. The caption itself stays the same.
+            selection (`str`, *optional*, defaults to that of the checkpoint):
+                How a caption is chosen, as in [`RGMCModel.generate`].
 
         Returns:
             A [`Prediction`] per clip, in the order of the clips, on every process.
         """
-        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams, consensus]
+        selection = selection or self.model.config.selection
+        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams, selection]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
         self.accelerator.wait_for_everyone()  # every process has read the parts before any writes
@@ -114,7 +115,7 @@ class Captioner:
         with path.open("a", encoding="utf-8") as file, conditioned_on(self.model, masked_to):
             for start in range(0, len(own), self.batch_size):
                 batch = own[start : start + self.batch_size]
-                captioned = self._caption_batch(batch, candidates, all_beams, consensus)
+                captioned = self._caption_batch(batch, candidates, all_beams, selection)
                 file.write("".join("\n" + json.dumps(line, ensure_ascii=False) for line in captioned))
                 file.flush()
                 written += captioned
@@ -128,26 +129,31 @@ class Captioner:
         return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
 
     def _caption_batch(
-        self, batch: list[int], candidates: list[str] | None, all_beams: bool, consensus: bool
+        self, batch: list[int], candidates: list[str] | None, all_beams: bool, selection: str
     ) -> list[dict]:
         audio_embeds, own_ids = self.model.embed_audio(self.features.read(batch)), [self.own_ids[row] for row in batch]
         found = self.model.retrieve(audio_embeds, exclude_ids=own_ids)
         shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
-        count = (self.model.generation_config.num_beams or 1) if all_beams else 1
-        if consensus:
-            options = {"selection": "consensus", "exclude_ids": own_ids}
-        else:
-            options = {**(self.processor(candidates=shown) if self.model.config.uses_candidate else {})}
-            options["num_return_sequences"] = count
-        tokens = self.model.generate(audio_embeds=audio_embeds, **options)
-        captions = list(map(self.processor.normalize, self.processor.batch_decode(tokens, skip_special_tokens=True)))
-        beams = [captions[start : start + count] for start in range(0, len(captions), count)]
+        prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
+
+        def say(selection: str, **options) -> list[str]:
+            tokens = self.model.generate(audio_embeds=audio_embeds, selection=selection, **options)
+            return [*map(self.processor.normalize, self.processor.batch_decode(tokens, skip_special_tokens=True))]
+
+        if selection == "best" or all_beams:
+            count = (self.model.generation_config.num_beams or 1) if all_beams else 1
+            captions = say("best", num_return_sequences=count, **prompts)
+            beams = [captions[start : start + count] for start in range(0, len(captions), count)]
+            said = [own[0] for own in beams]
+        if selection != "best":
+            options = prompts if candidates is not None else {}  # otherwise several neighbours take turns
+            said = say(selection, exclude_ids=own_ids, tokenizer=self.processor.tokenizer, **options)
         return [
             {
                 "row": row,
                 "id": self.features.ids[row],
                 "caption_normalization": self.processor.caption_normalization,
-                "prediction": beams[i][0],
+                "prediction": said[i],
                 "references": self.features.captions[row],
                 "candidate": next(iter(shown[i]), None),
                 "candidate_id": next(iter(found.ids[i]), None),

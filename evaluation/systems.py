@@ -30,6 +30,7 @@ TITLES = {
     "rgmc_random_candidate": "RGMC, random candidate",
     "rgmc": "RGMC",
     "rgmc_consensus": "RGMC, consensus",
+    "rgmc_best": "RGMC, most probable caption",
     "rgmc_gold_candidate": "RGMC, gold candidate",
     "rgmc_transfer": "RGMC (Transfer)",
     "rgmc_oracle": "RGMC, n-best oracle (upper bound)",
@@ -38,14 +39,15 @@ TITLES = {
 BASELINES = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
 BASELINES += ["nearest_neighbor", "consensus"]
 ABLATIONS = ["rgmc_audio_only", "rgmc_audio_only_masked", "rgmc_text_only", "rgmc_text_only_masked"]
+SELECTED = ["rgmc_consensus", "rgmc_best"]  # the one of the two that the checkpoint does not do unless told
 OTHERS = "others"  # the systems of --predictions
 # The same captions whatever the seed of the checkpoint.
 SHARED = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
 TABLES = {
     1: ["gold", "nearest_neighbor", OTHERS, "rgmc"],
-    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_consensus", "rgmc_oracle", "rgmc_shuffled"],
+    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", *SELECTED, "rgmc_oracle", "rgmc_shuffled"],
     4: ["rgmc_random_candidate", "rgmc", "rgmc_gold_candidate"],
-    5: [*BASELINES, OTHERS, "rgmc", "rgmc_consensus", "rgmc_transfer", "rgmc_oracle", "rgmc_shuffled"],
+    5: [*BASELINES, OTHERS, "rgmc", *SELECTED, "rgmc_transfer", "rgmc_oracle", "rgmc_shuffled"],
 }
 # How to get the rows that need another checkpoint.
 OPTIONS = {
@@ -93,10 +95,12 @@ def captioning_title(key: str) -> str:
     return "Captioning" if key == "rgmc" else f"Captioning: {TITLES[key]}"
 
 
-def relative_time(captioner: Captioner, key: str) -> float | None:
-    """How many times as long the captioning by a system took as RGMC's; None where one of them was not run."""
-    own, other = (captioner.seconds.get(captioning_title(name)) for name in ("rgmc", key))
-    return own and other and other / own
+def consensus_time(captioner: Captioner) -> float | None:
+    """How many times as long consensus decoding took as the most probable captions; None where one was not run."""
+    own, consensus, best = map(captioner.seconds.get, map(captioning_title, ("rgmc", *SELECTED)))
+    if own and (consensus or best):
+        return consensus / own if consensus else own / best
+    return None
 
 
 def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
@@ -160,7 +164,9 @@ def make_systems(
         predictions (`dict[str, tuple[str, list[str]]]`): The file and the captions of other systems, by name.
         masked (`bool`): Whether the rows with masked inputs are made.
         seed (`int`): Seed of the random captions and of the shuffling.
-        consensus (`bool`, *optional*, defaults to `False`): Whether the row of consensus decoding is made.
+        consensus (`bool`, *optional*, defaults to `False`):
+            Whether consensus decoding is compared with the most probable caption: the row of the one that is not the
+            checkpoint's own `selection` is made.
         choose_best (`Callable`, *optional*): Chooses a caption for each clip among those of all beams, for the oracle.
 
     Returns:
@@ -203,7 +209,8 @@ def make_systems(
     add("consensus", neighbors["nearest_neighbor"].consensus(), nearest, captioner.name)
     add("rgmc", said, nearest, captioner.name)
     if consensus:
-        add_captioned("rgmc_consensus", captioner, consensus=True)
+        selection = "best" if captioner.model.config.selection == "consensus" else "consensus"
+        add_captioned(f"rgmc_{selection}", captioner, selection=selection)
     if choose_best is not None:
         best = choose_best(lines) if captioner.accelerator.is_main_process else said  # the others score nothing
         add("rgmc_oracle", best, nearest, captioner.name)

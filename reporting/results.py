@@ -322,7 +322,7 @@ class EvaluationResults:
         listening ([`ListeningResults`], *optional*): Where it was measured.
         retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
         consensus_time (`float`, *optional*):
-            How many times as long consensus decoding took as RGMC's captions, where both were made in the same run.
+            How many times as long consensus decoding took as the most probable captions, where a run made both.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.

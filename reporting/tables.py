@@ -111,9 +111,10 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
             reasons.setdefault(reason, []).append(results.metrics.get(key, key))
     notes = [f"{', '.join(titles)}: left out: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
-    if results.consensus_time and "rgmc_consensus" in results.tables[name]:
-        title = system_title(results, "rgmc_consensus")
-        notes.append(f"{title}: the captioning took {results.consensus_time:.1f} times as long as RGMC's")
+    if results.consensus_time and {"rgmc_consensus", "rgmc_best"} & {*results.tables[name]}:
+        notes.append(
+            f"consensus decoding took {results.consensus_time:.1f} times as long as the most probable captions"
+        )
     return notes + seed_notes(results) + clap_notes(results, name) + leak_notes(results)
 
 

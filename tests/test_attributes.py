@@ -14,6 +14,7 @@ from evaluation.attributes import Attributes, Lexicon, find_facts, ratios, read_
 from evaluation.leak_free import Leaks, score_without_leaks
 from evaluation.scoring import score_systems
 from evaluation.systems import System
+from reporting.results import Score
 
 WORDS = {
     "negations": ["no", "without"],
@@ -266,6 +267,37 @@ def test_categories_and_concepts_are_scored_apart(lexicon):
     # Violin and strings: 1 of 1 claim, 1 of 2 facts. Bass: 0 of 1 claim, no fact.
     assert (scores.macro_precision.value, scores.macro_recall.value) == pytest.approx((100 * 2 / 3, 100 / 3))
     assert scores.macro_f1.value == pytest.approx(100 * 2 * (2 / 3) / 3)
+
+
+def test_attributes_of_several_checkpoints_are_means(lexicon):
+    attributes = facts_of(lexicon, "violin", "rock")
+    found = attributes.describe({"rgmc": [["violin", "rock"], ["drums", "rock and bass"]]})
+    scores = found.systems["rgmc"]
+    # 2 of 2 claims hold, then 1 of 3; both facts are found, then one.
+    assert scores["all"].precision == Score(
+        pytest.approx(100 * 2 / 3),
+        deviation=pytest.approx(100 * 2 / 3 / 2**0.5),
+        by_checkpoint=[100, pytest.approx(100 / 3)],
+    )
+    assert scores["all"].recall.by_checkpoint == [100, 50]
+    # F1 of each, not of the mean precision and recall.
+    assert scores["all"].f1.value == pytest.approx((100 + 40) / 2)
+    assert (scores["all"].claims, scores["all"].facts) == (2.5, 2)
+    assert found.concepts["rgmc"]["instrument"]["violin"] == {"held": 0.5, "claims": 0.5, "facts": 1}
+    assert found.concepts["rgmc"]["instrument"]["drums"] == {"held": 0, "claims": 0.5, "facts": 0}
+
+
+def test_the_resamples_of_several_checkpoints_are_ratios_of_each(lexicon):
+    gold = ["violin", "drums"]
+    said = {"gold": (None, gold), "rgmc": (None, ["violin", "violin"]), "rgmc=b": ("rgmc", ["drums", "bass drums"])}
+    systems = {key: System("", "", captions, [None] * 2, row) for key, (row, captions) in said.items()}
+    described, _, _, resamples = score_systems(
+        systems, [[caption] for caption in gold], [], False, 200, 0, attributes=facts_of(lexicon, *gold)
+    )
+    # The first clip twice: 1 and 0. Both: 1/2 and 1/3. The second clip twice: 0 and 1/2.
+    drawn = resamples["rgmc"]["attribute_precision"]
+    assert {*drawn.round(6)} == {50, round((50 + 100 / 3) / 2, 6), 25}
+    assert described["rgmc"].scores["attribute_precision"].by_checkpoint == [50, pytest.approx(100 / 3)]
 
 
 def test_a_ratio_of_nothing_is_zero():

@@ -15,6 +15,7 @@ from clips.features import ClipFeatures
 from evaluation.captioning import Captioner
 from evaluation.listening import (
     TIE,
+    Heard,
     draw_distractors,
     mean_log_probs,
     measure_listening,
@@ -24,7 +25,7 @@ from evaluation.listening import (
     share_of_first,
 )
 from modeling_rgmc import RGMCModel
-from reporting.results import ListeningResults
+from reporting.results import ListeningResults, Score
 from retrieval_rgmc import CaptionDatastore
 
 # -- a model whose probabilities are known ----------------------------------------------------------------------------
@@ -129,6 +130,20 @@ def test_shares_are_those_counted_by_hand(listen_with):
     for score in results.systems["rgmc"].scores.values():
         assert 0 <= score.low < score.value < score.high <= 100
     assert model.config.conditioning == "audio+candidate"
+
+
+def test_shares_of_several_checkpoints_are_their_mean():
+    def heard(*shares: float) -> Heard:
+        return Heard("a model", {"rgmc": "RGMC"}, {"rgmc": {"choice_random": np.array(shares)}}, {})
+
+    results, resamples = score_listening([heard(1, 0), heard(1, 1)], samples=200, seed=0)
+    scores = results.systems["rgmc"].scores
+    # 50 and 100. Of two clips, a resample has the first twice, both, or the second twice: 100, 75 or 50.
+    assert scores["choice_random"] == Score(75, 50, 100, pytest.approx(50 / 2**0.5), [50, 100])
+    assert {*resamples["rgmc"]["choice_random"].tolist()} == {50, 75, 100}
+    assert scores["audio_swap"] == Score(None)
+    alone, nothing = score_listening([heard(1, 0)], samples=0, seed=0)
+    assert alone.systems["rgmc"].scores["choice_random"] == Score(50) and nothing == {"rgmc": {}}
 
 
 def test_each_caption_follows_the_candidate_of_its_clip(listen_with):

@@ -100,6 +100,20 @@ def test_recall_has_a_ceiling_and_intervals(monkeypatch):
     assert ceilings == [75, 25, 75]
 
 
+def test_recall_of_several_checkpoints_is_their_mean():
+    found = {"nearest_neighbor": neighbors(), "nearest_neighbor_statistics": neighbors()}
+    other = neighbors(rows=NEIGHBORS[:, :2])  # without the third clip's neighbour
+    scored, resamples = score_retrieval(found, CLIPS, 0.5, samples=200, seed=0, others=[other])
+    own, shared = scored.encoders["nearest_neighbor"], scored.encoders["nearest_neighbor_statistics"]
+    assert own.recall["5"].by_checkpoint == [75, 50] and own.recall["5"].value == 62.5
+    assert own.recall["5"].deviation == pytest.approx(25 / 2**0.5)
+    draws = np.random.default_rng(0).multinomial(4, [0.25] * 4, 200)
+    drawn = draws @ [25, 25, 12.5, 0]
+    assert resamples["nearest_neighbor"]["recall@5"] == pytest.approx(drawn)
+    assert (own.recall["5"].low, own.recall["5"].high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    assert shared.recall["5"].value == 75 and shared.recall["5"].deviation is own.ceiling.deviation is None
+
+
 # -- in the reports ----------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from evaluation.log_mel_statistics import embed_statistics
 from evaluation.resamples import read_resamples, write_resamples
 from evaluation.scoring import score_systems
 from evaluation.seeds import check_same_configuration
-from evaluation.systems import System
+from evaluation.systems import System, consensus_time
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -260,12 +261,38 @@ def test_consensus_is_a_row_of_each_checkpoint_with_its_time(evaluate, corpus, c
     assert [line["rgmc"] for line in said[0]] == [line["rgmc"] for line in said[1]]
     model, processor = RGMCModel.from_pretrained(checkpoints[0]), RGMCProcessor.from_pretrained(checkpoints[0])
     clips = processor(audio=[str(corpus / "test" / f"{row}.wav") for row in range(4)])
-    tokens = model.generate(clips["input_features"], selection="consensus")
+    tokens = model.generate(clips["input_features"], selection="consensus", tokenizer=processor.tokenizer)
     wanted = map(processor.normalize, processor.batch_decode(tokens, skip_special_tokens=True))
     assert [line["rgmc_consensus"] for line in said[1]] == [*wanted] != [line["rgmc"] for line in said[1]]
     assert "consensus_time" not in read_json(plain / "results.json") and found["consensus_time"] > 0
-    note = f"RGMC, consensus: the captioning took {found['consensus_time']:.1f} times as long as RGMC's"
+    note = f"consensus decoding took {found['consensus_time']:.1f} times as long as the most probable captions"
     assert note in printed and note in (both / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_that_decodes_by_consensus_says_so_in_every_row(evaluate, checkpoints, tmp_path):
+    other = Path(shutil.copytree(checkpoints[0], tmp_path / "other"))
+    (other / "config.json").write_text(json.dumps({**read_json(other / "config.json"), "selection": "consensus"}))
+    options = {"consensus": True, "oracle": True, "listening": False, "table": [3, 4]}
+    folders = [evaluate(f"selection-{i}", str(name), **options) for i, name in enumerate((checkpoints[0], other))]
+    best, consensus = ([line["captions"] for line in read_lines(of / "predictions.jsonl")] for of in folders)
+    for line, of_other in zip(best, consensus, strict=True):
+        assert (line["rgmc"], line["rgmc_consensus"]) == (of_other["rgmc_best"], of_other["rgmc"])
+        assert line["rgmc_oracle"] == of_other["rgmc_oracle"]
+    for key in ("rgmc_audio_only_masked", "rgmc_text_only_masked", "rgmc_random_candidate", "rgmc_gold_candidate"):
+        assert [line[key] for line in best] != [line[key] for line in consensus], key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ({"Captioning": 2, "Captioning: RGMC, consensus": 9}, 4.5),
+        ({"Captioning": 9, "Captioning: RGMC, most probable caption": 2}, 4.5),
+        ({"Captioning": 2, "Captioning: RGMC, gold candidate": 9}, None),
+        ({"Captioning: RGMC, consensus": 9}, None),  # the run resumed after the others
+    ],
+)
+def test_the_time_of_consensus_is_relative_to_the_most_probable_captions(seconds, wanted):
+    assert consensus_time(SimpleNamespace(seconds=seconds)) == wanted
 
 
 def test_consensus_never_sees_the_caption_of_the_clip_itself(evaluate, checkpoints, monkeypatch):
