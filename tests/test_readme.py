@@ -32,6 +32,7 @@ SCRIPTS = ["train.py", "eval.py", "build_datastore.py", "find_leaks.py", *(f"pre
 MODULES = [
     "training.checkpoints",
     "evaluation.compare",
+    "evaluation.sanity",
     *(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")),
 ]
 
@@ -286,6 +287,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "find_leaks.py",
         "-m training.checkpoints",
         "-m evaluation.compare",
+        "-m evaluation.sanity",
     ]
     running = [
         subprocess.Popen(

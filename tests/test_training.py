@@ -83,7 +83,10 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         assert isinstance(line["prediction"], str)
     results = json.loads((checkpoint / "eval" / "results.json").read_text())
     assert results["n"] == 4 and "listening" not in results
-    assert list(results["systems"]) == ["gold", "random", "nearest_neighbor", "rgmc", "rgmc_shuffled"]
+    assert list(results["systems"]) == [
+        *("gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor", "consensus"),
+        *("rgmc", "rgmc_shuffled"),
+    ]
     scores = {name: system["scores"] for name, system in results["systems"].items()}
     assert {*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d", "copy", "distinct", "novel", "words"} == set(
         scores["rgmc"]
