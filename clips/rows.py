@@ -114,8 +114,8 @@ def load_captions(
     for column in more_columns:
         if column in found.column_names:
             raise ValueError(f"{where}: the column {column} already has a meaning of its own: name another one")
-        entries = [entry if isinstance(entry, (list, tuple, np.ndarray)) else [entry] for entry in rows[column]]
-        texts = [[text_of(value) for value in entry if text_of(value)] for entry in entries]
+        cells = [cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell] for cell in rows[column]]
+        texts = [[text_of(value) for value in cell if text_of(value)] for cell in cells]
         found = found.add_column(column, texts, feature=datasets.List(Value("string")))
     return found
 
