@@ -86,6 +86,7 @@ def generate_consensus(
         raise ValueError(
             f"a consensus is one caption of each clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
         )
+    kwargs = {name: value for name, value in kwargs.items() if name not in UNSUPPORTED}
     generation_config = kwargs.get("generation_config") or model.generation_config
     beams = kwargs.get("num_beams") or generation_config.num_beams or 1
     prompts: list[tuple] = [(input_ids, attention_mask, None)]

@@ -127,6 +127,8 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
         model.generate(audio_embeds=embeds, selection="mean")
     with pytest.raises(ValueError, match="one caption of each clip: leave out num_return_sequences"):
         model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
+    one = model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=1)
+    assert one.equal(model.generate(audio_embeds=embeds, selection="consensus"))
 
 
 def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, processor):
