@@ -519,15 +519,15 @@ def written_before(command, tmp_path) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-@pytest.mark.parametrize("existing", ["error", "skip", "append"])
-def test_a_killed_run_ends_as_an_undisturbed_one(command, place, tmp_path, existing):
+# In the journal's line of the first batch, after that of the second, before the output is replaced, and after it.
+@pytest.mark.parametrize("existing, points", [("error", [3, 7, -4, -3]), ("skip", [7]), ("append", [-3])])
+def test_a_killed_run_ends_as_an_undisturbed_one(command, place, tmp_path, existing, points):
     before = None if existing == "error" else written_before(command, tmp_path)
     folder = tmp_path / "killed"
     folder.mkdir()
-    # In the first journal line of a batch, after the second, after the output is renamed, before the journal goes.
-    runs = killed_runs(place, folder, [3, 7, -3, -2], existing, before)
-    assert all(run["killed"] for run in runs) and [run["finished"] for run in runs] == [False, False, True, True]
-    assert runs[1]["rows"] >= 2
+    for run in killed_runs(place, folder, points, existing, before):
+        assert run["killed"] and run["finished"] == (run["point"] == -3)
+        assert run["rows"] >= {3: 0, 7: 2, -4: 5, -3: 5}[run["point"]]
 
 
 @pytest.mark.slow
@@ -537,7 +537,7 @@ def test_a_run_killed_at_any_point_ends_as_an_undisturbed_one(command, place, tm
     folder = tmp_path / "killed"
     folder.mkdir()
     draw = random.Random(0)
-    points = [*range(-18 if existing != "skip" else -15, 0), *(draw.random() for _ in range(20))]
+    points = [*range(15), *(draw.random() for _ in range(20 if existing == "error" else 5))]
     runs = killed_runs(place, folder, points, existing, before)
     assert sum(run["killed"] for run in runs) > len(points) - 5
 
@@ -562,5 +562,6 @@ def test_two_processes_write_what_one_writes(command, place, tmp_path):
         )
     said = log.read_text()
     assert said.count("7 files to caption") == 1 and said.count("music/text.mp3: unreadable") == 1
+    assert "4/4 [" in said  # two of the four batches, by the main process
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert not [*tmp_path.glob("*.partial*"), *tmp_path.glob("*.unfinished")]
