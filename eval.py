@@ -16,7 +16,8 @@ import platform
 import shlex
 import shutil
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -32,21 +33,38 @@ from transformers import AutoConfig
 
 from audio_rgmc import load_audio
 from clips.features import Split
-from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output, parse, user_errors
+from clips.options import parse, user_errors
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
+from evaluation.arguments import EvaluationArguments, check_paths
+from evaluation.attributes import find_facts, read_attributes
 from evaluation.captioning import Captioner
+from evaluation.intervals import LEVEL
 from evaluation.leak_free import read_leaks, score_without_leaks
-from evaluation.listening import measure_listening
+from evaluation.listening import measure_listening, score_listening
+from evaluation.neighbors import retrieve_by_encoders
+from evaluation.oracle import best_captions
 from evaluation.resamples import write_resamples
-from evaluation.scoring import LEVEL, RULE_DESCRIPTIONS, load_metric, score_systems
+from evaluation.retrieval import score_retrieval
+from evaluation.scoring import RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.seeds import add_checkpoint, check_same_configuration
-from evaluation.systems import OPTIONS, TABLES, System, check_checkpoints, make_systems, read_predictions, rows_of
+from evaluation.systems import (
+    OPTIONS,
+    System,
+    check_checkpoints,
+    consensus_time,
+    keys_of_rows,
+    make_systems,
+    read_predictions,
+    rows_of,
+)
 from model_card_rgmc import from_scratch_warning
+from reporting.attributes import format_attributes
 from reporting.listening import format_listening
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
 from reporting.results import METRIC_TITLES, EvaluationResults, Prediction
+from reporting.retrieval import format_retrieval
 from reporting.tables import draw_examples, format_caption_table, format_table
 
 # A checkpoint's configuration is read with the code at hand, which needs no trust in the copy that the checkpoint
@@ -54,116 +72,6 @@ from reporting.tables import draw_examples, format_caption_table, format_table
 AutoConfig.register(RGMCConfig.model_type, RGMCConfig, exist_ok=True)
 
 PACKAGES = ["torch", "transformers", "accelerate", "datasets", "evaluate", "pycocoevalcap", "nltk", "numpy"]
-
-
-@dataclass(kw_only=True)
-class SystemArguments:
-    group = "systems beside the model"
-    audio_only_model: str | None = field(
-        default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning audio."}
-    )
-    text_only_model: str | None = field(
-        default=None, metadata={"help": "Table 3: a checkpoint trained with --conditioning candidate."}
-    )
-    transfer_model: str | None = field(
-        default=None,
-        metadata={"help": "Table 5: a checkpoint trained on another corpus first (configs/transfer.yaml)."},
-    )
-    frozen_encoder: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tables 3 and 5: encoder of the nearest-neighbor baseline. Either the CLAP that the training "
-            "started from, as --audio_model of train.py, which then embeds --train_split; or an RGMC checkpoint whose "
-            "encoder was not trained, such as one of --conditioning candidate, with its datastore."
-        },
-    )
-    train_split: str = field(default="train", metadata={"help": "Split that --frozen_encoder retrieves from."})
-    masked: bool = field(
-        default=True, metadata={"help": "Table 3: also the trained model with its audio or its candidate masked."}
-    )
-    predictions: list[str] | None = field(
-        default=None,
-        metadata={"help": 'Other systems, each as name=file.jsonl with lines {"id": …, "prediction": …}.'},
-    )
-
-
-@dataclass(kw_only=True)
-class MetricArguments:
-    group = "metrics"
-    meteor: bool = field(default=True, metadata={"help": "METEOR 1.5, which needs Java and about 1 GB."})
-    clap_model: str | None = field(
-        default="laion/clap-htsat-unfused",
-        metadata={"help": "ClapModel of the CLAP scores, a folder or Hub id; none for no CLAP scores."},
-    )
-    clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
-    listening: bool = field(
-        default=True,
-        metadata={
-            "help": "Measure how often the model finds a clip's own caption more probable than other captions, and "
-            "with its own sound than with another."
-        },
-    )
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples for the 95 %% intervals; 0 for no intervals."})
-    leakage: str | None = field(
-        default=None,
-        metadata={
-            "help": "leakage.json of find_leaks.py or prepare.py: also score without the clips that leak into the "
-            "split from the training split."
-        },
-    )
-
-
-@dataclass
-class EvaluationArguments(MetricArguments, SystemArguments, InferenceArguments):
-    group = "model, split and report"
-    model: list[str] = field(
-        metadata={
-            "help": "Trained checkpoint: folder or Hub id. Several that differ by the seed of their training share "
-            "their rows, as mean and standard deviation."
-        }
-    )
-    dataset: str = field(
-        metadata={"help": "audiofolder, csv, tsv, jsonl or parquet of paths, save_to_disk folder, or Hub id."}
-    )
-    output_dir: str = field(metadata={"help": "Folder of the report, predictions.jsonl and results.json."})
-    split: str = field(default="test", metadata={"help": "Split to caption; all for a corpus without splits."})
-    table: list[int] = field(
-        default_factory=lambda: [3],
-        metadata={
-            "help": "Tables of the paper: 1 captions side by side, 3 systems, 4 candidates, 5 another corpus and "
-            "transfer."
-        },
-    )
-    num_examples: int = field(default=12, metadata={"help": "Clips in the report, with audio players."})
-    update_model_card: bool = field(
-        default=False, metadata={"help": "Write the results into the card of --model, a local folder."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of random captions, shuffling, resamples and examples."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.model = [self.model] if isinstance(self.model, str) else self.model
-        unknown = set(self.table) - set(TABLES)
-        if unknown:
-            raise ValueError(f"--table {sorted(unknown)}: expected some of {sorted(TABLES)}")
-        if self.update_model_card and set(self.table) == {1}:
-            raise ValueError("--update_model_card true: Table 1 has no scores; add --table 3")
-        for key, option in OPTIONS.items():
-            name = option.removeprefix("--")
-            tables = [table for table, keys in TABLES.items() if key in keys]
-            if getattr(self, name) and not set(tables) & set(self.table):
-                raise ValueError(f"{option} makes no row of --table {self.table}: expected one of {tables} there")
-        self.check_least("bootstrap", 0)
-        self.check_least("num_examples", 0)
-        if self.clap_model and self.clap_model.lower() == "none":
-            self.clap_model = None
-        if self.update_model_card and len(self.model) > 1:
-            raise ValueError(
-                f"--update_model_card true: a card is about one checkpoint, and --model names {len(self.model)}; "
-                "evaluate them one at a time"
-            )
-        if self.update_model_card and not (Path(self.model[0]) / "README.md").is_file():
-            raise ValueError(f"--update_model_card true: {self.model[0]} is not a local folder with a README.md")
 
 
 def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> EvaluationResults | None:
@@ -179,8 +87,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     check_same_configuration(args.model)
     rule = check_checkpoints(args.model[0], checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
+    lexicon = read_attributes(args.attributes, rule)
     load_split = partial(load_rows, args)
-    split = load_split(args.split)
+    split = load_split(args.split, args.attribute_columns)
     leaks = read_leaks(args.leakage, args.split, split.rows) if args.leakage else None
     load = partial(
         Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
@@ -189,42 +98,60 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
 
-    # 2. The captions of each system, and what the model hears
+    # 2. What each encoder retrieves, what the model hears, and the captions of each system, by each checkpoint
+    encoders = (args.frozen_encoder, args.statistics_neighbor)
+    neighbors = retrieve_by_encoders(captioner, *encoders, train=partial(load_split, args.train_split))
+    metric = load_metric("caption_metrics") if accelerator.is_main_process else None
     make = partial(
         make_systems,
         tables=args.table,
         load=load,
-        train=partial(load_split, args.train_split),
         masked=args.masked,
         seed=args.seed,
+        consensus=args.consensus,
+        choose_best=partial(best_captions, metric=metric, normalization=rule) if args.oracle else None,
     )
-    listening = measure_listening(captioner, args.bootstrap, args.seed) if args.listening else None
-    systems, lines = make(captioner, checkpoints=checkpoints, predictions=others)
-    seeds = [captioner.checkpoint]
+    heard = [measure_listening(captioner, args.seed)] if args.listening else []
+    systems, lines = make(captioner, checkpoints=checkpoints, neighbors=neighbors, predictions=others)
+    seeds, neighbors_of_others = [captioner.checkpoint], []
     for name in args.model[1:]:
-        seeds.append(add_checkpoint(load(name), make, systems, lines))
+        other = load(name)
+        found = retrieve_by_encoders(other)
+        add_checkpoint(other, partial(make, neighbors=found), systems, lines)
+        neighbors_of_others += found.values()
+        heard += [measure_listening(other, args.seed)] if args.listening else []
+        seeds.append(other.checkpoint)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return None
 
     # 3. Scores
-    audio = usable_audio(split, ids)
-    clap_scores = clap and score_by_clap(clap, systems, lines, audio["audio"], rule)
+    clips = usable_rows(split, ids)
+    columns = {name: clips[name][:] for name in args.attribute_columns}
+    references = [line["references"] for line in lines]
+    attributes = find_facts(lexicon, references, columns)
+    clap_scores = clap and score_by_clap(clap, systems, lines, clips["audio"], rule)
     score = partial(
         score_systems,
         training_captions=captioner.model.datastore.rows["caption"][:],
         samples=args.bootstrap,
         seed=args.seed,
-        metric=load_metric("caption_metrics"),
+        metric=metric,
         normalization=rule,
     )
     described, item_scores, unavailable, resamples = score(
-        systems, [line["references"] for line in lines], meteor=args.meteor, clap_scores=clap_scores
+        systems, references, meteor=args.meteor, clap_scores=clap_scores, attributes=attributes
     )
     without_leaks = None
     if leaks is not None:
         score = partial(score, meteor=args.meteor and "meteor_1.5" not in unavailable)
-        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score)
+        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score, attributes)
+    resampling = (args.bootstrap, args.seed)
+    listening, of_listening = score_listening(heard, *resampling) if heard else (None, {})
+    retrieval, of_retrieval = score_retrieval(
+        neighbors, references, args.recall_threshold, *resampling, neighbors_of_others
+    )
+    said = {row: [systems[key].captions for key in keys] for row, keys in keys_of_rows(systems).items()}
     if not args.meteor:
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
     if not args.clap_model:
@@ -240,7 +167,10 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         unavailable=unavailable,
         systems=described,
         without_leaks=without_leaks,
+        attributes=attributes.describe(said),
         listening=listening,
+        retrieval=retrieval,
+        consensus_time=consensus_time(captioner),
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},
@@ -249,7 +179,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     # 4. Results, report, tables
     output_dir.mkdir(parents=True, exist_ok=True)
     write_lines(output_dir / "predictions.jsonl", lines)
-    write_resamples(output_dir, resamples)
+    write_resamples(output_dir, resamples, of_listening, of_retrieval)
     (output_dir / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
     warning = from_scratch_warning(captioner.model.config)
     write_report(
@@ -257,7 +187,7 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
         results,
         lines,
         item_scores,
-        load_clip=lambda row: load_audio(audio[row]["audio"]),
+        load_clip=lambda row: load_audio(clips[row]["audio"]),
         num_examples=args.num_examples,
         side_by_side=1 in args.table,
         warning=warning,
@@ -275,9 +205,9 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     return results
 
 
-def load_rows(args: EvaluationArguments, name: str) -> Split:
+def load_rows(args: EvaluationArguments, name: str, more_columns: Sequence[str] = ()) -> Split:
     return Split(
-        load_captions(args.dataset, name, args.caption_column, args.id_column),
+        load_captions(args.dataset, name, args.caption_column, args.id_column, more_columns),
         name,
         skipped_file=Path(args.output_dir) / "skipped.jsonl",
         max_skipped=args.max_skipped,
@@ -285,8 +215,8 @@ def load_rows(args: EvaluationArguments, name: str) -> Split:
     )
 
 
-def usable_audio(split: Split, ids: list[str]) -> Dataset:
-    """The audio of these clips, in the order of the split, which is also that of `ids`."""
+def usable_rows(split: Split, ids: list[str]) -> Dataset:
+    """The rows of these clips, in the order of the split, which is also that of `ids`."""
     wanted = set(ids)
     return split.rows.select([row for row, row_id in enumerate(split.rows["id"]) if row_id in wanted])
 
@@ -350,30 +280,16 @@ def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: l
         print(format_caption_table(results, [lines[row] for row in examples]))
     for table in results.tables:
         print(format_table(results, table))
+    if results.attributes and results.tables:
+        print(format_attributes(results))
     if results.listening:
         print(format_listening(results))
+    print(format_retrieval(results))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 
 def write_lines(path: Path, lines: list[Prediction]):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-
-
-def check_paths(args: EvaluationArguments):
-    """Raises `FileNotFoundError` or `ValueError` if a model, corpus or file that an option names does not exist."""
-    check_output(args.output_dir)
-    for name in args.model:
-        check_model("--model", name)
-    for name in ("audio_only_model", "text_only_model", "transfer_model"):
-        check_model(f"--{name}", getattr(args, name))
-    check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
-    check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
-    for entry in args.predictions or []:
-        _, is_named, file = entry.partition("=")
-        check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")
-    check_dataset("--dataset", args.dataset)
-    otherwise = "; --clap_model none leaves out the CLAP scores"
-    check_model("--clap_model", args.clap_model, "a ClapModel", otherwise=otherwise)
 
 
 if __name__ == "__main__":

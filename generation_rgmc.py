@@ -51,7 +51,7 @@ def generate_consensus(
     attention_mask: torch.Tensor | None = None,
     exclude_ids: list[str | None] | None = None,
     consensus_neighbors: int = 5,
-    word_weight: float = 0.3,
+    word_weight: float = 0.5,
     tokenizer=None,
     **kwargs,
 ) -> torch.Tensor:
@@ -70,7 +70,7 @@ def generate_consensus(
             As in [`~RGMCModel.generate`]. With `input_ids` the choice is among the beams of these candidates.
         consensus_neighbors (`int`, defaults to 5):
             How many songs are used in turn. A model of several candidates is given each with those that follow it.
-        word_weight (`float`, defaults to 0.3):
+        word_weight (`float`, defaults to 0.5):
             Weight of the words' evidence (nats) beside the similarity to the other captions (0 to 1).
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The processor's: reads the words of a caption.
@@ -86,6 +86,7 @@ def generate_consensus(
         raise ValueError(
             f"a consensus is one caption of each clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
         )
+    kwargs = {name: value for name, value in kwargs.items() if name not in UNSUPPORTED}
     generation_config = kwargs.get("generation_config") or model.generation_config
     beams = kwargs.get("num_beams") or generation_config.num_beams or 1
     prompts: list[tuple] = [(input_ids, attention_mask, None)]

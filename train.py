@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,8 @@ from training.building import (
 )
 from training.checkpoints import (
     TrainingState,
+    begin_run,
+    end_run,
     load_state,
     prepare_output,
     push_model,
@@ -94,6 +96,7 @@ class Run:
     flops_per_clip: float  # forward and backward
     peak_flops: float  # per second, of a matrix product on all devices
     datastore: CaptionDatastore | None = None  # None when the encoder has changed since it was built
+    recall: dict[str, float] = field(default_factory=dict)  # of the validation clips, by the refresh of the epoch
     stop_requested: bool = False
 
     @property
@@ -247,7 +250,7 @@ def end_epoch(run: Run, seconds: float):
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     output_dir = Path(args.output_dir)
-    former = state.neighbors
+    former, run.recall = state.neighbors, {}
     if any(weight.requires_grad for weight in run.model.audio_tower.parameters()):
         run.datastore = None  # the encoder has changed
         interval = refresh_interval(args.refresh)
@@ -261,6 +264,7 @@ def end_epoch(run: Run, seconds: float):
         "validation_loss": held_out_loss,
         "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
         "neighbors_changed": float((former.train != state.neighbors.train).mean()),
+        **run.recall,
         "processes": accelerator.num_processes,
         "seconds": seconds,
     }
@@ -288,7 +292,7 @@ def refresh(run: Run):
     embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
     run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     searching = (run.datastore, run.train, run.validation, run.accelerator, batch_size)
-    run.state.neighbors = find_neighbors(run.model, *searching, pool=args.candidate_pool)
+    run.state.neighbors, run.recall = find_neighbors(run.model, *searching, pool=args.candidate_pool)
 
 
 @torch.no_grad()
@@ -323,6 +327,7 @@ def write_log(run: Run, values: dict):
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
     prefix = "epoch" if "epoch" in values else "train"
     tracked = {f"{prefix}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+    tracked = {name.replace("@", "_at_"): value for name, value in tracked.items()}  # MLflow refuses an @
     for sample in values.get("samples", ()):
         tracked[f"sample/{sample['id']}"] = sample["caption"]
     run.accelerator.log(tracked, step=run.state.step)
@@ -440,6 +445,8 @@ def main(argv: list[str]):
     accelerator.init_trackers("rgmc", options)
     if checkpoint:
         accelerator.print(f"Resumed from {checkpoint}: step {state.step}, epoch {state.epoch}")
+    elif accelerator.is_main_process:
+        begin_run(output_dir)
 
     # 3. Epochs. Schedulers announce the end of a job by SIGTERM: the run then ends after its current step
     def request_stop(number, frame):
@@ -460,6 +467,8 @@ def main(argv: list[str]):
         raise RuntimeError(
             "The validation loss was never finite, so no checkpoint was saved: try a smaller --learning_rate"
         )
+    if accelerator.is_main_process:
+        end_run(output_dir)
     accelerator.print(
         f"Trained in {(time.perf_counter() - started) / 60:.1f} minutes; {output_dir} holds epoch {state.best_epoch}, "
         f"validation loss {state.best_loss:.4f}"
@@ -480,6 +489,8 @@ def main(argv: list[str]):
                 cache_dir=data_args.cache_dir,
                 cache_dtype=data_args.cache_dtype,
                 num_proc=data_args.num_proc,
+                train_split=data_args.train_split,
+                statistics_neighbor=data_args.max_train_samples is None,  # all log-mels have been read before
                 # A first look without downloads and Java; eval.py computes the rest.
                 masked=False,
                 listening=False,

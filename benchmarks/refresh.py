@@ -149,7 +149,7 @@ def watched_refresh(stages: Stages):
         (refresh, "embed_rows", ("validation: embedding",)),
         (RGMCModel, "encoder_fingerprint", ("datastore: fingerprint of the encoder",)),
         (embedding, "CaptionDatastore", ("datastore: checks",)),
-        (CaptionDatastore, "search_rows", ("index and search", "validation: search")),
+        (CaptionDatastore, "search_rows", ("index and search", "validation: search", "validation: search for recall")),
     ]
     originals = [getattr(owner, name) for owner, name, _ in watched]
     for (owner, name, names), original in zip(watched, originals):
@@ -172,7 +172,7 @@ def measure_refresh(args, accelerator: Accelerator) -> tuple[dict, CaptionDatast
     before, clock = memory_gib("VmRSS"), Clock()
     with watched_refresh(stages):
         datastore = embedding.build_datastore(model, train, rows, accelerator, batch_size)
-        neighbors = refresh.find_neighbors(model, datastore, train, validation, accelerator, batch_size)
+        neighbors, _ = refresh.find_neighbors(model, datastore, train, validation, accelerator, batch_size)
     seconds, cpu_seconds = clock.seconds()
     peak = max(gib for *_, gib in stages.stages)
     results = {

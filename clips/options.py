@@ -108,7 +108,7 @@ class OptionParser(HfArgumentParser):
         """As `ArgumentParser.add_argument`; an option of a dataclass goes to its group, in one spelling."""
         name = kwargs.get("dest", flags[0].lstrip("-"))
         if name == self.positional:
-            kind = {"nargs": "*", "metavar": _singular(name), "default": [], "help": kwargs["help"]}
+            kind: dict[str, Any] = {"nargs": "*", "metavar": _singular(name), "default": [], "help": kwargs["help"]}
             return self.waiting.append((name, name, kind))
         self.flags.append(flags[0])
         if name not in self.titles:

@@ -7,6 +7,7 @@ or the id of a Hub dataset.
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -42,7 +43,13 @@ AUDIO_FEATURE = {"path": Value("string"), "bytes": Value("binary")}
 FILE_COLUMN = "__file__"  # the file name as the table gives it, without the folder
 
 
-def load_captions(dataset: str, split: str, caption_column: str = "caption", id_column: str = "id") -> Dataset:
+def load_captions(
+    dataset: str,
+    split: str,
+    caption_column: str = "caption",
+    id_column: str = "id",
+    more_columns: Sequence[str] = (),
+) -> Dataset:
     """
     Loads one split of a corpus.
 
@@ -58,10 +65,12 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
             Column with a caption, or a list of captions, per row.
         id_column (`str`, defaults to `"id"`):
             Column of the ids. A row without an id goes by the name of its file.
+        more_columns (`Sequence[str]`, *optional*):
+            Other columns to load, each cell as a list of texts: one, several where the cell is a list, or none.
 
     Returns:
         `Dataset`: Columns `id` (unique), `audio` (`{"path", "bytes"}`), `captions` (list of the row's captions as the
-        corpus writes them) and, where the corpus has them, `source` and `license`.
+        corpus writes them), `more_columns` and, where the corpus has them, `source` and `license`.
 
     Raises:
         `FileNotFoundError` or `ValueError`: If the corpus, the split or a column is missing or the split is empty, if a
@@ -72,7 +81,8 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
     if len(rows) == 0:
         raise ValueError(f"{where} is empty: expected at least one row of audio and caption")
     audio_column = next((column for column in AUDIO_COLUMNS if column in rows.column_names), None)
-    for wanted, found in ((" or ".join(AUDIO_COLUMNS), audio_column), (caption_column, caption_column)):
+    needed = [(" or ".join(AUDIO_COLUMNS), audio_column), *((name, name) for name in (caption_column, *more_columns))]
+    for wanted, found in needed:
         if found not in rows.column_names:
             columns = [column for column in rows.column_names if column != FILE_COLUMN]
             raise ValueError(f"{where} has no column {wanted}: found {', '.join(columns)}")
@@ -101,6 +111,12 @@ def load_captions(dataset: str, split: str, caption_column: str = "caption", id_
         if column in rows.column_names:
             entries = [None if entry in (None, "") else str(entry) for entry in rows[column]]
             found = found.add_column(column, entries, feature=Value("string"))
+    for column in more_columns:
+        if column in found.column_names:
+            raise ValueError(f"{where}: the column {column} already has a meaning of its own: name another one")
+        cells = [cell if isinstance(cell, (list, tuple, np.ndarray)) else [cell] for cell in rows[column]]
+        texts = [[text_of(value) for value in cell if text_of(value)] for cell in cells]
+        found = found.add_column(column, texts, feature=datasets.List(Value("string")))
     return found
 
 

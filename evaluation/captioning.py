@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,14 +14,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from clips.checkpoints import identify
-from clips.embedding import (
-    build_datastore,
-    datastore_rows,
-    embed_rows,
-    is_rgmc_checkpoint,
-    own_ids,
-    with_audio_tower_of,
-)
+from clips.embedding import own_ids
 from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -39,6 +33,8 @@ class Captioner:
         accelerator (`Accelerator`): Whose processes share the clips.
         batch_size (`int`): Clips per forward pass and process.
         parts_dir (`Path`): Folder where each process writes its captions as it goes.
+        seconds (`dict[str, float]`):
+            Wall time per clip of each captioning, by its title: of the clips that this process captioned in this run.
     """
 
     name: str
@@ -48,6 +44,7 @@ class Captioner:
     accelerator: Accelerator
     batch_size: int
     parts_dir: Path
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str, split: Split, accelerator: Accelerator, batch_size: int, parts_dir: Path) -> "Captioner":
@@ -78,7 +75,12 @@ class Captioner:
 
     @torch.no_grad()
     def caption(
-        self, title: str, candidates: list[str] | None = None, masked_to: str | None = None
+        self,
+        title: str,
+        candidates: list[str] | None = None,
+        masked_to: str | None = None,
+        all_beams: bool = False,
+        selection: str | None = None,
     ) -> list[Prediction]:
         """
         Captions every clip.
@@ -87,11 +89,16 @@ class Captioner:
             title (`str`): Title of the progress bar.
             candidates (`list[str]`, *optional*): One per clip, in place of its nearest neighbour's caption.
             masked_to (`str`, *optional*): `"audio"` or `"candidate"`, the only one of the two that the decoder sees.
+            all_beams (`bool`, *optional*, defaults to `False`):
+                Whether the captions of all beams are kept, too. The caption itself stays the same.
+            selection (`str`, *optional*, defaults to that of the checkpoint):
+                How a caption is chosen, as in [`RGMCModel.generate`].
 
         Returns:
             A [`Prediction`] per clip, in the order of the clips, on every process.
         """
-        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to]
+        selection = selection or self.model.config.selection
+        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams, selection]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
         self.accelerator.wait_for_everyone()  # every process has read the parts before any writes
@@ -101,39 +108,56 @@ class Captioner:
         self.parts_dir.mkdir(parents=True, exist_ok=True)
         written = []
         path = self.parts_dir / f"{part}-{self.accelerator.process_index}.jsonl"
+        started = time.perf_counter()
         with path.open("a", encoding="utf-8") as file, conditioned_on(self.model, masked_to):
             for start in range(0, len(own), self.batch_size):
                 batch = own[start : start + self.batch_size]
-                captioned = self._caption_batch(batch, candidates)
+                captioned = self._caption_batch(batch, candidates, all_beams, selection)
                 file.write("".join("\n" + json.dumps(line, ensure_ascii=False) for line in captioned))
                 file.flush()
                 written += captioned
                 progress.update(len(batch))
         progress.close()
+        if own:
+            self.seconds[title] = (time.perf_counter() - started) / len(own)
         lines.update({line["row"]: line for line in gather_object(written)})
         if sorted(lines) != list(range(len(self.features))):
             raise RuntimeError(f"gathered {len(lines)} predictions for {len(self.features)} clips, expected one each")
         return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
 
-    def _caption_batch(self, batch: list[int], candidates: list[str] | None) -> list[dict]:
-        audio_embeds = self.model.embed_audio(self.features.read(batch))
-        found = self.model.retrieve(audio_embeds, exclude_ids=[self.own_ids[row] for row in batch])
+    def _caption_batch(
+        self, batch: list[int], candidates: list[str] | None, all_beams: bool, selection: str
+    ) -> list[dict]:
+        audio_embeds, own_ids = self.model.embed_audio(self.features.read(batch)), [self.own_ids[row] for row in batch]
+        found = self.model.retrieve(audio_embeds, exclude_ids=own_ids)
         shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
         prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
-        tokens = self.model.generate(audio_embeds=audio_embeds, **prompts)
-        captions = self.processor.batch_decode(tokens, skip_special_tokens=True)
+
+        def say(selection: str, **options) -> list[str]:
+            tokens = self.model.generate(audio_embeds=audio_embeds, selection=selection, **options)
+            return [*map(self.processor.normalize, self.processor.batch_decode(tokens, skip_special_tokens=True))]
+
+        if selection == "best" or all_beams:
+            count = (self.model.generation_config.num_beams or 1) if all_beams else 1
+            captions = say("best", num_return_sequences=count, **prompts)
+            beams = [captions[start : start + count] for start in range(0, len(captions), count)]
+            said = [own[0] for own in beams]
+        if selection != "best":
+            options = prompts if candidates is not None else {}  # otherwise several neighbours take turns
+            said = say(selection, exclude_ids=own_ids, tokenizer=self.processor.tokenizer, **options)
         return [
             {
                 "row": row,
                 "id": self.features.ids[row],
                 "caption_normalization": self.processor.caption_normalization,
-                "prediction": self.processor.normalize(caption),
+                "prediction": said[i],
                 "references": self.features.captions[row],
                 "candidate": next(iter(shown[i]), None),
                 "candidate_id": next(iter(found.ids[i]), None),
                 "similarity": next(iter(found.similarities[i]), None),
+                **({"beams": beams[i]} if all_beams else {}),
             }
-            for i, (row, caption) in enumerate(zip(batch, captions))
+            for i, row in enumerate(batch)
         ]
 
 
@@ -153,39 +177,6 @@ def conditioned_on(model: RGMCModel, conditioning: str | None):
         yield
     finally:
         model.config.conditioning = trained
-
-
-def nearest_of_frozen_encoder(name: str, captioner: Captioner, train: Split) -> list[str | None]:
-    """
-    For each clip the caption that a frozen encoder retrieves (section 6.1, "Nearest Neighbor").
-
-    Args:
-        name (`str`):
-            A CLAP, as [`RGMCModel.from_audio_text_pretrained`] takes it, which embeds the training split first, or the
-            Hub id or folder of an RGMC checkpoint, whose encoder and datastore are used as they are.
-        captioner ([`Captioner`]): Has the clips.
-        train ([`Split`]): The training split, from which a CLAP retrieves.
-
-    Returns:
-        A caption per clip; None where the datastore has nothing but the clip itself.
-
-    Raises:
-        `ValueError`: If the RGMC checkpoint has no datastore.
-    """
-    accelerator, features = captioner.accelerator, captioner.features
-    if is_rgmc_checkpoint(name):
-        frozen = RGMCModel.from_pretrained(name).to(accelerator.device).eval()
-        datastore = frozen.datastore
-        if datastore is None:
-            raise ValueError(f"--frozen_encoder {name} has no datastore to retrieve from")
-    else:
-        frozen = with_audio_tower_of(name).to(accelerator.device).eval()
-        clips = train.features(captioner.processor, accelerator)
-        rows = datastore_rows(clips, captioner.processor)
-        datastore = build_datastore(frozen, clips, rows, accelerator, captioner.batch_size)
-    embeds = embed_rows(frozen, features, accelerator, captioner.batch_size, "Embedding the clips")
-    found = datastore.search(embeds, k=1, exclude_ids=own_ids(features, datastore))
-    return [next(iter(captions), None) for captions in found.captions]
 
 
 def _whole_lines(path: Path) -> list[dict]:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from clips.options import OptionParser, check_folder, did_you_mean, user_errors
+from evaluation.intervals import with_interval
 from evaluation.resamples import read_resamples
-from evaluation.scoring import with_interval
-from reporting.results import Checkpoint, EvaluationResults, Resamples, Score
-from reporting.tables import format_score, metric_stem, public_name
+from reporting.results import LISTENING_TITLES, Checkpoint, EvaluationResults, Resamples, Score, SystemResult
+from reporting.tables import ATTRIBUTE_METRICS, format_score, metric_stem, public_name
 
 
 @dataclass
@@ -64,9 +64,31 @@ class Evaluation:
     def digests(self) -> list[dict[str, str]]:
         return [checkpoint["sha256"] for checkpoint in self.checkpoints]
 
+    @property
+    def systems(self) -> dict[str, SystemResult]:
+        """The rows of the tables, and those that only listening was measured of."""
+        listening = self.results.listening
+        return {**(listening.systems if listening else {}), **self.results.systems}
+
+    def scores(self, system: str) -> dict[str, Score]:
+        """All scores of a system, by metric: those of the tables, of listening and of retrieval."""
+        results = self.results
+        found = dict(results.systems[system].scores) if system in results.systems else {}
+        if results.listening and system in results.listening.systems:
+            found |= results.listening.systems[system].scores
+        if results.retrieval and system in results.retrieval.encoders:
+            recall = results.retrieval.encoders[system].recall
+            found |= {f"recall@{k}": score for k, score in recall.items()}
+        return found
+
+    def metric_title(self, metric: str) -> str:
+        if metric.startswith("recall@"):
+            return f"{metric.capitalize()} %"
+        return LISTENING_TITLES.get(metric) or self.results.metrics[metric]
+
     def title(self, system: str) -> str:
         names = ", ".join(public_name(checkpoint["name"]) for checkpoint in self.checkpoints)
-        return f"{self.results.systems[system].title}, {self.folder} ({names})"
+        return f"{self.systems[system].title}, {self.folder} ({names})"
 
 
 @dataclass
@@ -131,6 +153,23 @@ def check_same_clips(a: Evaluation, b: Evaluation):
         )
 
 
+def incomparable(a: Evaluation, b: Evaluation) -> dict[str, str]:
+    """Metrics that the evaluations measure in different ways, with the difference."""
+    found = {}
+    if a.digests != b.digests:
+        found["choice_nearest"] = "the encoder of each model chooses its own captions"
+    attributes = [own for own in (a.results.attributes, b.results.attributes) if own]
+    facts = [(Path(own.file).name, own.sources, own.concepts["gold"]) for own in attributes]
+    if len(facts) == 2 and facts[0] != facts[1]:
+        found |= dict.fromkeys(ATTRIBUTE_METRICS, "other --attributes or --attribute_columns")
+    retrieval = [own for own in (a.results.retrieval, b.results.retrieval) if own]
+    if len(retrieval) == 2 and retrieval[0].threshold != retrieval[1].threshold:
+        thresholds = " and ".join(f"{own.threshold:g}" for own in retrieval)
+        ks = {k for own in retrieval for encoder in own.encoders.values() for k in encoder.recall}
+        found |= {f"recall@{k}": f"other --recall_threshold: {thresholds}" for k in sorted(ks, key=int)}
+    return found
+
+
 def compare(a: Evaluation, b: Evaluation, system_a: str, system_b: str, metrics: list[str]) -> list[Comparison]:
     """
     Compares a system of one evaluation with a system of another one of the same clips.
@@ -146,25 +185,28 @@ def compare(a: Evaluation, b: Evaluation, system_a: str, system_b: str, metrics:
     """
     check_same_clips(a, b)
     for evaluation, system in ((a, system_a), (b, system_b)):
-        if system not in evaluation.results.systems:
-            known = evaluation.results.systems
+        if system not in evaluation.systems:
+            known = evaluation.systems
             raise ValueError(
                 f"--system {system} is not in {evaluation.folder}: expected one of {', '.join(known)}"
                 + did_you_mean(system, known)
             )
-    scores_a, scores_b = a.results.systems[system_a].scores, b.results.systems[system_b].scores
+    scores_a, scores_b, different = a.scores(system_a), b.scores(system_b), incomparable(a, b)
     shared = [
         key
-        for key in a.results.metrics
+        for key in [*a.results.metrics, *(name for name in scores_a if name not in a.results.metrics)]
         if key in scores_a and key in scores_b and None not in (scores_a[key].value, scores_b[key].value)
+        if key not in different
     ]
     for metric in metrics:
+        if metric in different:
+            raise ValueError(f"--metric {metric} cannot be compared: {different[metric]}")
         if metric not in {*shared, *map(metric_stem, shared)}:
             raise ValueError(
                 f"--metric {metric} is not in both evaluations: expected some of {', '.join(shared)}"
                 + did_you_mean(metric, shared)
             )
-    resamples_a, resamples_b = a.resamples[system_a], b.resamples[system_b]
+    resamples_a, resamples_b = a.resamples.get(system_a, {}), b.resamples.get(system_b, {})
     found = []
     for key in shared:
         if not metrics or {key, metric_stem(key)} & {*metrics}:
@@ -173,7 +215,7 @@ def compare(a: Evaluation, b: Evaluation, system_a: str, system_b: str, metrics:
                 drawn = resamples_a[key].astype(float) - resamples_b[key]
             difference = with_interval(scores_a[key].value - scores_b[key].value, drawn)
             difference.deviation = deviation_of_difference(scores_a[key], scores_b[key], a.digests == b.digests)
-            found.append(Comparison(a.results.metrics[key], scores_a[key], scores_b[key], difference))
+            found.append(Comparison(a.metric_title(key), scores_a[key], scores_b[key], difference))
     return found
 
 
@@ -233,6 +275,9 @@ def main(argv: list[str]):
     bootstrap = a.results.bootstrap
     print(f"A: {a.title(system_a)}\nB: {b.title(system_b)}\n{a.results.n} clips")
     print(format_comparisons(found))
+    for metric, reason in incomparable(a, b).items():
+        if not options.metric and metric in a.scores(system_a).keys() & b.scores(system_b).keys():
+            print(f"{a.metric_title(metric)}: left out: {reason}")
     print(f"[low, high]: paired {100 * bootstrap['level']:g} % interval, {bootstrap['samples']} samples of the clips")
     if any(each.a.by_checkpoint or each.b.by_checkpoint for each in found):
         print("±: standard deviation over checkpoints that differ by seed; the intervals do not cover it")

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from corpora.leaks import FORMAT_VERSION, fingerprint
+from evaluation.attributes import Attributes
 from evaluation.systems import System
 from reporting.results import LeakFreeResults, Prediction
 
@@ -79,6 +80,7 @@ def score_without_leaks(
     lines: list[Prediction],
     clap_scores: dict[str, dict] | None,
     score: Callable[..., tuple],
+    attributes: Attributes | None = None,
 ) -> LeakFreeResults:
     """
     Scores the clips that do not leak as if they were the whole split. Their captions stay the same.
@@ -89,6 +91,7 @@ def score_without_leaks(
         lines (`list[Prediction]`): One per clip; `leaks` is added to each.
         clap_scores (`dict[str, dict]`, *optional*): Those of all clips, as in `score_systems`.
         score (`Callable`): `score_systems` with its other arguments already given.
+        attributes ([`Attributes`], *optional*): Those of all clips, as in `score_systems`.
     """
     for line in lines:
         line["leaks"] = leaks.kinds.get(line["id"], [])
@@ -108,6 +111,7 @@ def score_without_leaks(
                 key: {**found, "per_item": {name: take(values) for name, values in found.get("per_item", {}).items()}}
                 for key, found in clap_scores.items()
             }
-        described, *_ = score(systems, take([line["references"] for line in lines]), clap_scores=clap_scores)
+        options = {"clap_scores": clap_scores, "attributes": attributes and attributes.select(kept)}
+        described, *_ = score(systems, take([line["references"] for line in lines]), **options)
     left_out = dict(Counter(kind for line in lines for kind in line["leaks"]))
     return LeakFreeResults(len(kept), left_out, leaks.train_split, leaks.options, described)

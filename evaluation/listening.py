@@ -3,6 +3,8 @@ Whether a model listens: a clip's own caption should be more probable than capti
 with the clip's own sound than with another. No caption is generated or compared with a reference.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import nn
@@ -11,10 +13,10 @@ from tqdm.auto import tqdm
 from clips.batches import teacher_forcing_tokens
 from clips.embedding import embed_rows, gather_rows
 from evaluation.captioning import Captioner, conditioned_on
-from evaluation.scoring import draw_clips, with_interval
+from evaluation.intervals import draw_clips, mean_share
 from evaluation.systems import TITLE_OF_CONDITIONING, TITLES
 from modeling_rgmc import RGMCModel
-from reporting.results import LISTENING_TITLES, ListeningResults, Score, SystemResult
+from reporting.results import LISTENING_TITLES, ListeningResults, Resamples, Score, SystemResult
 
 DISTRACTORS = 3
 TIE = 1e-4  # nats per token: rounding changes a log-probability by less from one batch to another
@@ -24,7 +26,27 @@ MASKED_TO = {"rgmc_text_only_masked": "candidate", "rgmc_audio_only_masked": "au
 Pair = tuple[str, int]
 
 
-def measure_listening(captioner: Captioner, samples: int, seed: int) -> ListeningResults:
+@dataclass
+class Heard:
+    """
+    What a checkpoint hears.
+
+    Args:
+        source (`str`): Name of the checkpoint.
+        titles (`dict[str, str]`): The model, as it is and with one of its inputs masked.
+        shares (`dict[str, dict[str, np.ndarray]]`):
+            For each of these, by column, what each clip counts: 1 where its own caption or sound is the most probable,
+            0 where it is not, `1 / k` where it is one of `k`.
+        unavailable (`dict[str, str]`): Why a column cannot be made.
+    """
+
+    source: str
+    titles: dict[str, str]
+    shares: dict[str, dict[str, np.ndarray]]
+    unavailable: dict[str, str]
+
+
+def measure_listening(captioner: Captioner, seed: int) -> Heard:
     """
     Measures the 4-way choice and the audio swap, with the audio or the candidate masked, too.
 
@@ -35,22 +57,20 @@ def measure_listening(captioner: Captioner, samples: int, seed: int) -> Listenin
 
     Args:
         captioner ([`Captioner`]): The checkpoint and the clips, shared among the processes.
-        samples (`int`): Resamples of the clips for the intervals; 0 for no intervals.
-        seed (`int`): Seed of the random captions, the swap and the resamples.
+        seed (`int`): Seed of the random captions and the swap.
 
     Returns:
-        [`ListeningResults`]: The same on every process.
+        [`Heard`]: The same on every process.
     """
     model, features, processor = captioner.model, captioner.features, captioner.processor
     n, trained_on = len(features), model.config.conditioning
     embeds = embed_rows(model, features, captioner.accelerator, captioner.batch_size, "Embedding the clips")  # (N, E)
     found = model.retrieve(torch.from_numpy(embeds), exclude_ids=captioner.own_ids)
     pairs, unavailable = pair_captions(features.captions, embeds, seed)
-    draws = draw_clips(n, samples, seed)
     titles = {"rgmc": TITLE_OF_CONDITIONING[trained_on]}
     if trained_on == "audio+candidate":
         titles |= {key: TITLES[key] for key in MASKED_TO}
-    systems = {}
+    shares = {}
     for key, title in titles.items():
         with conditioned_on(model, MASKED_TO.get(key)):
             columns = [column for column in pairs if column != "audio_swap" or model.config.uses_audio]
@@ -63,12 +83,34 @@ def measure_listening(captioner: Captioner, samples: int, seed: int) -> Listenin
             log_probs = pair_log_probs(captioner, embeds, prompts, asked, f"Listening: {title}")  # (N, W)
         widths = [1, *(len(pairs[column][0]) for column in columns)]
         own, *others = np.split(log_probs, np.cumsum(widths)[:-1], axis=1)
-        scores = dict.fromkeys(LISTENING_TITLES, Score(None))
-        for column, competing in zip(columns, others):
-            shares = 100 * share_of_first(np.hstack([own, competing]))
-            scores[column] = with_interval(float(shares.mean()), draws @ shares / n if samples else None)
-        systems[key] = SystemResult(title, captioner.name, scores)
-    return ListeningResults(systems, unavailable)
+        shares[key] = {
+            column: share_of_first(np.hstack([own, competing])) for column, competing in zip(columns, others)
+        }
+    return Heard(captioner.name, titles, shares, unavailable)
+
+
+def score_listening(heard: list[Heard], samples: int, seed: int) -> tuple[ListeningResults, Resamples]:
+    """
+    Scores what the checkpoints of one configuration hear, as means over them.
+
+    Args:
+        heard (`list[Heard]`): What each checkpoint hears of the same clips.
+        samples (`int`): Resamples of the clips for the intervals; 0 for no intervals.
+        seed (`int`): Seed of the resamples, which are those of the systems' scores.
+
+    Returns:
+        `tuple`: the results, and for each system and column the scores of the resamples.
+    """
+    first, systems, resamples = heard[0], {}, {}
+    for key, title in first.titles.items():
+        scores, resamples[key] = dict.fromkeys(LISTENING_TITLES, Score(None)), {}
+        for column, shares in first.shares[key].items():
+            draws = draw_clips(len(shares), samples, seed)
+            scores[column], drawn = mean_share([each.shares[key][column] for each in heard], draws)
+            if drawn is not None:
+                resamples[key][column] = drawn
+        systems[key] = SystemResult(title, first.source, scores)
+    return ListeningResults(systems, first.unavailable), resamples
 
 
 def pair_captions(

@@ -14,11 +14,18 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_resamples(output_dir: Path, resamples: Resamples):
-    """Writes `resamples.parquet`: a row for each system and metric with the score of each resample of the clips."""
+def write_resamples(output_dir: Path, *resamples: Resamples):
+    """
+    Writes `resamples.parquet`: a row for each system and metric with the score of each resample of the clips.
+
+    Args:
+        output_dir (`Path`)
+        resamples (`Resamples`): One or more, each with other metrics.
+    """
     rows = [
         {"system": system, "metric": metric, "scores": np.asarray(scores, np.float32)}
-        for system, found in resamples.items()
+        for part in resamples
+        for system, found in part.items()
         for metric, scores in found.items()
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), output_dir / RESAMPLES_FILE)

@@ -1,6 +1,5 @@
 """Scores of systems, with bootstrap intervals of the scores and of their differences."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import evaluate
@@ -8,10 +7,11 @@ import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
 from tqdm.auto import tqdm
 
-from evaluation.systems import System
-from reporting.results import METRIC_TITLES, ItemScores, Resamples, Score, SystemResult
+from evaluation.attributes import METRICS, Attributes
+from evaluation.intervals import draw_clips, mean_score
+from evaluation.systems import System, keys_of_rows
+from reporting.results import METRIC_TITLES, ItemScores, Resamples, SystemResult
 
-LEVEL = 0.95
 METEOR_TIMEOUT = 600  # seconds per system
 RULE_DESCRIPTIONS = {
     "paper": "rule paper: lower case, Unicode punctuation and symbols deleted, white space collapsed; NLTK word tokens",
@@ -34,6 +34,7 @@ def score_systems(
     clap_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
+    attributes: Attributes | None = None,
 ) -> tuple[dict[str, SystemResult], ItemScores, dict[str, str], Resamples]:
     """
     Scores systems on the same clips, with intervals of the scores and of RGMC's difference from each other system.
@@ -53,6 +54,7 @@ def score_systems(
         metric (`EvaluationModule`, *optional*):
             A loaded `caption_metrics`, which remembers METEOR's scores of captions that it has seen.
         normalization (`str`, *optional*, defaults to `"paper"`): Rule by which the captions are normalised.
+        attributes ([`Attributes`], *optional*): What is true of each clip, for the attribute scores.
 
     Returns:
         `tuple`: for each row its [`SystemResult`], for each system and metric the scores of the clips, for each metric
@@ -97,13 +99,17 @@ def score_systems(
         # No interval: a resample repeats clips, so its share of distinct captions means nothing.
         scores[key]["distinct"] = 100 * len(set(system.captions)) / n
         item_scores[key] = {**found["per_item"], **items}
+        if attributes and not attributes.problem:
+            of_attributes, resampled = attributes.score(system.captions, draws if samples else None)
+            scores[key].update(of_attributes)
+            resamples[key].update(resampled)
+    if attributes and attributes.problem:
+        unavailable.update(dict.fromkeys(METRICS, attributes.problem))
     for found_by_clap in (clap_scores or {}).values():
         unavailable.update(found_by_clap.get("unavailable", {}))
     check_gold(scores["gold"], references)
 
-    rows: dict[str, list[str]] = {}
-    for key, system in systems.items():
-        rows.setdefault(system.row or key, []).append(key)
+    rows = keys_of_rows(systems)
     described, resamples_of_rows = {}, {}
     for row, keys in rows.items():
         described[row] = SystemResult(
@@ -140,39 +146,6 @@ def score_captions(
     for values in (zeros, zeros["per_item"], zeros.get("resamples", {})):
         values.update({name: np.multiply(values[name], 0).tolist() for name in METRIC_TITLES if name in values})
     return zeros
-
-
-def draw_clips(n: int, samples: int, seed: int) -> np.ndarray:
-    """Draws resamples of `n` clips, as the metric does: how often each has each clip, `(samples, n)`."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), samples)
-
-
-def with_interval(value: float | None, resamples: list[float] | np.ndarray | None) -> Score:
-    """A score with the interval of its resamples, from the 2.5th to the 97.5th percentile."""
-    if resamples is None:
-        return Score(value)
-    low, high = np.percentile(resamples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Score(value, float(low), float(high))
-
-
-def mean_score(seeds: Sequence[tuple[float | None, list[float] | np.ndarray | None]]) -> Score:
-    """
-    The mean of a score over checkpoints, with the interval of the mean and the deviation of a single checkpoint.
-
-    Args:
-        seeds (`Sequence[tuple]`): The score by each checkpoint and its resamples, or None where there are none.
-
-    Returns:
-        [`Score`]: That of a single checkpoint has no deviation; one that some checkpoint lacks has no value.
-    """
-    if len(seeds) == 1:
-        return with_interval(*seeds[0])
-    values, resamples = zip(*seeds)
-    if None in values:
-        return Score(None)
-    score = with_interval(float(np.mean(values)), None if resamples[0] is None else np.mean(resamples, axis=0))
-    score.deviation, score.by_checkpoint = float(np.std(values, ddof=1)), list(values)
-    return score
 
 
 def check_gold(scores: dict[str, float | None], references: list[list[str]]):

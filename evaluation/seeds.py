@@ -14,9 +14,10 @@ from configuration_rgmc import RGMCConfig
 from evaluation.captioning import Captioner
 from evaluation.systems import SHARED, System
 from processing_rgmc import RGMCProcessor
-from reporting.results import Checkpoint, Prediction
+from reporting.results import Prediction
 from retrieval_rgmc import CaptionDatastore
 
+OF_CHECKPOINT = ("prediction", "candidate", "candidate_id", "similarity", "beams")  # fields of a prediction
 # Fields that say which library wrote a file, not what the model does.
 LIBRARY_FIELDS = {"transformers_version", "_name_or_path", "auto_map", "custom_pipelines"}
 
@@ -94,13 +95,13 @@ def add_checkpoint(
     make: Callable[..., tuple[dict[str, System], list[Prediction]]],
     systems: dict[str, System],
     lines: list[Prediction],
-) -> Checkpoint:
+):
     """
-    Adds what another checkpoint says to the rows of the first, and returns what identifies it.
+    Adds what another checkpoint says to the rows of the first.
 
     Args:
         captioner ([`Captioner`]): With the other checkpoint.
-        make (`Callable`): `make_systems` with the options of the tables already given.
+        make (`Callable`): `make_systems` with its other arguments already given.
         systems (`dict[str, System]`): Of the first checkpoint; those of the other are added, each with its `row`.
         lines (`list[Prediction]`): One per clip; `other_checkpoints` is added to each.
     """
@@ -112,8 +113,7 @@ def add_checkpoint(
         line.setdefault("other_checkpoints", []).append(
             {
                 "checkpoint": captioner.name,
-                **{name: other[name] for name in ("prediction", "candidate", "candidate_id", "similarity")},
+                **{name: other[name] for name in OF_CHECKPOINT if name in other},
                 "captions": {key: other["captions"][key] for key in own},
             }
         )
-    return captioner.checkpoint

@@ -10,42 +10,57 @@ import numpy as np
 
 from captions_rgmc import normalize_caption
 from clips.embedding import is_rgmc_checkpoint
-from clips.features import Split
 from configuration_rgmc import RGMCConfig
-from evaluation.captioning import Captioner, nearest_of_frozen_encoder
+from evaluation.captioning import Captioner
+from evaluation.neighbors import NEIGHBORS, Neighbors
 from reporting.results import Prediction
 
 TITLES = {
     "gold": "Gold Caption",
     "random": "Random Caption",
+    "most_frequent": "Most Frequent Caption",
+    "nearest_neighbor_statistics": "Nearest Neighbor (log-mel statistics)",
     "nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder)",
     "nearest_neighbor": "Nearest Neighbor (RGMC's encoder)",
+    "consensus": f"Consensus of {NEIGHBORS} Neighbors",
     "rgmc_audio_only": "RGMC (Audio Only)",
     "rgmc_audio_only_masked": "RGMC, candidate masked",
     "rgmc_text_only": "RGMC (Text Only)",
     "rgmc_text_only_masked": "RGMC, audio masked",
     "rgmc_random_candidate": "RGMC, random candidate",
     "rgmc": "RGMC",
+    "rgmc_consensus": "RGMC, consensus",
+    "rgmc_best": "RGMC, most probable caption",
     "rgmc_gold_candidate": "RGMC, gold candidate",
     "rgmc_transfer": "RGMC (Transfer)",
+    "rgmc_oracle": "RGMC, n-best oracle (upper bound)",
     "rgmc_shuffled": "RGMC, shuffled",
 }
-BASELINES = ["gold", "random", "nearest_neighbor_frozen", "nearest_neighbor"]
+BASELINES = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
+BASELINES += ["nearest_neighbor", "consensus"]
 ABLATIONS = ["rgmc_audio_only", "rgmc_audio_only_masked", "rgmc_text_only", "rgmc_text_only_masked"]
+SELECTED = ["rgmc_consensus", "rgmc_best"]  # the one of the two that the checkpoint does not do unless told
 OTHERS = "others"  # the systems of --predictions
-SHARED = ["gold", "random"]  # the same captions whatever the seed of the checkpoint
+# The same captions whatever the seed of the checkpoint.
+SHARED = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
 TABLES = {
     1: ["gold", "nearest_neighbor", OTHERS, "rgmc"],
-    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", "rgmc_shuffled"],
+    3: [*BASELINES, OTHERS, *ABLATIONS, "rgmc", *SELECTED, "rgmc_oracle", "rgmc_shuffled"],
     4: ["rgmc_random_candidate", "rgmc", "rgmc_gold_candidate"],
-    5: [*BASELINES, OTHERS, "rgmc", "rgmc_transfer", "rgmc_shuffled"],
+    5: [*BASELINES, OTHERS, "rgmc", *SELECTED, "rgmc_transfer", "rgmc_oracle", "rgmc_shuffled"],
 }
-# How to get the rows that need more than the one checkpoint.
+# How to get the rows that need another checkpoint.
 OPTIONS = {
     "nearest_neighbor_frozen": "--frozen_encoder",
     "rgmc_audio_only": "--audio_only_model",
     "rgmc_text_only": "--text_only_model",
     "rgmc_transfer": "--transfer_model",
+}
+# Rows that cost more than those made by default.
+SWITCHES = {
+    "nearest_neighbor_statistics": "--statistics_neighbor",
+    "rgmc_consensus": "--consensus",
+    "rgmc_oracle": "--oracle",
 }
 TITLE_OF_CONDITIONING = {
     "audio+candidate": TITLES["rgmc"],
@@ -73,6 +88,19 @@ class System:
     captions: list[str]
     candidates: list[str | None]
     row: str | None = None
+
+
+def captioning_title(key: str) -> str:
+    """What the captioning by a system is called while it runs."""
+    return "Captioning" if key == "rgmc" else f"Captioning: {TITLES[key]}"
+
+
+def consensus_time(captioner: Captioner) -> float | None:
+    """How many times as long consensus decoding took as the most probable captions; None where one was not run."""
+    own, consensus, best = map(captioner.seconds.get, map(captioning_title, ("rgmc", *SELECTED)))
+    if own and (consensus or best):
+        return consensus / own if consensus else own / best
+    return None
 
 
 def check_checkpoints(model: str, checkpoints: dict[str, str | None]) -> str:
@@ -117,10 +145,12 @@ def make_systems(
     tables: list[int],
     checkpoints: dict[str, str | None],
     load: Callable[[str], Captioner],
-    train: Callable[[], Split],
+    neighbors: dict[str, Neighbors],
     predictions: dict[str, tuple[str, list[str]]],
     masked: bool,
     seed: int,
+    consensus: bool = False,
+    choose_best: Callable[[list[Prediction]], list[str]] | None = None,
 ) -> tuple[dict[str, System], list[Prediction]]:
     """
     Captions the split with every system that the tables need.
@@ -130,10 +160,14 @@ def make_systems(
         tables (`list[int]`): Keys of `TABLES`.
         checkpoints (`dict[str, str | None]`): For each key of `OPTIONS` the checkpoint that makes this row, or None.
         load (`Callable`): Loads another checkpoint for the same clips.
-        train (`Callable`): Loads the training split, from which a frozen encoder retrieves.
+        neighbors (`dict[str, Neighbors]`): What each encoder retrieves, as `retrieve_by_encoders` returns it.
         predictions (`dict[str, tuple[str, list[str]]]`): The file and the captions of other systems, by name.
         masked (`bool`): Whether the rows with masked inputs are made.
         seed (`int`): Seed of the random captions and of the shuffling.
+        consensus (`bool`, *optional*, defaults to `False`):
+            Whether consensus decoding is compared with the most probable caption: the row of the one that is not the
+            checkpoint's own `selection` is made.
+        choose_best (`Callable`, *optional*): Chooses a caption for each clip among those of all beams, for the oracle.
 
     Returns:
         `tuple`: the systems by key, in the order of a table, and a [`Prediction`] per clip.
@@ -144,7 +178,7 @@ def make_systems(
     conditioning = captioner.model.config.conditioning
     if 4 in tables and conditioning == "audio":
         raise ValueError(f"Table 4 compares candidates, and {captioner.name} sees none: evaluate it without --table 4")
-    lines = captioner.caption("Captioning")
+    lines = captioner.caption(captioning_title("rgmc"), all_beams=choose_best is not None)
     gold = [line["references"][0] for line in lines]
     nearest = [line["candidate"] for line in lines]
     generator = np.random.default_rng(seed)
@@ -162,13 +196,24 @@ def make_systems(
         systems[key] = System(title, source, [caption or "" for caption in captions], candidates)
 
     def add_captioned(key: str, captioner: Captioner, **options):
-        lines = captioner.caption(f"Captioning: {TITLES[key]}", **options)
+        lines = captioner.caption(captioning_title(key), **options)
         add(key, [line["prediction"] for line in lines], [line["candidate"] for line in lines], captioner.name)
 
     add("gold", gold, nearest, "corpus")
     add("random", drawn, nearest, "captions of the training split")
-    add("nearest_neighbor", nearest, nearest, captioner.name)
+    ((most_frequent, _),) = Counter(training_captions).most_common(1)  # the first of several
+    add("most_frequent", [most_frequent] * len(lines), nearest, "captions of the training split")
+    for key, found in neighbors.items():
+        add(key, found.nearest, found.nearest, found.source)
+    add("nearest_neighbor", nearest, nearest, captioner.name)  # what the model was shown
+    add("consensus", neighbors["nearest_neighbor"].consensus(), nearest, captioner.name)
     add("rgmc", said, nearest, captioner.name)
+    if consensus:
+        selection = "best" if captioner.model.config.selection == "consensus" else "consensus"
+        add_captioned(f"rgmc_{selection}", captioner, selection=selection)
+    if choose_best is not None:
+        best = choose_best(lines) if captioner.accelerator.is_main_process else said  # the others score nothing
+        add("rgmc_oracle", best, nearest, captioner.name)
     if len(said) > 1:
         add("rgmc_shuffled", [said[other_clip[row]] for row in range(len(said))], nearest, captioner.name)
     for name, (file, captions) in predictions.items():
@@ -180,11 +225,7 @@ def make_systems(
         add_captioned("rgmc_random_candidate", captioner, candidates=drawn)
         add_captioned("rgmc_gold_candidate", captioner, candidates=gold)
     wanted = {key for table in tables for key in TABLES[table] if checkpoints.get(key)}
-    if "nearest_neighbor_frozen" in wanted:
-        name = checkpoints["nearest_neighbor_frozen"]
-        found = nearest_of_frozen_encoder(name, captioner, train())
-        add("nearest_neighbor_frozen", found, found, name)
-    for key in sorted(wanted - {"nearest_neighbor_frozen"}):
+    for key in sorted(wanted - neighbors.keys()):
         other = load(checkpoints[key])
         if other.features.ids != captioner.features.ids:
             raise ValueError(f"{other.name} reads other clips than {captioner.name}: their front ends differ")
@@ -197,14 +238,23 @@ def make_systems(
     return systems, lines
 
 
+def keys_of_rows(systems: dict[str, System]) -> dict[str, list[str]]:
+    """The systems that share each row: one for each checkpoint, or one whatever the checkpoint."""
+    rows: dict[str, list[str]] = {}
+    for key, system in systems.items():
+        rows.setdefault(system.row or key, []).append(key)
+    return rows
+
+
 def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
     """The systems of a table in its order, and its missing rows with the option that makes each of them."""
     keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
     there = {system.title for system in systems.values()}  # the checkpoint itself may be an ablation
+    options = {"nearest_neighbor_statistics": "--statistics_neighbor true", **OPTIONS}
     missing = {
-        key: f"{TITLES[key]}: give {OPTIONS[key]}"
+        key: f"{TITLES[key]}: give {options[key]}"
         for key in keys
-        if key not in systems and key in OPTIONS and TITLES[key] not in there
+        if key not in systems and key in options and TITLES[key] not in there
     }
     return [key for key in keys if key in systems or key in missing], missing
 

@@ -1,7 +1,7 @@
 """The table of what a model hears."""
 
 from reporting.results import LISTENING_TITLES, EvaluationResults, ListeningResults
-from reporting.tables import Table, align_columns, format_score
+from reporting.tables import Table, align_columns, format_score, seed_notes
 
 TITLE = "Listening"
 NOTES = [
@@ -21,12 +21,13 @@ def listening_table(listening: ListeningResults, intervals: bool = True) -> Tabl
     return ["System", *LISTENING_TITLES.values()], rows
 
 
-def listening_notes(listening: ListeningResults) -> list[str]:
-    """What the columns measure, and why one of them is empty."""
-    return NOTES + [f"{LISTENING_TITLES[name]}: left out: {why}" for name, why in listening.unavailable.items()]
+def listening_notes(results: EvaluationResults) -> list[str]:
+    """What the columns measure, why one of them is empty, and what "±" means."""
+    reasons = [f"{LISTENING_TITLES[name]}: left out: {why}" for name, why in results.listening.unavailable.items()]
+    return NOTES + reasons + seed_notes(results)
 
 
 def format_listening(results: EvaluationResults) -> str:
     """The table for a terminal, without intervals."""
     lines = align_columns(*listening_table(results.listening, intervals=False))
-    return "\n".join([TITLE, *lines, *listening_notes(results.listening)])
+    return "\n".join([TITLE, *lines, *listening_notes(results)])

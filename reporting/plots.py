@@ -11,7 +11,12 @@ from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import metric_stem, system_title, table_columns
 
 METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
-COLORS = {"gold": "#d4a017", "nearest_neighbor": "#34495e", "rgmc": "#c0392b"}
+COLORS = {
+    "gold": "#d4a017",
+    "nearest_neighbor": "#34495e",
+    "rgmc": "#c0392b",
+    "rgmc_audio_only_masked": "#e59866",
+}
 
 
 def plot_scores(results: EvaluationResults) -> Figure | None:
@@ -53,7 +58,8 @@ def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_sc
     """Mean CIDEr-D of the clips, in bins of about equal size by how similar the candidate sounds; None without any."""
     similarity = np.array([np.nan if line["similarity"] is None else line["similarity"] for line in lines], float)
     found = np.flatnonzero(np.isfinite(similarity))
-    systems = [name for name in ("rgmc", "nearest_neighbor") if "cider_d" in item_scores.get(name, {})]
+    systems = ("rgmc", "nearest_neighbor", "rgmc_audio_only_masked")  # the last is the model without the candidate
+    systems = [name for name in systems if "cider_d" in item_scores.get(name, {})]
     if not len(found) or not systems:
         return None
     order = found[np.argsort(similarity[found], kind="stable")]
@@ -63,7 +69,7 @@ def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_sc
     for i, name in enumerate(systems):
         scores = [np.asarray(item_scores[name]["cider_d"], float)[rows] for rows in bins]
         axis.errorbar(
-            np.arange(len(bins)) + 0.1 * (i - 0.5),
+            np.arange(len(bins)) + 0.1 * (i - (len(systems) - 1) / 2),
             [values.mean() for values in scores],
             [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0 for values in scores],
             fmt="o-",

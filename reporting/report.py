@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reporting import listening, published
+from reporting import attributes, listening, published, retrieval
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
@@ -96,7 +96,7 @@ def write_report(
         "captions": caption_table(results, examples) if side_by_side else None,
         "tables": [
             *(_described_table(results, name) for name in results.tables),
-            *([_listening(results)] if results.listening else []),
+            *_further_tables(results),
         ],
         "source": published.SOURCE,
         "differences": difference_table(results),
@@ -180,14 +180,20 @@ def _described_table(results: EvaluationResults, name: str) -> dict:
     }
 
 
-def _listening(results: EvaluationResults) -> dict:
-    return {
-        "title": listening.TITLE,
-        "scores": listening.listening_table(results.listening),
-        "interval_note": bootstrap_note(results),
-        "notes": listening.listening_notes(results.listening),
-        "reported": None,
-    }
+def _further_tables(results: EvaluationResults) -> list[dict]:
+    """The tables that are not of the paper, where there is what they show."""
+    interval_note, found = bootstrap_note(results), []
+    if results.attributes:
+        scores, notes = attributes.attribute_table(results), attributes.attribute_notes(results)
+        found.append({"title": attributes.TITLE, "scores": scores, "interval_note": "", "notes": notes})
+    if results.listening:
+        scores, notes = listening.listening_table(results.listening), listening.listening_notes(results)
+        found.append({"title": listening.TITLE, "scores": scores, "interval_note": interval_note, "notes": notes})
+    if results.retrieval:
+        title = retrieval.retrieval_title(results)
+        scores, notes = retrieval.retrieval_table(results), retrieval.retrieval_notes(results)
+        found.append({"title": title, "scores": scores, "interval_note": interval_note, "notes": notes})
+    return [{**each, "reported": None} for each in found]
 
 
 def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:

@@ -12,6 +12,9 @@ METRIC_TITLES = {
     "rouge_l": "ROUGE-L",
     "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
+    "attribute_precision": "Attr. P",
+    "attribute_recall": "Attr. R",
+    "attribute_f1": "Attr. F1",
     "copy": "Copy %",
     "distinct": "Distinct %",
     "novel": "Novel %",
@@ -29,8 +32,8 @@ LISTENING_TITLES = {
     "audio_swap": "Audio swap %",
 }
 # Fields that results.json may lack.
-OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "listening"}
-OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
+OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "attributes", "listening", "retrieval"}
+OPTIONAL |= {"consensus_time", "deviation", "by_checkpoint", "checkpoints"}  # the last three of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
@@ -44,7 +47,7 @@ class CheckpointPrediction(TypedDict):
 
     Args:
         checkpoint (`str`): Its name, as given to `--model`.
-        prediction, candidate, candidate_id, similarity: As in [`Prediction`].
+        prediction, candidate, candidate_id, similarity, beams: As in [`Prediction`].
         captions (`dict[str, str]`): The caption of each system that depends on the checkpoint.
     """
 
@@ -53,6 +56,7 @@ class CheckpointPrediction(TypedDict):
     candidate: str | None
     candidate_id: str | None
     similarity: float | None
+    beams: NotRequired[list[str]]
     captions: dict[str, str]
 
 
@@ -67,6 +71,7 @@ class Prediction(TypedDict):
         references (`list[str]`): The captions of the corpus, one or more.
         candidate (`str`, *optional*): The caption that the model was shown.
         candidate_id, similarity (`str` and `float`, *optional*): Of the clip's nearest neighbour.
+        beams (`list[str]`): The captions of all beams, the most probable first, where the oracle is asked for.
         captions (`dict[str, str]`): The caption of each system.
         leaks (`list[str]`): The kinds of leaks that the clip is part of, where leaks were looked for.
         other_checkpoints (`list[CheckpointPrediction]`):
@@ -81,6 +86,7 @@ class Prediction(TypedDict):
     candidate: str | None
     candidate_id: str | None
     similarity: float | None
+    beams: NotRequired[list[str]]
     captions: NotRequired[dict[str, str]]
     leaks: NotRequired[list[str]]
     other_checkpoints: NotRequired[list[CheckpointPrediction]]
@@ -191,6 +197,108 @@ class ListeningResults:
         return cls(**{**values, "systems": _systems(values)})
 
 
+@dataclass
+class EncoderRecall:
+    """
+    How well an encoder retrieves.
+
+    Args:
+        title (`str`), source (`str`): The encoder, and where it comes from.
+        rows (`int`): Songs that it retrieves from.
+        recall (`dict[str, Score]`): By the number of neighbours.
+        ceiling (`Score`): What the best encoder would reach; without a value where it was not computed.
+    """
+
+    title: str
+    source: str
+    rows: int
+    recall: dict[str, Score]
+    ceiling: Score
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "EncoderRecall":
+        recall = {k: Score(**score) for k, score in values["recall"].items()}
+        return cls(**{**values, "recall": recall, "ceiling": Score(**values["ceiling"])})
+
+
+@dataclass
+class RetrievalResults:
+    """
+    How often clips have a similar caption among those of their nearest training songs.
+
+    Args:
+        threshold (`float`): Token F1 from which on two captions are similar.
+        encoders (`dict[str, EncoderRecall]`): By the system of Table 3 that repeats the nearest caption.
+    """
+
+    threshold: float
+    encoders: dict[str, EncoderRecall]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RetrievalResults":
+        encoders = {key: EncoderRecall.from_dict(encoder) for key, encoder in values["encoders"].items()}
+        return cls(**{**values, "encoders": encoders})
+
+
+@dataclass
+class AttributeScores:
+    """
+    How many of a system's claims about a category hold. Scores are x 100; a ratio of nothing is 0.
+
+    Args:
+        precision ([`Score`]): Claims that hold, as a share of the claims.
+        recall ([`Score`]): Facts that are found, as a share of the facts.
+        f1 ([`Score`]): Harmonic mean of both.
+        macro_precision, macro_recall, macro_f1 ([`Score`]):
+            Means over the concepts that are claimed or true of a clip at least once. A concept counts where it is named
+            itself or by a member of its family.
+        concepts, claims, facts (`float`):
+            Over how many concepts, claims and facts; of several checkpoints the mean.
+    """
+
+    precision: Score
+    recall: Score
+    f1: Score
+    macro_precision: Score
+    macro_recall: Score
+    macro_f1: Score
+    concepts: float
+    claims: float
+    facts: float
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AttributeScores":
+        return cls(**{name: Score(**found) if isinstance(found, dict) else found for name, found in values.items()})
+
+
+@dataclass
+class AttributeResults:
+    """
+    The attributes that captions claim: instruments, genres, moods, tempi.
+
+    Args:
+        file (`str`): The yaml file of the words.
+        sources (`dict[str, str]`): Where the facts of each category come from: captions, or columns of the corpus.
+        systems (`dict[str, dict[str, AttributeScores]]`): By system and category; `all` is all categories.
+        concepts (`dict[str, dict[str, dict[str, dict[str, float]]]]`):
+            By system, category and concept the clips of which it is claimed and true (`held`), claimed (`claims`), and
+            true (`facts`); of several checkpoints the mean.
+    """
+
+    file: str
+    sources: dict[str, str]
+    systems: dict[str, dict[str, AttributeScores]]
+    concepts: dict[str, dict[str, dict[str, dict[str, float]]]]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "AttributeResults":
+        systems = {
+            system: {category: AttributeScores.from_dict(scores) for category, scores in categories.items()}
+            for system, categories in values["systems"].items()
+        }
+        return cls(**{**values, "systems": systems})
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -210,7 +318,11 @@ class EvaluationResults:
         unavailable (`dict[str, str]`): Why a metric has no scores.
         systems (`dict[str, SystemResult]`): In the order of a table.
         without_leaks ([`LeakFreeResults`], *optional*): Where leaks were looked for.
+        attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
         listening ([`ListeningResults`], *optional*): Where it was measured.
+        retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
+        consensus_time (`float`, *optional*):
+            How many times as long consensus decoding took as the most probable captions, where a run made both.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -233,7 +345,10 @@ class EvaluationResults:
     unavailable: dict[str, str]
     systems: dict[str, SystemResult]
     without_leaks: LeakFreeResults | None = None
+    attributes: AttributeResults | None = None
     listening: ListeningResults | None = None
+    retrieval: RetrievalResults | None = None
+    consensus_time: float | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -245,7 +360,12 @@ class EvaluationResults:
     @classmethod
     def from_dict(cls, values: dict) -> "EvaluationResults":
         """The inverse of [`~EvaluationResults.to_dict`]."""
-        parts = {"without_leaks": LeakFreeResults, "listening": ListeningResults}
+        parts = {
+            "without_leaks": LeakFreeResults,
+            "attributes": AttributeResults,
+            "listening": ListeningResults,
+            "retrieval": RetrievalResults,
+        }
         found = {name: kind.from_dict(values[name]) for name, kind in parts.items() if values.get(name)}
         return cls(**{**values, "systems": _systems(values), **found})
 

@@ -15,9 +15,17 @@ from reporting.results import (
     leak_rule,
 )
 
+ATTRIBUTE_METRICS = ("attribute_precision", "attribute_recall", "attribute_f1")
 COLUMNS = {
-    "3": (*("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"), "copy", "distinct", "novel", "words"),
-    "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l"),
+    "3": (
+        *("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"),
+        *ATTRIBUTE_METRICS,
+        "copy",
+        "distinct",
+        "novel",
+        "words",
+    ),
+    "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l", *ATTRIBUTE_METRICS),
 }
 COLUMNS["5"] = COLUMNS["3"]
 
@@ -103,6 +111,10 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
             reasons.setdefault(reason, []).append(results.metrics.get(key, key))
     notes = [f"{', '.join(titles)}: left out: {reason}" for reason, titles in reasons.items()]
     notes += [f"no row of {way}" for key, way in results.missing.items() if key not in elsewhere]
+    if results.consensus_time and {"rgmc_consensus", "rgmc_best"} & {*results.tables[name]}:
+        notes.append(
+            f"consensus decoding took {results.consensus_time:.1f} times as long as the most probable captions"
+        )
     return notes + seed_notes(results) + clap_notes(results, name) + leak_notes(results)
 
 

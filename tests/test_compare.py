@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from evaluation.compare import Evaluation, compare, deviation_of_difference, main, parse_options
-from evaluation.resamples import write_resamples
+from evaluation.resamples import read_resamples, write_resamples
 from evaluation.scoring import score_systems
 from evaluation.systems import System
-from reporting.results import METRIC_TITLES, EvaluationResults, Score
+from reporting.results import (
+    METRIC_TITLES,
+    AttributeResults,
+    EncoderRecall,
+    EvaluationResults,
+    ListeningResults,
+    RetrievalResults,
+    Score,
+    SystemResult,
+)
 
 REFERENCES = ["a b c d", "e f g h"]
 OTHER = "rgmc=other"
@@ -160,6 +169,63 @@ def test_an_unknown_folder_system_or_metric_is_named_with_what_there_is(tmp_path
     (a / "resamples.parquet").unlink()
     with pytest.raises(ValueError, match=r"resamples.parquet cannot be read .*: run eval.py again"):
         Evaluation.read(a)
+
+
+def measured(checkpoints: int, recall: float, threshold: float = 0.5, sources: str = "captions") -> dict:
+    """What beside the tables is in the results of an evaluation."""
+    by_checkpoint = [recall - 1, recall + 1] if checkpoints > 1 else None
+    score = Score(recall, recall - 5, recall + 5, by_checkpoint and 2**0.5, by_checkpoint)
+    heard = {"choice_random": score, "choice_nearest": Score(40), "audio_swap": Score(None)}
+    systems = {key: SystemResult(key, "", heard) for key in ("rgmc", "rgmc_audio_only_masked")}
+    encoders = {"rgmc_shuffled": EncoderRecall("", "", 3, {"1": score}, Score(None))}
+    return {
+        "listening": ListeningResults(systems, {}),
+        "retrieval": RetrievalResults(threshold, encoders),
+        "attributes": AttributeResults("words.yaml", {"mood": sources}, {}, {"gold": {"mood": {}}}),
+    }
+
+
+def add_drawn(folder: Path, *drawn: float):
+    """Adds resamples of what is not in the tables."""
+    found = read_resamples(folder)
+    more = {"rgmc": {"choice_random": np.array(drawn)}, "rgmc_shuffled": {"recall@1": np.array(drawn)}}
+    write_resamples(folder, found, more)
+
+
+def test_what_is_heard_and_retrieved_is_compared_too(tmp_path):
+    a = write_evaluation(tmp_path / "a", words(2, 4), words(3, 7), **measured(2, 70))
+    b = write_evaluation(tmp_path / "b", words(1, 1), words(2, 2), words(3, 3), **measured(2, 60))
+    add_drawn(a, *[70 - 5, 70 + 5] * 200)
+    add_drawn(b, *[60 - 3, 60 + 3] * 200)
+    (found,) = compared(a, b, metrics=("choice_random",))
+    assert found.title == "4-way, random %" and found.verdict == "A is higher"
+    assert found.difference == Score(10, 8, 12, pytest.approx(2))  # paired: 65 - 57 and 75 - 63
+    (found,) = compared(a, b, "rgmc_shuffled", "rgmc_shuffled", metrics=("recall@1",))
+    assert found.title == "Recall@1 %" and found.difference == Score(10, 8, 12, pytest.approx(2))
+    # A row that only listening has, whose resamples are not there.
+    (found,) = compared(a, b, "rgmc_audio_only_masked", "rgmc_audio_only_masked", metrics=())
+    assert found.title == "4-way, random %" and found.verdict == "no interval"
+    titles = [each.title for each in compared(a, b, metrics=())]
+    assert "4-way, random %" in titles and "4-way, similar sound %" not in titles  # of two models
+    assert [each.title for each in compared(a, a, metrics=())] == [*titles, "4-way, similar sound %"]
+
+
+def test_what_was_measured_in_other_ways_is_left_out_with_the_reason(tmp_path, capsys):
+    a = write_evaluation(tmp_path / "a", words(2, 4), words(3, 7), **measured(2, 70))
+    b = write_evaluation(tmp_path / "b", words(1, 1), **measured(1, 60, 0.7, "column mood"))
+    with pytest.raises(ValueError, match="--metric choice_nearest cannot be compared: the encoder of each model"):
+        compared(a, b, metrics=("choice_nearest",))
+    with pytest.raises(ValueError, match=r"recall@1 cannot be compared: other --recall_threshold: 0\.5 and 0\.7"):
+        compared(a, b, metrics=("recall@1",))
+    with pytest.raises(ValueError, match="attribute_f1 cannot be compared: other --attributes or --attribute_columns"):
+        compared(a, b, metrics=("attribute_f1",))
+    main([str(a), str(b)])
+    assert "4-way, similar sound %: left out: the encoder of each model" in capsys.readouterr().out
+    main([str(a), str(b), "--system", "rgmc_shuffled"])
+    printed = capsys.readouterr().out
+    assert "Recall@1 %: left out: other --recall_threshold: 0.5 and 0.7" in printed and "4-way" not in printed
+    main([str(a), str(b), "--metric", "words"])
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_the_command_prints_a_line_for_each_metric(tmp_path, capsys):

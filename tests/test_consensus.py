@@ -127,6 +127,8 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
         model.generate(audio_embeds=embeds, selection="mean")
     with pytest.raises(ValueError, match="one caption of each clip: leave out num_return_sequences"):
         model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
+    one = model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=1)
+    assert one.equal(model.generate(audio_embeds=embeds, selection="consensus"))
 
 
 def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, processor):
@@ -168,3 +170,15 @@ def test_the_evidence_of_a_caption_is_the_mean_over_its_words(make_config):
     assert mean_evidence(config, [1.0, 2.0, 4.0], "A sad, sad piano!") == 1.5
     assert mean_evidence(config, [1.0, 2.0, 4.0], "guitar") == 4.0
     assert mean_evidence(config, [1.0, 2.0, 4.0], "drums") == 0.0
+
+
+@pytest.mark.parametrize("text", ["llama", "qwen2", "gemma2"])
+def test_consensus_works_with_any_decoder(make_model, processor, log_mels, text):
+    model = make_model(text, max_new_tokens=4)
+    rows = make_rows([f"song-{row}" for row in range(4)], CAPTIONS[:4], processor)
+    embeds = model.embed_audio(log_mels(4)).detach()
+    model.set_datastore(CaptionDatastore(rows, embeds.numpy(), model.encoder_fingerprint()))
+    options = {"selection": "consensus", "num_beams": 2, "consensus_neighbors": 3}
+    batch = model.generate(audio_embeds=embeds[:2], **options).tolist()
+    alone = [model.generate(audio_embeds=embeds[row : row + 1], **options).tolist()[0] for row in range(2)]
+    assert [until_end(tokens, model) for tokens in batch] == [until_end(tokens, model) for tokens in alone]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,7 +30,8 @@ from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner
-from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems, with_interval
+from evaluation.intervals import with_interval
+from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
 from evaluation.systems import System, read_predictions
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from find_leaks import LeakageArguments, main
@@ -172,7 +174,11 @@ def test_the_frozen_encoder_is_that_of_the_clap(run, corpus, checkpoints, tmp_pa
     clap = ClapModel(ClapConfig(audio_config=AUDIO, text_config={**text, "vocab_size": 100}, projection_dim=32)).eval()
     clap.save_pretrained(tmp_path / "clap")
     results, lines = run(frozen_encoder=str(tmp_path / "clap"))
-    assert results["tables"]["3"][2] == "nearest_neighbor_frozen"
+    assert results["tables"]["3"][3:6] == [
+        "nearest_neighbor_statistics",
+        "nearest_neighbor_frozen",
+        "nearest_neighbor",
+    ]
     extractor = RGMCFeatureExtractor()
     train, test = (
         clap.get_audio_features(
@@ -210,7 +216,7 @@ def test_a_clip_is_no_candidate_of_itself_but_other_splits_have_its_file_name_to
 def test_an_ablation_as_the_model_has_its_row(run, checkpoints):
     results, _ = run(model=checkpoints["audio"])
     assert results["systems"]["rgmc"]["title"] == "RGMC (Audio Only)"
-    assert set(results["missing"]) == {"nearest_neighbor_frozen", "rgmc_text_only"}
+    assert set(results["missing"]) == {"nearest_neighbor_statistics", "nearest_neighbor_frozen", "rgmc_text_only"}
 
 
 @pytest.mark.parametrize(
@@ -244,7 +250,10 @@ def test_table_5_takes_a_transfer_model_and_says_which_rows_are_missing(run, cor
     options = {"dataset": str(tmp_path / "MusicCaps"), "transfer_model": checkpoints["both"]}
     results, lines = run(table=[1, 5], **options)
     assert captions_by(lines, "rgmc_transfer") == captions_by(lines, "rgmc")
-    assert results["missing"] == {"nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder"}
+    assert results["missing"] == {
+        "nearest_neighbor_statistics": "Nearest Neighbor (log-mel statistics): give --statistics_neighbor true",
+        "nearest_neighbor_frozen": "Nearest Neighbor (frozen encoder): give --frozen_encoder",
+    }
     printed = capsys.readouterr().out
     assert "LP-MusicCaps Supervised (reported, MusicCaps)" in printed
     assert "no row of Nearest Neighbor (frozen encoder): give --frozen_encoder" in printed
@@ -342,10 +351,11 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
-    results, wanted = run("one", masked=False, table=[3, 4])
+    results, wanted = run("one", masked=False, table=[3, 4], statistics_neighbor=True, oracle=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
+    options += ["--statistics_neighbor", "true", "--oracle", "true"]
     done = subprocess.run(
         [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"],
         cwd=tmp_path,
@@ -355,12 +365,14 @@ def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoin
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Table 3") == 1 and "3/3" in done.stderr and "5/5" not in done.stderr
+    assert done.stdout.count("Table 3") == 1
+    assert re.search("Captioning: .* 3/3 ", done.stderr) and not re.search("Captioning: .* 5/5 ", done.stderr)
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     said = [[line["captions"] for line in found] for found in (map(json.loads, lines), wanted)]
-    assert said[0] == said[1]
+    assert said[0] == said[1] and {"nearest_neighbor_statistics", "rgmc_oracle"} <= said[0][0].keys()
     results_of_two = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))
     assert results_of_two["listening"] == results["listening"] and len(results["listening"]["systems"]) == 3
+    assert results_of_two["retrieval"] == results["retrieval"]
 
 
 # -- interruptions ---------------------------------------------------------------------------------------------------
@@ -370,11 +382,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     whole, wanted = run("whole", masked=False)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, candidates):
+    def interrupted(self, batch, *options):
         if len(captioned) == 2:
             raise KeyboardInterrupt
         captioned.append(batch)
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *options)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -478,6 +490,43 @@ def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
     assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
 
 
+def test_attributes_are_scored_and_have_a_table_of_their_own(run, tmp_path, capsys):
+    results, lines = run(masked=False)
+    gold = results["systems"]["gold"]["scores"]
+    assert [gold[f"attribute_{name}"]["value"] for name in ("precision", "recall", "f1")] == [100, 100, 100]
+    assert results["attributes"]["sources"]["mood"] == "captions"
+    assert results["attributes"]["systems"]["gold"]["genre"]["facts"] > 0
+    printed = capsys.readouterr().out
+    reports = [(tmp_path / "eval" / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")]
+    assert "Attr. P" in printed and "100.0 / 100.0 / 100.0" in printed
+    assert all("Attr. P" in text and "100.0 / 100.0 / 100.0" in text for text in reports)
+    words = tmp_path / "words.yaml"
+    words.write_text(
+        "categories: {sound: {piano: [piano], song: [song], guitar: [guitar], beat: [beat]}}", encoding="utf-8"
+    )
+    results, lines = run("other", attributes=str(words), attribute_columns=["caption"], masked=False)
+    assert results["attributes"]["sources"] == {"sound": "column caption"}
+    assert results["attributes"]["systems"]["gold"]["all"]["facts"] == sum(
+        len({"piano", "song", "guitar", "beat"} & {*line["captions"]["gold"].split()}) for line in lines
+    )
+
+
+def test_attributes_that_cannot_be_read_stop_the_evaluation_before_the_captioning(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.Captioner", None)
+    with pytest.raises(ValueError, match="has no column mood: found file_name, id, caption"):
+        run(attribute_columns=["mood"])
+    (tmp_path / "words.yaml").write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words\.yaml: expected a mapping"):
+        run(attributes=str(tmp_path / "words.yaml"))
+
+
+def test_captions_without_attributes_are_no_error(run, tmp_path, capsys):
+    (tmp_path / "words.yaml").write_text("categories: {mood: {none: [zzz]}}", encoding="utf-8")
+    results, _ = run(attributes=str(tmp_path / "words.yaml"), masked=False)
+    assert "attributes" not in results
+    assert "Attr. P, Attr. R, Attr. F1: left out: no clip has an attribute of words.yaml" in capsys.readouterr().out
+
+
 # -- leaks ------------------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +571,7 @@ def test_scores_without_leaks_are_those_of_the_clips_that_do_not_leak(run, leaka
                 for name, score in (system[part] or {}).items():
                     assert asdict(Score(**found[key][part][name])) == pytest.approx(score), (key, name)
     printed = capsys.readouterr().out
-    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 5 + 3
+    assert printed.count(" 5 all ") == printed.count(" 3 without leaks ") == 7 + 3
     for text in (printed, (tmp_path / "eval" / "report.md").read_text(encoding="utf-8")):
         assert "2 of 5 clips leak from the split train and are left out: exact captions 1, identical audio 2." in text
         assert "by clap above 0.99" in text

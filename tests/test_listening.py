@@ -15,15 +15,17 @@ from clips.features import ClipFeatures
 from evaluation.captioning import Captioner
 from evaluation.listening import (
     TIE,
+    Heard,
     draw_distractors,
     mean_log_probs,
     measure_listening,
     nearest_distractors,
     pair_captions,
+    score_listening,
     share_of_first,
 )
 from modeling_rgmc import RGMCModel
-from reporting.results import ListeningResults
+from reporting.results import ListeningResults, Score
 from retrieval_rgmc import CaptionDatastore
 
 # -- a model whose probabilities are known ----------------------------------------------------------------------------
@@ -100,7 +102,8 @@ def listen_with(make_config):
         own_ids = [f"row of {row}" for row in range(len(captions))]
         parts = {"processor": Letters(), "features": Clips(captions), "own_ids": own_ids, "name": "a model"}
         captioner = SimpleNamespace(model=model, accelerator=Accelerator(), batch_size=3, **parts)
-        return measure_listening(captioner, samples, seed=0), model
+        results, _ = score_listening([measure_listening(captioner, seed=0)], samples, seed=0)
+        return results, model
 
     return listen_with
 
@@ -127,6 +130,20 @@ def test_shares_are_those_counted_by_hand(listen_with):
     for score in results.systems["rgmc"].scores.values():
         assert 0 <= score.low < score.value < score.high <= 100
     assert model.config.conditioning == "audio+candidate"
+
+
+def test_shares_of_several_checkpoints_are_their_mean():
+    def heard(*shares: float) -> Heard:
+        return Heard("a model", {"rgmc": "RGMC"}, {"rgmc": {"choice_random": np.array(shares)}}, {})
+
+    results, resamples = score_listening([heard(1, 0), heard(1, 1)], samples=200, seed=0)
+    scores = results.systems["rgmc"].scores
+    # 50 and 100. Of two clips, a resample has the first twice, both, or the second twice: 100, 75 or 50.
+    assert scores["choice_random"] == Score(75, 50, 100, pytest.approx(50 / 2**0.5), [50, 100])
+    assert {*resamples["rgmc"]["choice_random"].tolist()} == {50, 75, 100}
+    assert scores["audio_swap"] == Score(None)
+    alone, nothing = score_listening([heard(1, 0)], samples=0, seed=0)
+    assert alone.systems["rgmc"].scores["choice_random"] == Score(50) and nothing == {"rgmc": {}}
 
 
 def test_each_caption_follows_the_candidate_of_its_clip(listen_with):
@@ -248,7 +265,7 @@ def listen(make_model, processor, log_mels):
         sounds = Dataset.from_dict({"log_mel": log_mels(6).squeeze(1).numpy()}, features=shape)
         clips = ClipFeatures([f"clip-{row}" for row in range(6)], [[caption] for caption in CAPTIONS[:6]], sounds)
         captioner = Captioner("a model", model, processor, clips, Accelerator(), batch_size, None)
-        return measure_listening(captioner, samples=20, seed=0)
+        return score_listening([measure_listening(captioner, seed=0)], samples=20, seed=0)[0]
 
     return listen
 

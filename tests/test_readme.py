@@ -33,6 +33,7 @@ SCRIPTS += [f"prepare.py {name}" for name in READERS]
 MODULES = [
     "training.checkpoints",
     "evaluation.compare",
+    "evaluation.sanity",
     *(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")),
 ]
 
@@ -288,6 +289,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "find_leaks.py",
         "-m training.checkpoints",
         "-m evaluation.compare",
+        "-m evaluation.sanity",
     ]
     running = [
         subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_resuming_with_other_options_or_rows_is_refused(arguments, whole, tmp_pa
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.01"):
         train.main([*arguments("run"), "--learning_rate", "1e-2"])
     with pytest.raises(ValueError, match="another run: clips was"):
-        train.main([*arguments("run"), "--max_train_samples", "9"])
+        train.main([*arguments("run"), "--max_train_samples", "12"])
     with pytest.raises(FileExistsError, match="resume it with --resume_from_checkpoint last"):
         argv = arguments("run")
         train.main(argv[: argv.index("--resume_from_checkpoint")])
@@ -243,6 +244,7 @@ def test_a_run_without_a_checkpoint_begins_anew_when_resumed(arguments, whole, t
     argv = arguments("run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")  # a best model was saved, but no checkpoint-<step> yet
+    (tmp_path / "run" / ".unfinished").touch()
     train.main(argv)
     assert_same_run(tmp_path / "run", whole)
 
@@ -253,3 +255,43 @@ def test_a_line_of_the_log_that_was_cut_off_does_not_matter(arguments, whole, tm
         file.write('{"step": 12, "lo')
     train.main([*arguments("run"), "--max_steps", "12"])
     read_lines(tmp_path / "run" / "log.jsonl")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_before_it_has_saved_anything_leaves_the_former_one(corpus, tmp_path, monkeypatch):
+    options = ["--num_train_epochs", "2"]
+    folder = run(tmp_path, corpus, *options)
+    former = contents(folder)
+    again = ["--overwrite_output_dir", "true", "--seed", "1"]
+    for step in ("find_neighbors", "train_epoch"):  # while its parts are made, and in its first epoch
+        with monkeypatch.context() as patch:
+            patch.setattr(train, step, lambda *args, **kwargs: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, corpus, *again)
+        longer = [*options[:1], "3", "--resume_from_checkpoint", "last"]
+        with monkeypatch.context() as patch:  # a resumed run finds all that it needs
+            patch.setattr(train, "train_epoch", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, corpus, *longer)
+        found = contents(folder)
+        assert {name for name in former if found.get(name) != former[name]} <= {"neighbors.jsonl"}
+    run(tmp_path, corpus, *again, "--num_train_epochs", "1")
+    assert contents(folder)["model.safetensors"] != former["model.safetensors"]
+    assert not [name for name in contents(folder) if name.startswith(".")]
+    assert len(list(folder.glob("checkpoint-*"))) == 1
+
+
+def test_a_finished_model_without_a_checkpoint_is_not_replaced_by_resuming(corpus, tmp_path):
+    folder = run(tmp_path, corpus)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match="holds a finished model but no checkpoint-<step> to resume from"):
+        run(tmp_path, corpus, "--resume_from_checkpoint", "last")
+    assert contents(folder) == before
+    (folder / ".unfinished").touch()  # killed between its first model and its first checkpoint
+    run(tmp_path, corpus, "--resume_from_checkpoint", "last", "--seed", "1")
+    assert contents(folder)["model.safetensors"] != before["model.safetensors"]

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,21 +21,23 @@ from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.captioning import Captioner
+from evaluation.log_mel_statistics import embed_statistics
 from evaluation.resamples import read_resamples, write_resamples
 from evaluation.scoring import score_systems
 from evaluation.seeds import check_same_configuration
-from evaluation.systems import System
+from evaluation.systems import System, consensus_time
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from reporting.results import EvaluationResults, Score
 from retrieval_rgmc import CaptionDatastore
 
-SHARED = {"gold", "random"}
+SHARED = {"gold", "random", "most_frequent", "nearest_neighbor_statistics"}
 OF_CHECKPOINT = {
-    *("nearest_neighbor", "rgmc", "rgmc_shuffled", "rgmc_audio_only_masked", "rgmc_text_only_masked"),
-    *("rgmc_random_candidate", "rgmc_gold_candidate"),
+    *("nearest_neighbor", "consensus", "rgmc", "rgmc_oracle", "rgmc_shuffled", "rgmc_audio_only_masked"),
+    *("rgmc_text_only_masked", "rgmc_random_candidate", "rgmc_gold_candidate"),
 }
+ROWS = {"statistics_neighbor": True, "oracle": True}
 
 
 def write_checkpoint(folder: Path, corpus: Path, tokenizer, seed: int, captions=SPLITS["train"], **fields) -> str:
@@ -99,12 +102,12 @@ def evaluate(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(evaluate, checkpoints) -> list[Path]:
     """The evaluations of each checkpoint by itself."""
-    return [evaluate(Path(name).name, name, table=[3, 4]) for name in checkpoints]
+    return [evaluate(Path(name).name, name, table=[3, 4], **ROWS) for name in checkpoints]
 
 
 @pytest.fixture(scope="module")
 def together(evaluate, checkpoints) -> Path:
-    return evaluate("together", checkpoints, table=[1, 3, 4])
+    return evaluate("together", checkpoints, table=[1, 3, 4], **ROWS)
 
 
 def read_json(path: Path) -> dict:
@@ -115,7 +118,7 @@ def read_json(path: Path) -> dict:
 
 
 def test_one_checkpoint_has_neither_deviations_nor_others(evaluate, alone, checkpoints):
-    again = evaluate("again", checkpoints[:1], table=[3, 4])
+    again = evaluate("again", checkpoints[:1], table=[3, 4], **ROWS)
     for file in ("predictions.jsonl", "report.md", "report.html", "results.json"):
         texts = [(folder / file).read_text(encoding="utf-8") for folder in (alone[0], again)]
         assert texts[0] == texts[1].replace(str(again), str(alone[0])), file
@@ -123,7 +126,8 @@ def test_one_checkpoint_has_neither_deviations_nor_others(evaluate, alone, check
     results = read_json(alone[0] / "results.json")
     assert [*results] == [
         *("model", "checkpoint", "dataset", "split", "seed", "command", "caption_normalization", "text", "versions"),
-        *("bootstrap", "n", "skipped", "metrics", "unavailable", "systems", "tables", "side_by_side", "missing"),
+        *("bootstrap", "n", "skipped", "metrics", "unavailable", "systems", "attributes", "listening", "retrieval"),
+        *("tables", "side_by_side", "missing"),
     ]
     assert results["model"] == checkpoints[0]
     for system in results["systems"].values():
@@ -133,7 +137,7 @@ def test_one_checkpoint_has_neither_deviations_nor_others(evaluate, alone, check
     line = read_lines(alone[0] / "predictions.jsonl")[0]
     assert [*line] == [
         *("id", "caption_normalization", "prediction", "references"),
-        *("candidate", "candidate_id", "similarity", "captions"),
+        *("candidate", "candidate_id", "similarity", "beams", "captions"),
     ]
 
 
@@ -163,6 +167,145 @@ def test_a_row_is_the_mean_over_the_checkpoints(alone, together):
                 assert [score["low"], score["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), rel=1e-5)
                 assert read_resamples(together)[key][metric] == pytest.approx(drawn, rel=1e-5)
     assert some_differ == OF_CHECKPOINT  # or nothing was averaged
+
+
+def check_mean(found: dict, wanted: list[dict], drawn: list[np.ndarray] | None = None) -> float:
+    """Checks a score against those of the checkpoints by themselves and their resamples; returns its deviation."""
+    values = [score["value"] for score in wanted]
+    if values[0] is None:
+        assert found == {"value": None}
+        return 0
+    assert found["by_checkpoint"] == values and found["value"] == pytest.approx(statistics.mean(values))
+    assert found["deviation"] == pytest.approx(statistics.stdev(values))
+    if drawn is not None:
+        interval = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+        assert [found["low"], found["high"]] == pytest.approx(interval, rel=1e-5)
+    return found["deviation"]
+
+
+def test_what_is_heard_and_retrieved_is_a_mean_too(alone, together):
+    found, wanted = read_json(together / "results.json"), [read_json(folder / "results.json") for folder in alone]
+    resamples, of_mean = [read_resamples(folder) for folder in alone], read_resamples(together)
+    deviations = {"listening": [], "retrieval": []}
+    for key, system in found["listening"]["systems"].items():
+        for metric, score in system["scores"].items():
+            drawn = None if score["value"] is None else [of_one[key][metric] for of_one in resamples]
+            scores = [one["listening"]["systems"][key]["scores"][metric] for one in wanted]
+            deviations["listening"].append(check_mean(score, scores, drawn))
+            if drawn is not None:
+                assert of_mean[key][metric] == pytest.approx(np.mean(drawn, axis=0), rel=1e-5)
+    by_encoder = [one["retrieval"]["encoders"] for one in wanted]
+    own = found["retrieval"]["encoders"]["nearest_neighbor"]
+    for k, score in own["recall"].items():
+        drawn = [of_one["nearest_neighbor"][f"recall@{k}"] for of_one in resamples]
+        scores = [encoders["nearest_neighbor"]["recall"][k] for encoders in by_encoder]
+        deviations["retrieval"].append(check_mean(score, scores, drawn))
+        assert of_mean["nearest_neighbor"][f"recall@{k}"] == pytest.approx(np.mean(drawn, axis=0), rel=1e-5)
+    assert all(map(any, deviations.values()))  # or nothing was averaged
+    # What no checkpoint changes.
+    assert own["ceiling"] == by_encoder[0]["nearest_neighbor"]["ceiling"]
+    shared = "nearest_neighbor_statistics"
+    assert found["retrieval"]["encoders"][shared] == by_encoder[0][shared]
+
+
+def test_the_attributes_are_means_too(alone, together):
+    found, *wanted = (read_json(folder / "results.json")["attributes"] for folder in (together, *alone))
+    assert found["systems"].keys() == SHARED | OF_CHECKPOINT
+    deviations = []
+    for key, categories in found["systems"].items():
+        if key in SHARED:
+            assert categories == wanted[0]["systems"][key] and found["concepts"][key] == wanted[0]["concepts"][key]
+            continue
+        for category, scores in categories.items():
+            for name, score in scores.items():
+                by_checkpoint = [one["systems"][key][category][name] for one in wanted]
+                if name in ("concepts", "claims", "facts"):
+                    assert score == pytest.approx(statistics.mean(by_checkpoint))
+                else:
+                    deviations.append(check_mean(score, by_checkpoint))
+        for category, concepts in found["concepts"][key].items():
+            each = [one["concepts"][key][category] for one in wanted]
+            assert concepts.keys() == {name for of_one in each for name in of_one}
+            for name, counts in concepts.items():
+                for kind, count in counts.items():
+                    alone_counts = [of_one.get(name, {}).get(kind, 0) for of_one in each]
+                    assert count == pytest.approx(statistics.mean(alone_counts))
+    assert any(deviations)
+
+
+def test_what_no_checkpoint_changes_is_computed_once(evaluate, checkpoints, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "evaluation.neighbors.embed_statistics",
+        lambda songs, clips, embed=embed_statistics: seen.append(len(songs)) or embed(songs, clips),
+    )
+    folder = evaluate("once", checkpoints[:2], masked=False, statistics_neighbor=True, bootstrap=0)
+    assert len(seen) == 1
+    line = read_lines(folder / "predictions.jsonl")[0]
+    assert {*line["other_checkpoints"][0]["captions"]} == {"nearest_neighbor", "consensus", "rgmc", "rgmc_shuffled"}
+
+
+def test_consensus_is_a_row_of_each_checkpoint_with_its_time(evaluate, corpus, checkpoints, capsys, monkeypatch):
+    options = {"masked": False, "listening": False}
+    plain = evaluate("plain", checkpoints[0], **options)
+    folders = [evaluate(f"consensus-{name}", name, consensus=True, **options) for name in checkpoints[:2]]
+    both = evaluate("consensus", checkpoints[:2], consensus=True, **options)
+    printed = capsys.readouterr().out
+    one, two, found = (read_json(folder / "results.json") for folder in (*folders, both))
+    table = found["tables"]["3"]
+    assert table[table.index("rgmc") + 1] == "rgmc_consensus"
+    for metric in ("rouge_l", "words"):
+        scores = [of["systems"]["rgmc_consensus"]["scores"][metric] for of in (one, two)]
+        check_mean(found["systems"]["rgmc_consensus"]["scores"][metric], scores)
+    said = [[line["captions"] for line in read_lines(folder / "predictions.jsonl")] for folder in (plain, folders[0])]
+    assert [line["rgmc"] for line in said[0]] == [line["rgmc"] for line in said[1]]
+    model, processor = RGMCModel.from_pretrained(checkpoints[0]), RGMCProcessor.from_pretrained(checkpoints[0])
+    clips = processor(audio=[str(corpus / "test" / f"{row}.wav") for row in range(4)])
+    tokens = model.generate(clips["input_features"], selection="consensus", tokenizer=processor.tokenizer)
+    wanted = map(processor.normalize, processor.batch_decode(tokens, skip_special_tokens=True))
+    assert [line["rgmc_consensus"] for line in said[1]] == [*wanted] != [line["rgmc"] for line in said[1]]
+    assert "consensus_time" not in read_json(plain / "results.json") and found["consensus_time"] > 0
+    note = f"consensus decoding took {found['consensus_time']:.1f} times as long as the most probable captions"
+    assert note in printed and note in (both / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_that_decodes_by_consensus_says_so_in_every_row(evaluate, checkpoints, tmp_path):
+    other = Path(shutil.copytree(checkpoints[0], tmp_path / "other"))
+    (other / "config.json").write_text(json.dumps({**read_json(other / "config.json"), "selection": "consensus"}))
+    options = {"consensus": True, "oracle": True, "listening": False, "table": [3, 4]}
+    folders = [evaluate(f"selection-{i}", str(name), **options) for i, name in enumerate((checkpoints[0], other))]
+    best, consensus = ([line["captions"] for line in read_lines(of / "predictions.jsonl")] for of in folders)
+    for line, of_other in zip(best, consensus, strict=True):
+        assert (line["rgmc"], line["rgmc_consensus"]) == (of_other["rgmc_best"], of_other["rgmc"])
+        assert line["rgmc_oracle"] == of_other["rgmc_oracle"]
+    for key in ("rgmc_audio_only_masked", "rgmc_text_only_masked", "rgmc_random_candidate", "rgmc_gold_candidate"):
+        assert [line[key] for line in best] != [line[key] for line in consensus], key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ({"Captioning": 2, "Captioning: RGMC, consensus": 9}, 4.5),
+        ({"Captioning": 9, "Captioning: RGMC, most probable caption": 2}, 4.5),
+        ({"Captioning": 2, "Captioning: RGMC, gold candidate": 9}, None),
+        ({"Captioning: RGMC, consensus": 9}, None),  # the run resumed after the others
+    ],
+)
+def test_the_time_of_consensus_is_relative_to_the_most_probable_captions(seconds, wanted):
+    assert consensus_time(SimpleNamespace(seconds=seconds)) == wanted
+
+
+def test_consensus_never_sees_the_caption_of_the_clip_itself(evaluate, checkpoints, monkeypatch):
+    def generate(self, *args, own=RGMCModel.generate, **options):
+        if options.get("selection") == "consensus":
+            excluded.extend(options["exclude_ids"])
+        return own(self, *args, **options)
+
+    excluded = []
+    monkeypatch.setattr(RGMCModel, "generate", generate)
+    folder = evaluate("own", checkpoints[0], split="train", consensus=True, masked=False, listening=False)
+    ids = [line["id"] for line in read_lines(folder / "predictions.jsonl")]
+    assert excluded[:11] == ids[:11] and len(excluded) == 13  # the datastore writes the caption of the 12th otherwise
 
 
 def test_differences_are_paired_over_clips_and_checkpoints(alone, together):
@@ -208,6 +351,7 @@ def test_means_deviations_and_intervals_are_those_computed_by_hand():
 
 
 def test_what_each_checkpoint_says_is_kept(alone, together, checkpoints):
+    fields = ("prediction", "candidate", "candidate_id", "similarity", "beams")
     lines, (first, *others) = (
         read_lines(together / "predictions.jsonl"),
         [read_lines(folder / "predictions.jsonl") for folder in alone],
@@ -217,7 +361,7 @@ def test_what_each_checkpoint_says_is_kept(alone, together, checkpoints):
         assert line == first[row]
         for name, entry, other in zip(checkpoints[1:], said, others, strict=True):
             captions = {key: caption for key, caption in other[row]["captions"].items() if key in OF_CHECKPOINT}
-            shared = {key: other[row][key] for key in ("prediction", "candidate", "candidate_id", "similarity")}
+            shared = {key: other[row][key] for key in fields}
             assert entry == {"checkpoint": name, **shared, "captions": captions}
     assert [line["prediction"] for line in lines] != [line["prediction"] for line in others[0]]
 
@@ -234,7 +378,8 @@ def test_the_tables_and_the_report_show_the_deviation(evaluate, together, checkp
     assert f"<td>{cell} <small>[{score['low']:.2f}, {score['high']:.2f}]</small></td>" in page
     note = "a ± b: mean and standard deviation over 3 checkpoints that differ by seed"
     for text in (markdown, page):
-        assert text.count(note) == 2  # Tables 3 and 4
+        assert text.count(note) == 4  # Tables 3 and 4, listening and retrieval
+        assert "means over 3 checkpoints that differ by seed; ± is the standard deviation of F1" in text
         assert "RGMC a, b, c on" in text and "Scores are means over 3 checkpoints" in text
         assert all(digest in text for checkpoint in found["checkpoints"] for digest in checkpoint["sha256"].values())
     for line in read_lines(together / "predictions.jsonl"):
@@ -274,19 +419,19 @@ def test_an_interrupted_evaluation_resumes_within_the_second_checkpoint(evaluate
     whole = evaluate("whole", checkpoints[:2], **options)
     captioned, caption_batch = [], Captioner._caption_batch
 
-    def interrupted(self, batch, candidates):
+    def interrupted(self, batch, *arguments):
         if len(captioned) == 3:
             raise KeyboardInterrupt
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *arguments)
 
     monkeypatch.setattr(Captioner, "_caption_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate("cut", checkpoints[:2], **options)
 
-    def recorded(self, batch, candidates):
+    def recorded(self, batch, *arguments):
         captioned.append((Path(self.name).name, batch))
-        return caption_batch(self, batch, candidates)
+        return caption_batch(self, batch, *arguments)
 
     monkeypatch.setattr(Captioner, "_caption_batch", recorded)
     cut = evaluate("cut", checkpoints[:2], **options)

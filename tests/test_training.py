@@ -51,6 +51,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "eval",
         "feature_extraction_rgmc.py",
         "generation_config.json",
+        "generation_rgmc.py",
         "layers_rgmc.py",
         "log.jsonl",
         "model.safetensors",
@@ -83,11 +84,15 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         assert isinstance(line["prediction"], str)
     results = json.loads((checkpoint / "eval" / "results.json").read_text())
     assert results["n"] == 4 and "listening" not in results
-    assert list(results["systems"]) == ["gold", "random", "nearest_neighbor", "rgmc", "rgmc_shuffled"]
+    assert list(results["systems"]) == [
+        *("gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor", "consensus"),
+        *("rgmc", "rgmc_shuffled"),
+    ]
     scores = {name: system["scores"] for name, system in results["systems"].items()}
-    assert {*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d", "copy", "distinct", "novel", "words"} == set(
-        scores["rgmc"]
-    )
+    assert set(scores["rgmc"]) == {
+        *(*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider_d", "copy", "distinct", "novel", "words"),
+        *("attribute_precision", "attribute_recall", "attribute_f1"),
+    }
     assert scores["gold"]["cider_d"]["value"] == pytest.approx(1000)
     assert scores["gold"]["bleu_4"]["value"] == pytest.approx(100)
     assert scores["nearest_neighbor"]["copy"]["value"] == 100

@@ -39,6 +39,9 @@ FREE_OPTIONS = {
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "model_license", "datastore_license"),
 }
 
+FORMER_RUN = ".former-run"  # folder of what a run replaces, until it has something to put in its place
+UNFINISHED = ".unfinished"  # file that is there from the start of a training to its end
+
 # Only these files are pushed to the Hub (`is_model_file`).
 MODEL_FILES = [
     *("README.md", "config.json", "generation_config.json", "*_rgmc.py", ".eval_results/*.yaml"),
@@ -102,6 +105,7 @@ def save_state(output_dir: Path, accelerator: Accelerator, state: TrainingState,
         raise OSError(f"{place} cannot be written ({error}); {left}") from error
     if accelerator.is_main_process:
         os.replace(staging, place)
+        end_former_run(output_dir)
         for checkpoint in list_checkpoints(output_dir)[:-limit]:
             shutil.rmtree(checkpoint)
     accelerator.wait_for_everyone()
@@ -129,26 +133,58 @@ def find_checkpoint(name: str | None, output_dir: Path) -> Path | None:
 
 
 def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | None:
-    """Makes `output_dir`, clears a former run's state unless it is resumed, and returns the checkpoint to resume."""
+    """
+    Makes `output_dir`, and returns the checkpoint to resume. Nothing of a former run is touched yet.
+
+    Raises:
+        `FileExistsError`: If `output_dir` holds a run that is neither to be resumed nor to be replaced.
+    """
     output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
-    former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
-    if former and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        raise FileExistsError(
-            f"{output_dir} holds a run ({former[0].name}): resume it with --resume_from_checkpoint last, "
-            "choose another --output_dir, or give --overwrite_output_dir true"
-        )
-    accelerator.wait_for_everyone()
+    aside = output_dir / FORMER_RUN
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         for path in output_dir.glob(".incomplete*"):
             shutil.rmtree(path)
-        if not checkpoint:
-            for path in list_checkpoints(output_dir):
-                shutil.rmtree(path)
-            (output_dir / "log.jsonl").unlink(missing_ok=True)
+        if aside.is_dir():  # the run that replaced it ended before it had saved anything
+            for path in aside.iterdir():
+                os.replace(path, output_dir / path.name)
+            aside.rmdir()
     accelerator.wait_for_everyone()
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
+    if former and not args.overwrite_output_dir:
+        ways = "choose another --output_dir, or give --overwrite_output_dir true to replace it"
+        if not args.resume_from_checkpoint:
+            raise FileExistsError(
+                f"{output_dir} holds a run ({former[0].name}): resume it with --resume_from_checkpoint last, {ways}"
+            )
+        if not checkpoint and not (output_dir / UNFINISHED).exists():
+            raise FileExistsError(
+                f"{output_dir} holds a finished model but no checkpoint-<step> to resume from: {ways}"
+            )
     return checkpoint
+
+
+def begin_run(output_dir: Path):
+    """
+    Puts the checkpoints and the log of a former run aside, once all that a new run needs has been read and checked.
+    [`end_former_run`] deletes them when the new run has saved something; its model is replaced by a better one.
+    """
+    aside = output_dir / FORMER_RUN
+    aside.mkdir()
+    for path in [*list_checkpoints(output_dir), output_dir / "log.jsonl", output_dir / "neighbors.jsonl"]:
+        if path.exists():
+            os.replace(path, aside / path.name)
+    (output_dir / UNFINISHED).touch()
+
+
+def end_former_run(output_dir: Path):
+    shutil.rmtree(output_dir / FORMER_RUN, ignore_errors=True)
+
+
+def end_run(output_dir: Path):
+    """Notes that the training is over."""
+    (output_dir / UNFINISHED).unlink(missing_ok=True)
 
 
 def load_state(
@@ -247,6 +283,7 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
             shutil.rmtree(target)
         os.replace(entry, target)
     staging.rmdir()
+    end_former_run(output_dir)
 
 
 def is_model_file(name: str) -> bool:

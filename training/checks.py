@@ -45,8 +45,10 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for name in ("word_loss_weight", "warmup_steps", "num_sample_captions", "text_pretraining_steps"):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
-    if args.word_loss_weight and (model_args.freeze_audio_tower or model_args.conditioning == "candidate"):
-        raise ValueError("--word_loss_weight does nothing where the audio encoder is not trained: set it to 0")
+    if model_args.freeze_audio_tower or model_args.conditioning == "candidate":
+        for name, off in (("word_loss_weight", "0"), ("augment_audio", "false")):
+            if getattr(args, name):
+                raise ValueError(f"--{name} does nothing where the audio encoder is not trained: set it to {off}")
     for name in SHARES:
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name} is a probability: expected 0 to 1, got {getattr(args, name)}")
