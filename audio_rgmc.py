@@ -36,6 +36,7 @@ EXACT_WITH_PCM = {"aiff", "au", "caf", "w64", "wav"}
 RIFF_TEXTS = re.compile(rb"(LIST.{4})INFO", re.DOTALL)
 OGG_BEGINNING = re.compile(rb"OggS\0[\2\6]")  # the first page of a stream
 FROM_THE_START = "decoded from its start, because the times in it are not exact"
+OPPOSITE_PHASE = "channels in opposite phase, their mean is silent"
 TIME_ERROR = 0.05  # s, by which the time of a frame may differ from the end of the frame before
 
 Source = str | os.PathLike | bytes | BinaryIO | dict[str, Any]
@@ -97,10 +98,21 @@ def load_audio(
         `AudioWarning`: If there is less sound than wanted, digital silence or channels in opposite phase, and if
         the file was decoded from its start.
     """
+    return decode_audio(source, start, duration, sampling_rate, stream)[0]
+
+
+def decode_audio(
+    source: Source,
+    start: float | None = None,
+    duration: float = 10.0,
+    sampling_rate: int = 48_000,
+    stream: int | None = None,
+) -> tuple[np.ndarray, float]:
+    """Does what [`load_audio`] does, and also returns the length of the whole sound in seconds."""
     name = _name_of(source)
     with _open_binary(source, name) as file, _stream(file, name, stream) as found:
         channels, rate = found.read(start, duration)
-    return _finish(channels, rate, duration, sampling_rate, name, found.mix)
+    return _finish(channels, rate, duration, sampling_rate, name, found.mix), found.seconds
 
 
 def probe_audio(source: Source) -> dict[str, Any]:
@@ -286,10 +298,12 @@ class _AudioStream:
         if container == "ogg":
             self.exact = not self._is_chained()
         self.counted = 0  # samples in the file; 0 until they have to be counted
+        self.seconds = 0.0  # length of the sound, once `read` has found it
 
     def read(self, start: float | None, duration: float) -> tuple[np.ndarray, int]:
         """Decodes `duration` seconds from `start` (`None`: the middle), or what there is. Returns `(C, N)` and Hz."""
         length, exact = self.length(), self.exact
+        self.seconds = length / self.rate
         first, count = _window(length, self.rate, start, duration, self.name)
         for seek_to in (first - round(PREROLL * self.rate), None) if exact else (None,):
             pieces = self._pieces(seek_to, first, count)
@@ -496,7 +510,7 @@ def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> 
         if loudest == 0:
             _announce(name, "digital silence")
         elif peak < 1e-3 * loudest:
-            _announce(name, "channels in opposite phase, their mean is silent")
+            _announce(name, OPPOSITE_PHASE)
     return mono
 
 

@@ -43,6 +43,7 @@ def parse(
     *,
     defaults: dict[str, Any] | None = None,
     prog: str | None = None,
+    positional: str | None = None,
 ) -> tuple:
     """
     Reads a command line into dataclasses. A mistake in it ends the process with one line and exit status 2.
@@ -53,11 +54,12 @@ def parse(
         description (`str`, *optional*): What `--help` prints above the options.
         defaults (`dict[str, Any]`, *optional*): Defaults that replace those of the fields.
         prog (`str`, *optional*, defaults to the running script): Name of the script.
+        positional (`str`, *optional*): A field of lists whose words are given without a name, anywhere.
 
     Returns:
         An instance of each dataclass.
     """
-    parser = OptionParser(dataclasses, defaults=defaults, description=description, prog=prog)
+    parser = OptionParser(dataclasses, defaults=defaults, positional=positional, description=description, prog=prog)
     return parser.parse(argv)
 
 
@@ -74,9 +76,10 @@ class OptionParser(HfArgumentParser):
         dataclasses: type | Sequence[type] = (),
         config_file: bool = False,
         defaults: dict[str, Any] | None = None,
+        positional: str | None = None,
         **kwargs,
     ):
-        self.config_file, self.own_defaults = config_file, defaults or {}
+        self.config_file, self.own_defaults, self.positional = config_file, defaults or {}, positional
         self.flags: list[str] = []
         self.waiting: list[tuple[str, str, dict[str, Any]]] = []  # options, until all are known
         self.options: dict[str, dict[str, Any]] = {}  # of the dataclasses, by name: what argparse knows of them
@@ -90,7 +93,8 @@ class OptionParser(HfArgumentParser):
                     self.titles.setdefault(option.name, getattr(part, "group", "options"))
                     ranks.setdefault(option.name, 2 if part.__module__ == __name__ else int(part is not whole))
         if dataclasses:
-            kwargs["usage"] = f"%(prog)s {'[options.yaml] ' if config_file else ''}--option value ..."
+            first = "[options.yaml] " if config_file else f"{_singular(positional)} ... " if positional else ""
+            kwargs["usage"] = f"%(prog)s {first}--option value ..."
         kwargs["formatter_class"] = partial(RawDescriptionHelpFormatter, max_help_position=32)
         super().__init__(dataclasses, allow_abbrev=False, exit_on_error=False, **kwargs)
         # A dataclass's own options come first, then those that it inherits, then those that scripts share.
@@ -103,6 +107,9 @@ class OptionParser(HfArgumentParser):
     def add_argument(self, *flags: str, **kwargs):
         """As `ArgumentParser.add_argument`; an option of a dataclass goes to its group, in one spelling."""
         name = kwargs.get("dest", flags[0].lstrip("-"))
+        if name == self.positional:
+            kind: dict[str, Any] = {"nargs": "*", "metavar": _singular(name), "default": [], "help": kwargs["help"]}
+            return self.waiting.append((name, name, kind))
         self.flags.append(flags[0])
         if name not in self.titles:
             return super().add_argument(*flags, **kwargs)
@@ -114,6 +121,8 @@ class OptionParser(HfArgumentParser):
             kwargs["help"] += " (required)"
         elif default is not False and default not in (None, {}, []):
             kwargs["help"] += f" (default: {_shown(default)})".replace("%", "%%")
+        if self.positional and kwargs["type"] is string_to_bool:  # `--strict song.mp3`: the next word is no value
+            return self.waiting.append((name, flags[0], {"action": "store_true", "help": kwargs["help"]}))
         kwargs["type"] = {dict: mapping, string_to_bool: boolean}.get(kwargs["type"], kwargs["type"])
         if "choices" not in kwargs:
             metavars = {int: "N", float: "X", mapping: "MAPPING", boolean: "BOOL"}
@@ -139,13 +148,16 @@ class OptionParser(HfArgumentParser):
             self.error(str(error))
 
     def parse_args(self, args=None, namespace=None):
-        words = []
-        for word in sys.argv[1:] if args is None else args:
+        words: list[str] = []
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if self.positional and "--" in given else len(given)
+        for word in given[:end]:
             flag, equals, value = word.partition("=")
             spelt = f"--{flag[2:].replace('-', '_')}"
             words.append(spelt + equals + value if flag.startswith("--") and spelt in self.flags else word)
         try:
-            namespace, unknown = self.parse_known_args(words, namespace)
+            read = self.parse_known_intermixed_args if self.positional else self.parse_known_args
+            namespace, unknown = read(words, namespace)
         except ArgumentError as error:
             kinds = {"int": "a whole number", "float": "a number"}
             message = re.sub(
@@ -154,6 +166,8 @@ class OptionParser(HfArgumentParser):
             self.error(": ".join(filter(None, (error.argument_name, message))))
         if unknown:
             self._refuse(unknown)
+        if self.positional:
+            setattr(namespace, self.positional, [*getattr(namespace, self.positional), *given[end + 1 :]])
         return namespace
 
     def error(self, message: str) -> NoReturn:
@@ -230,6 +244,10 @@ class OptionParser(HfArgumentParser):
         except ArgumentError:
             return False
         return True
+
+
+def _singular(name: str) -> str:
+    return name.upper().removesuffix("S")
 
 
 def mapping(text: str) -> dict:

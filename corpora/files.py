@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 NOT_AUDIO = {".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".md", ".html", ".png", ".jpg", ".webp"}
@@ -11,10 +11,16 @@ AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma
 AUDIO |= {".mp4", ".mkv", ".mov", ".mpg"}  # endings that a table's names may have even if the files have others
 
 
-def walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path, reject: Callable[[str, str], None] | None = None) -> Iterator[str]:
     """
     Yields all files of a folder and its subfolders in the order of their names, except hidden ones. Links are followed,
     but each folder is read once.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        reject (`Callable[[str, str], None]`, *optional*):
+            Called with each path that cannot be used and the reason; by default that is an error.
 
     Raises:
         `OSError`: If the folder does not exist or a folder cannot be read.
@@ -22,8 +28,14 @@ def walk(folder: Path) -> Iterator[str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
+
+    def refuse(error: OSError):
+        if reject is None:
+            raise error
+        reject(os.fspath(error.filename), f"cannot be read ({error.strerror})")
+
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -35,12 +47,11 @@ def walk(folder: Path) -> Iterator[str]:
             try:
                 file.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it") from error
+                if reject is None:
+                    raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it") from error
+                reject(file, "its name is not UTF-8; rename it")
+                continue
             yield file
-
-
-def _raise(error: OSError):
-    raise error
 
 
 def may_be_audio(file: str) -> bool:

@@ -12,16 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers.utils import cached_file
 
+from clips.checkpoints import identify
 from clips.embedding import own_ids
 from clips.features import ClipFeatures, Split
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from reporting.results import Checkpoint, Prediction
-
-CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
-CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
 
 
 @dataclass
@@ -164,15 +161,6 @@ class Captioner:
         ]
 
 
-def identify(name: str) -> Checkpoint:
-    """What identifies a checkpoint: the SHA-256 of its files and its commit on the Hub."""
-    folder = Path(cached_file(name, "config.json")).parent  # named after the commit in the Hub's cache
-    revision = None if Path(name).is_dir() else folder.name
-    files = sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
-    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-    return {"name": name, "revision": revision, "sha256": digests}
-
-
 @contextmanager
 def conditioned_on(model: RGMCModel, conditioning: str | None):
     """
@@ -200,8 +188,3 @@ def _whole_lines(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import GenerationConfig
 
+from clips.checkpoints import CHECKPOINT_FILES, identify
 from configuration_rgmc import RGMCConfig
-from evaluation.captioning import CHECKPOINT_FILES, Captioner, identify
+from evaluation.captioning import Captioner
 from evaluation.systems import SHARED, System
 from processing_rgmc import RGMCProcessor
 from reporting.results import Prediction

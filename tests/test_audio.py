@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
 
-from audio_rgmc import AudioError, AudioWarning, load_audio, prepare_waveform
+from audio_rgmc import AudioError, AudioWarning, decode_audio, load_audio, prepare_waveform
 from clips.isolation import SECONDS
 from feature_extraction_rgmc import RGMCFeatureExtractor, log_mel_spectrogram
 
@@ -92,6 +92,14 @@ def test_streamed_wav_without_length_has_its_middle(wav):
     data = content.index(b"data")
     content[data + 4 : data + 8] = b"\xff" * 4
     np.testing.assert_array_equal(load_audio(bytes(content)), prepare_waveform(samples, RATE))
+
+
+def test_decoding_also_returns_the_length_of_the_whole_sound(wav, encoded):
+    waveform, seconds = decode_audio(wav[0], 3.0)
+    assert np.array_equal(waveform, load_audio(wav[0], 3.0)) and seconds == 20.0
+    for name in ("lossless.flac", "opus.opus", "vbr_without_tag.mp3"):
+        path, samples, rate = encoded(name)
+        assert decode_audio(path)[1] == pytest.approx(samples.shape[1] / rate, abs=0.1)
 
 
 def test_file_that_cannot_be_sought_is_read_from_its_beginning():

@@ -396,3 +396,30 @@ def test_defaults_of_a_script_replace_those_of_the_fields(capsys):
     with pytest.raises(SystemExit):
         parse(Arguments, ["--help"], defaults={"share": 0.25})
     assert "--share X  " in (text := capsys.readouterr().out) and "100 % of it. (default: 0.25)" in text
+
+
+@dataclass
+class PathArguments:
+    group = "files"
+    paths: list[str] = field(default_factory=list, metadata={"help": "Files."})
+    output: str | None = field(default=None, metadata={"help": "A file."})
+    strict: bool = field(default=False, metadata={"help": "Stop."})
+
+
+def test_paths_may_stand_anywhere_among_the_options(capsys):
+    for words, expected in (
+        ("a b", PathArguments(["a", "b"])),
+        ("a --output o b", PathArguments(["a", "b"], "o")),
+        ("--strict a --output=o", PathArguments(["a"], "o", True)),
+        ("-", PathArguments(["-"])),
+        ("--output o -- -a.ogg --b", PathArguments(["-a.ogg", "--b"], "o")),
+        ("", PathArguments()),
+    ):
+        assert parse(PathArguments, words.split(), positional="paths") == (expected,)
+    with pytest.raises(SystemExit):
+        parse(PathArguments, ["a", "--ouput", "o"], positional="paths", prog="script.py")
+    assert capsys.readouterr().err == "script.py: error: unknown option --ouput; did you mean --output?\n"
+    with pytest.raises(SystemExit):
+        parse(PathArguments, ["--help"], positional="paths", prog="script.py")
+    out = capsys.readouterr().out
+    assert "usage: script.py PATH ... --option value ..." in out and re.search(r"^  PATH +Files\.$", out, re.M)

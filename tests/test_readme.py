@@ -28,7 +28,8 @@ from corpora.readers import READERS
 from model_card_rgmc import model_card
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = ["train.py", "eval.py", "build_datastore.py", "find_leaks.py", *(f"prepare.py {name}" for name in READERS)]
+SCRIPTS = ["train.py", "eval.py", "caption.py", "build_datastore.py", "find_leaks.py"]
+SCRIPTS += [f"prepare.py {name}" for name in READERS]
 MODULES = [
     "training.checkpoints",
     "evaluation.compare",
@@ -282,6 +283,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
     scripts = [
         "train.py",
         "eval.py",
+        "caption.py",
         "prepare.py",
         "build_datastore.py",
         "find_leaks.py",

@@ -1,0 +1,235 @@
+"""
+Captions audio and video files.
+
+    python caption.py song.mp3
+    python caption.py album/ film.mp4 --output captions.jsonl
+
+PATH is a file, a folder, a pattern ("music/**/*.mp3"), a list of paths (.m3u, .m3u8, .txt) or - for paths on standard
+input. Without --output the captions are printed; all else goes to standard error. The exit status is 1 if files could
+not be used. `accelerate launch` and `torchrun` share the files between processes.
+"""
+
+from clips import threads  # noqa: F401
+
+# isort: split
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from captions.formats import check_format
+from captions.inputs import Inputs, find_inputs
+from captions.ledger import Ledger, row_key
+from clips.checkpoints import fingerprint, newest_checkpoint
+from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
+
+MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
+
+
+@dataclass
+class CaptionArguments(ProcessArguments):
+    group = "files and captions"
+    paths: list[str] = field(
+        default_factory=list, metadata={"help": "Files, folders, patterns, lists of paths, or - for standard input."}
+    )
+    csv: str | None = field(default=None, metadata={"help": "Table of paths: csv, tsv, jsonl or parquet."})
+    column: str = field(default="path", metadata={"help": "Column of paths in --csv."})
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint: folder or Hub id; the newest in outputs/ if unset."}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "File of the captions: .jsonl, .csv or .parquet; they are printed if unset."}
+    )
+    existing: Literal["error", "skip", "overwrite", "append"] = field(
+        default="error",
+        metadata={"help": "If --output holds captions: skip captions only what is new or has changed since."},
+    )
+    start: float | None = field(
+        default=None, metadata={"help": "Second where the part that is heard begins; the middle is heard if unset."}
+    )
+    selection: Literal["best", "consensus"] | None = field(
+        default=None, metadata={"help": "How a caption is chosen; as the checkpoint says if unset."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
+    strict: bool = field(default=False, metadata={"help": "Stop at the first file that cannot be used."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the files that would be captioned, and stop."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_least("batch_size", 1)
+        if not self.paths and not self.csv:
+            raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
+        if self.start is not None and not self.start >= 0:
+            raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
+        if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
+
+
+def run(args: CaptionArguments) -> int:
+    """Runs [`main`], and returns the exit status of an interruption too."""
+    try:
+        return main(args)
+    except KeyboardInterrupt:
+        kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
+        say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")
+        return 130
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def main(args: CaptionArguments) -> int:
+    """Captions the files, and returns the exit status: 1 if some could not be used."""
+    # 1. What there is to do, before torch is loaded
+    if args.output:
+        check_format(args.output)
+        check_output(str(Path(args.output).parent), "--output")
+    inputs = find_inputs(args.paths, args.csv, args.column)
+    if not inputs.files:
+        say("nothing to do: no audio or video files found")
+        return report(inputs)
+    model, note = (args.model, "") if args.model else find_model()
+    check_model("--model", model)
+    checkpoint = fingerprint(model)
+    settings = {"start": args.start, "selection": args.selection}
+    keys = {path: row_key(stamp, checkpoint, settings) for path, stamp in inputs.files.items()}
+    ledger = Ledger(keys, Path(args.output) if args.output else None, args.existing)
+    batches = ledger.batches(args.batch_size)
+    announce(inputs, ledger, f"{model}{note}")
+    if args.dry_run:
+        print(*(path for batch in batches for path in batch), sep="\n", end="\n" if batches else "")
+        return report(inputs)
+    if not batches and not ledger.journals():
+        return report(inputs)
+
+    # 2. The processes, and what an interrupted run left to them
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs, gather_object
+    from transformers.utils import logging
+
+    from captions.captioner import Captioner
+
+    logging.disable_progress_bar()  # of loading the weights
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    accelerator.wait_for_everyone()  # every process has read the journals before one writes
+    if accelerator.is_main_process:
+        ledger.begin()
+    accelerator.wait_for_everyone()
+
+    # 3. The captions
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    total = sum(map(len, own))
+    printer = Printer(list(keys), plain=len(keys) == 1) if not args.output else None
+    rows: list[dict] = []
+    problems: dict[str, str] = {}
+    begun, heard = time.monotonic(), 0.0
+    generate_kwargs = {"selection": args.selection} if args.selection else {}
+    captioner = Captioner(model, accelerator.device, args.start, **generate_kwargs) if own else None
+    with tqdm(total=total, unit="file", disable=total < 2 or not accelerator.is_main_process) as progress:
+        for found, bad in captioner.caption(own, args.num_proc) if captioner else ():
+            found = [row | {"checkpoint": checkpoint, "key": keys[row["path"]]} for row in found]
+            ledger.record(found, accelerator.process_index)
+            rows += found
+            problems |= bad
+            if printer and accelerator.num_processes == 1:
+                printer.show(found, bad)
+            heard += sum(row["duration"] for row in found)
+            progress.update(len(found) + len(bad))
+            progress.set_postfix_str(f"{heard / (time.monotonic() - begun):.0f}x real time")
+            if bad and args.strict:
+                break
+    if problems and args.strict:
+        path, reason = next(iter(problems.items()))
+        print(f"{path}: {reason}", file=sys.stderr)
+        return 1
+
+    # 4. The file
+    rows, problems = gather_object(rows), dict(gather_object(list(problems.items())))
+    if accelerator.is_main_process:
+        ledger.finish(rows)
+        if printer and accelerator.num_processes > 1:
+            printer.show(rows, problems)
+        silent = sum("silence" in row["flags"] for row in rows)
+        if silent:
+            say(f"{_files(silent)} without a caption: silence")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    inputs.problems |= problems
+    return report(inputs)
+
+
+def find_model() -> tuple[str, str]:
+    """The newest checkpoint in `outputs/`, of the working folder or of the repository, and how it was found."""
+    for folder in (Path("outputs"), ROOT / "outputs"):
+        found = newest_checkpoint(folder)
+        if found:
+            return str(found), f" (the newest in {folder})"
+    raise FileNotFoundError(
+        f"there is no checkpoint in outputs/: name one with --model, or make one with `{MAKE_ONE}` (about 8 minutes)"
+    )
+
+
+def announce(inputs: Inputs, ledger: Ledger, model: str):
+    to_do = sum(path not in ledger.done for path in ledger.todo)
+    parts = [f"{_files(to_do)} to caption with {model}"]
+    if inputs.duplicates:
+        parts.append(f"{inputs.duplicates} named more than once")
+    if len(inputs.files) > len(ledger.todo):
+        parts.append(f"{len(inputs.files) - len(ledger.todo)} with a caption in {ledger.output}")
+    if ledger.done:
+        parts.append(f"{len(ledger.done)} captioned by an interrupted run")
+    if ledger.stale:
+        parts.append(f"{ledger.stale} again, because the file, the model or a setting has changed")
+    if ledger.dropped:
+        parts.append(f"{ledger.dropped} of an interrupted run with other files, model or settings dropped")
+    say("; ".join(parts))
+
+
+def report(inputs: Inputs) -> int:
+    """Lists the files that cannot be used, and returns the exit status."""
+    if inputs.problems:
+        total = len({*inputs.files, *inputs.problems})
+        say(f"{len(inputs.problems)} of {_files(total)} could not be captioned:")
+        for path, reason in sorted(inputs.problems.items()):
+            say(f"  {path}: {reason}")
+    return int(bool(inputs.problems))
+
+
+def say(text: str):
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, file=sys.stderr)
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s'[: count != 1]}"
+
+
+class Printer:
+    """Prints captions in the order of the files."""
+
+    def __init__(self, paths: list[str], plain: bool):
+        self.waiting, self.plain = deque(paths), plain
+        self.lines: dict[str, str | None] = {}
+
+    def show(self, rows: list[dict], problems: dict[str, str]):
+        for row in rows:
+            caption = " ".join((row["caption"] or "").split())  # one line
+            self.lines[row["path"]] = caption if self.plain else f"{row['path']}\t{caption}"
+        self.lines |= dict.fromkeys(problems)
+        while self.waiting and self.waiting[0] in self.lines:
+            line = self.lines[self.waiting.popleft()]
+            if line is not None:
+                tqdm.write(line, sys.stdout)  # above the progress bar
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with user_errors():
+        (caption_args,) = parse(CaptionArguments, sys.argv[1:], __doc__, positional="paths")
+        sys.exit(run(caption_args))

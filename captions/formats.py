@@ -1,0 +1,87 @@
+"""The rows of captioned files as JSONL, CSV or Parquet: the same rows in each."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+TEXT, NUMBER = pyarrow.string(), pyarrow.float64()
+CANDIDATE = {"text": TEXT, "id": TEXT, "similarity": NUMBER, "source": TEXT, "license": TEXT}
+CHECKPOINT = {"name": TEXT, "revision": TEXT, "fingerprint": TEXT}
+SCHEMA = pyarrow.schema(
+    {
+        "path": TEXT,
+        "duration": NUMBER,
+        "caption": TEXT,
+        "score": NUMBER,
+        "flags": pyarrow.list_(TEXT),
+        "candidates": pyarrow.list_(pyarrow.struct(CANDIDATE)),
+        "checkpoint": pyarrow.struct(CHECKPOINT),
+        "key": TEXT,
+    }
+)
+# In a CSV a list is JSON in its cell, and an empty cell is None.
+CELLS = {"duration": float, "score": float, "flags": json.loads, "candidates": json.loads, "checkpoint": json.loads}
+
+
+def check_format(output: str):
+    """Raises `ValueError` for a file whose ending is not that of a format."""
+    if Path(output).suffix.lower() not in FORMATS:
+        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(FORMATS)}")
+
+
+def read_captions(path: Path) -> list[dict[str, Any]]:
+    """
+    Reads the rows that [`write_captions`] wrote.
+
+    Raises:
+        `ValueError`: If the file is damaged, or another program wrote it.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        elif path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [
+                    {name: CELLS.get(name, str)(cell) if cell else None for name, cell in row.items()}
+                    for row in csv.DictReader(file, strict=True)
+                ]
+        else:
+            # Not `splitlines`: it also splits at characters that JSON leaves as they are.
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, TypeError, csv.Error, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {OTHER_FILE}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or list(row) != SCHEMA.names:
+            columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise ValueError(f"{path}, row {number} is not a caption of this command (found {columns}): {OTHER_FILE}")
+    return rows
+
+
+OTHER_FILE = "choose another --output, or --existing overwrite"
+
+
+def write_captions(path: Path, rows: Iterable[dict[str, Any]]):
+    """Writes rows with the columns of `SCHEMA`, in this order; the file appears whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    if path.suffix.lower() == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), SCHEMA), unfinished)
+    else:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # also a "\r"
+                writer.writerow(SCHEMA.names)
+                writer.writerows([_cell(row[name]) for name in SCHEMA.names] for row in rows)
+            else:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(unfinished, path)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
