@@ -1,6 +1,9 @@
 """Helpers of several test modules: paths, tiny configurations, small corpora of tones, and ways to run the scripts."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +100,16 @@ def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
 def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> Path:
     """Trains a tiny model in this process, and returns the checkpoint's folder."""
     train.main([str(config_file(folder, corpus, name, continued="--model" in options)), *options])
+    return folder / name
+
+
+def run_in_two_processes(folder: Path, corpus: Path, *options: str, name: str = "two") -> Path:
+    """Trains a tiny model in two processes, and returns the checkpoint's folder."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
+    command = [sys.executable, *launch, str(config_file(folder, corpus, name)), *options]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     return folder / name
 
 

@@ -1,13 +1,9 @@
 """What the options for the use of candidates promise: off by default, and the same in any batch and process."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from helpers import CAPTIONS, ROOT, config_file, read_lines, run
+from helpers import CAPTIONS, read_lines, run, run_in_two_processes
 
 import train
 from clips.batches import CandidateSampling, TeacherForcingCollator, augment
@@ -158,12 +154,8 @@ def test_two_processes_learn_what_one_learns(corpus, tmp_path):
     options += ["--prefix_dropout", "0.2", "--own_candidate", "0.2", "--augment_audio", "true"]
     options += ["--num_sample_captions", "0"]
     one = RGMCModel.from_pretrained(run(tmp_path, corpus, *options, name="one")).state_dict()
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    command = [sys.executable, *launch, str(config_file(tmp_path, corpus, "two")), *options]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for name, weight in RGMCModel.from_pretrained(tmp_path / "two").state_dict().items():
+    two = RGMCModel.from_pretrained(run_in_two_processes(tmp_path, corpus, *options)).state_dict()
+    for name, weight in two.items():
         torch.testing.assert_close(weight, one[name], atol=1e-4, rtol=0)
 
 

@@ -1,13 +1,10 @@
 """What the word head promises: a loss for the encoder alone, off by default, the same however a batch is cut."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import CAPTIONS, ROOT, config_file, run
+from helpers import CAPTIONS, run, run_in_two_processes
 from huggingface_hub.errors import StrictDataclassError
 
 from clips.batches import TeacherForcingCollator
@@ -96,12 +93,8 @@ def test_a_run_with_the_word_loss_keeps_its_words_and_one_without_has_none(corpu
 def test_two_processes_learn_the_words_that_one_learns(corpus, tmp_path):
     options = ["--word_loss_weight", "1", "--num_sample_captions", "0"]
     one = RGMCModel.from_pretrained(run(tmp_path, corpus, *options, name="one")).state_dict()
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    command = [sys.executable, *launch, str(config_file(tmp_path, corpus, "two")), *options]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for name, weight in RGMCModel.from_pretrained(tmp_path / "two").state_dict().items():
+    two = RGMCModel.from_pretrained(run_in_two_processes(tmp_path, corpus, *options)).state_dict()
+    for name, weight in two.items():
         torch.testing.assert_close(weight, one[name], atol=1e-4, rtol=0)
 
 
