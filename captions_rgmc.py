@@ -132,7 +132,7 @@ def most_central(
         captions (`Sequence[Sequence[Hashable]]`):
             One or more captions, each as words or as tokens.
         weights (`Sequence[float]`, *optional*):
-            How much similarity to each caption counts; by default all count the same.
+            How much similarity to each caption counts, 0 or more; by default all count the same.
         bonus (`Sequence[float]`, *optional*):
             What is added to the mean similarity of each caption, 0 to 1, before they are compared.
 

@@ -62,8 +62,7 @@ def generate_consensus(
     A model with a word head also says which words the sound speaks for. With a `tokenizer`, their evidence, the mean
     over the words of a caption times `word_weight`, is added to the caption's similarity to the others.
 
-    It takes the decoder as many times as long as there are songs. Nothing is drawn, and captions do not depend on the
-    batch.
+    Decoding takes as many times longer as there are songs. Nothing is drawn, and captions do not depend on the batch.
 
     Args:
         model ([`RGMCModel`]), audio_embeds, input_ids, attention_mask, exclude_ids, kwargs:
@@ -84,20 +83,22 @@ def generate_consensus(
     wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False, 1)]
     if wrong:
         raise ValueError(
-            f"a consensus is one caption of each clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
+            f"a consensus returns one caption per clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
         )
     kwargs = {name: value for name, value in kwargs.items() if name not in UNSUPPORTED}
-    generation_config = kwargs.get("generation_config") or model.generation_config
-    beams = kwargs.get("num_beams") or generation_config.num_beams or 1
+    beams = _setting(model, kwargs, "num_beams") or 1
     prompts: list[tuple] = [(input_ids, attention_mask, None)]
     if input_ids is None and model.retrieves:
         prompts = neighbor_prompts(model, audio_embeds, exclude_ids, consensus_neighbors)
-    ends, pad_token_id = _special_tokens(kwargs, generation_config)
+    end = _setting(model, kwargs, "eos_token_id")
+    ends = {end} if isinstance(end, int) else {*end}
+    pad_token_id = _setting(model, kwargs, "pad_token_id")
+    options = {"num_return_sequences": beams, "return_dict_in_generate": False, "tokenizer": tokenizer}
     hypotheses: list[list[list[int]]] = []
     weights: list[list[float]] = []
     for ids, mask, similarities in prompts:
         inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds, "selection": "best"}
-        tokens = model.generate(**inputs, num_return_sequences=beams, tokenizer=tokenizer, **kwargs)  # (B * beams, L')
+        tokens = model.generate(**inputs, **options, **kwargs)  # (B * beams, L')
         clips = tokens.unflatten(0, (-1, beams)).tolist()
         if not hypotheses:
             hypotheses, weights = [[] for _ in clips], [[] for _ in clips]
@@ -107,7 +108,8 @@ def generate_consensus(
                 hypotheses[clip] += [_until_end(sequence, ends) for sequence in sequences]
                 weights[clip] += [weight] * beams
     bonuses: list[list[float] | None] = [None] * len(hypotheses)
-    if tokenizer is not None and word_weight and model.word_head is not None:
+    knows_words = model.word_head is not None and model.config.uses_audio and bool(model.word_head.log_prior.any())
+    if tokenizer is not None and word_weight and knows_words:
         evidence = model.word_head.evidence(audio_embeds).tolist()
         bonuses = [
             [
@@ -134,7 +136,7 @@ def neighbor_prompts(
 ) -> list[tuple[torch.Tensor, torch.Tensor, list[float | None]]]:
     """
     The decoder's prompts from the nearest song of each clip, from the second nearest, and so on: `input_ids` and
-    `attention_mask`, each `(B, L)`, and the songs' similarities; None for a clip that has not so many songs.
+    `attention_mask`, each `(B, L)`, and the songs' similarities, at least 0; None for a clip with fewer songs.
     """
     k = model.config.num_candidates
     found = model.datastore.search(audio_embeds, neighbors + k - 1, exclude_ids)
@@ -146,19 +148,16 @@ def neighbor_prompts(
         candidates = [token_ids[first : first + k] for token_ids in found.input_ids]
         joined = [join_candidates(token_ids, model.config.separator_token_id) for token_ids in candidates]
         input_ids, attention_mask = left_pad(joined, model.config.separator_token_id)
-        weights = [1.0 if score is None and not first else score for score in similarities]
+        weights = [1.0 if score is None and not first else score and max(score, 0.0) for score in similarities]
         prompts.append((input_ids.to(model.device), attention_mask.to(model.device), weights))
     return prompts
 
 
-def _special_tokens(kwargs: dict[str, Any], generation_config) -> tuple[set[int], int]:
-    """The tokens that end a caption, and the one that fills up the shorter captions of a batch."""
-    end, pad = (
-        kwargs.get(name) if kwargs.get(name) is not None else getattr(generation_config, name)
-        for name in ("eos_token_id", "pad_token_id")
-    )
-    ends = {end} if isinstance(end, int) else {*(end or ())}
-    return ends, min(ends) if pad is None else pad
+def _setting(model, kwargs: dict[str, Any], name: str) -> Any:
+    """A setting of `generate`: the caller's, that of the caller's generation configuration, or the model's own."""
+    places = (kwargs.get("generation_config"), model.generation_config)
+    values = (kwargs.get(name), *(getattr(place, name, None) for place in places))
+    return next((value for value in values if value is not None), None)
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

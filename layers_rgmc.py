@@ -107,7 +107,7 @@ class RGMCMapper(nn.Module):
 class RGMCWordHead(nn.Module):
     """
     Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks.
-    `log_prior` `(W,)` is the logarithm of the share of training captions that have each word.
+    `log_prior` `(W,)` is the logarithm of the share of training captions that have each word; 0 if not known.
     """
 
     def __init__(self, config: RGMCConfig):

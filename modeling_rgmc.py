@@ -97,10 +97,12 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         self.generation_config = default_generation_config(config)
 
     def _init_weights(self, module: nn.Module):
-        # Called only for the mapper: the other parts initialise themselves. PyTorch's default, as in the paper's code;
-        # transformers would use the decoder's `initializer_range`.
+        # Called only for the mapper and the word head: the other parts initialise themselves. PyTorch's default, as in
+        # the paper's code; transformers would use the decoder's `initializer_range`.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
+        elif isinstance(module, RGMCWordHead):  # a checkpoint from before the buffer lacks it
+            module.log_prior.zero_()
 
     def _use_fused_audio_attention(self):
         for module in self.audio_tower.modules():
@@ -448,6 +450,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         selection = selection or self.config.selection
         if selection not in SELECTIONS:
             raise ValueError(f"selection {selection!r}: expected one of {', '.join(SELECTIONS)}")
+        if audio_embeds is not None:
+            audio_embeds = audio_embeds.to(self.device)
         if selection == "consensus":
             return generate_consensus(self, audio_embeds, input_ids, attention_mask, exclude_ids, **kwargs)
         if input_ids is None:
@@ -460,8 +464,6 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             )
         if attention_mask is not None:
             attention_mask = attention_mask.to(self.device)
-        if audio_embeds is not None:
-            audio_embeds = audio_embeds.to(self.device)
         inputs_embeds, attention_mask = self.join_inputs(audio_embeds, input_ids.to(self.device), attention_mask)
         self._check_length(inputs_embeds.shape[1], kwargs)
         rename_cache(kwargs, super().prepare_inputs_for_generation)

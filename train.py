@@ -54,6 +54,7 @@ from training.building import (
 from training.checkpoints import (
     TrainingState,
     begin_run,
+    end_former_run,
     end_run,
     load_state,
     prepare_output,
@@ -307,7 +308,9 @@ def sample_captions(run: Run) -> list[dict[str, str]]:
     prompts = run.processor(candidates=found) if run.model.config.uses_candidate else {}
     log_mels = run.validation.read(list(range(count))).to(run.accelerator.device)
     with run.accelerator.autocast(), whole_encoder(run.model):
-        tokens = run.model.generate(input_features=log_mels, synced_gpus=run.accelerator.is_fsdp2, **prompts)
+        tokens = run.model.generate(
+            input_features=log_mels, synced_gpus=run.accelerator.is_fsdp2, selection="best", **prompts
+        )
     captions = run.processor.batch_decode(tokens, skip_special_tokens=True)
     return [
         {
@@ -348,6 +351,7 @@ def save_best(run: Run):
         card = run_card(run.arguments, run.saved.config, run.state.best_loss, run.state.best_epoch)
         merged = merged_state_dict(run.saved) if run.arguments[0].lora_r else None
         save_model(output_dir, run.saved, run.processor, card, state_dict=merged)
+        end_former_run(output_dir)
         run.saved.set_datastore(None)
         if args.push_to_hub and args.hub_strategy == "every_save":
             push_model(output_dir, args.hub_model_id, args.hub_private_repo)

@@ -60,8 +60,8 @@ class CandidateSampling:
 
 def augment(log_mels: torch.Tensor, rows: list[int], seed: tuple[int, int], most_gain: float = 6.0) -> torch.Tensor:
     """
-    Shifts each clip of `(B, 1, T, F)` in time by a random number of frames, what leaves at the end comes in at the
-    start, and changes its level by up to `most_gain` dB. `seed`, of the run and the epoch, and the row decide.
+    Shifts each clip of `(B, 1, T, F)` in time by a random number of frames, wrapping around, and changes its level by
+    up to `most_gain` dB. `seed`, of the run and the epoch, and the row decide.
     """
     augmented = torch.empty_like(log_mels)
     for index, row in enumerate(rows):

@@ -1,11 +1,15 @@
 """What the consensus of captions promises: the one that shares most with the others, whatever order they are in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import CAPTIONS
+from transformers import GenerationConfig
 
 from captions_rgmc import caption_similarity, left_pad, most_central, normalize_caption
-from generation_rgmc import mean_evidence
+from evaluation.captioning import conditioned_on
+from generation_rgmc import mean_evidence, neighbor_prompts
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from songs_rgmc import make_rows
@@ -125,7 +129,7 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
     model, embeds = songs
     with pytest.raises(ValueError, match="expected one of best, consensus"):
         model.generate(audio_embeds=embeds, selection="mean")
-    with pytest.raises(ValueError, match="one caption of each clip: leave out num_return_sequences"):
+    with pytest.raises(ValueError, match="one caption per clip: leave out num_return_sequences"):
         model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
     one = model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=1)
     assert one.equal(model.generate(audio_embeds=embeds, selection="consensus"))
@@ -182,3 +186,36 @@ def test_consensus_works_with_any_decoder(make_model, processor, log_mels, text)
     batch = model.generate(audio_embeds=embeds[:2], **options).tolist()
     alone = [model.generate(audio_embeds=embeds[row : row + 1], **options).tolist()[0] for row in range(2)]
     assert [until_end(tokens, model) for tokens in batch] == [until_end(tokens, model) for tokens in alone]
+
+
+def test_a_generation_config_of_the_caller_is_filled_up_by_the_model_s_own(songs):
+    model, embeds = songs
+    model.set_datastore(None)
+    config = GenerationConfig(max_new_tokens=5)
+    beams = model.generate(audio_embeds=embeds[:1], generation_config=config, num_return_sequences=3).tolist()
+    said = [until_end(tokens, model) for tokens in beams]
+    chosen = model.generate(audio_embeds=embeds[:1], generation_config=config, selection="consensus").tolist()
+    assert chosen == [said[most_central(said)]] and len(said[0]) <= 5
+
+
+def test_a_song_that_is_unlike_the_clip_has_no_say(songs, monkeypatch):
+    model, embeds = songs
+    search = model.datastore.search
+
+    def negated(*args, **kwargs):
+        found = search(*args, **kwargs)
+        return replace(found, similarities=[[0.5, *[-0.9] * (len(own) - 1)] for own in found.similarities])
+
+    monkeypatch.setattr(model.datastore, "search", negated)
+    _, _, first = neighbor_prompts(model, embeds, None, 3)[0]
+    _, _, second = neighbor_prompts(model, embeds, None, 3)[1]
+    assert first == [0.5] * 3 and second == [0.0] * 3
+
+
+def test_a_model_that_must_not_hear_does_not_hear_by_its_words(songs, processor):
+    model, embeds = songs
+    model.set_words(["sad"], torch.tensor([0.5]))
+    options = {"audio_embeds": embeds, "selection": "consensus", "word_weight": 100.0}
+    with conditioned_on(model, "candidate"):
+        plain = model.generate(**options)
+        assert model.generate(**options, tokenizer=processor.tokenizer).equal(plain)

@@ -295,3 +295,20 @@ def test_a_finished_model_without_a_checkpoint_is_not_replaced_by_resuming(corpu
     (folder / ".unfinished").touch()  # killed between its first model and its first checkpoint
     run(tmp_path, corpus, "--resume_from_checkpoint", "last", "--seed", "1")
     assert contents(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_kill_before_the_former_run_is_deleted_leaves_the_new_one(corpus, tmp_path, monkeypatch):
+    folder = run(tmp_path, corpus, "--num_train_epochs", "2")
+    again = ["--overwrite_output_dir", "true", "--seed", "1", "--num_train_epochs", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.checkpoints.end_former_run", lambda folder: 1 / 0)
+        patch.setattr(train, "end_former_run", lambda folder: None)
+        with pytest.raises((ZeroDivisionError, OSError)):
+            run(tmp_path, corpus, *again)
+    assert (folder / ".former-run").is_dir()
+    run(tmp_path, corpus, *again, "--resume_from_checkpoint", "last")
+    assert not (folder / ".former-run").exists()
+    assert (
+        contents(folder)["model.safetensors"]
+        == contents(run(tmp_path, corpus, *again[2:], name="other"))["model.safetensors"]
+    )

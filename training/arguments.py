@@ -146,8 +146,8 @@ class OptimizationArguments:
     augment_audio: bool = field(
         default=False,
         metadata={
-            "help": "Shift each training clip in time, what leaves at the end comes in at the start, and change its "
-            "level by up to 6 dB. It helps an encoder from scratch."
+            "help": "Shift each training clip in time, wrapping around, and change its level by up to 6 dB. It helps "
+            "an encoder that is trained from scratch."
         },
     )
     lr_scheduler_type: str = field(
@@ -192,8 +192,8 @@ class RobustnessArguments:
     candidate_pool: int | None = field(
         default=None,
         metadata={
-            "help": "Draw the candidates of a training clip, each time again, from so many of its nearest songs, and "
-            "shuffle them. By default it is always given the nearest, as in the paper."
+            "help": "Draw the candidates of a training clip anew in each epoch from this many of its nearest songs, "
+            "and shuffle them. By default it is always given the nearest, as in the paper."
         },
     )
     candidate_dropout: float = field(
@@ -206,14 +206,14 @@ class RobustnessArguments:
         default=0.0,
         metadata={
             "help": "Probability that a training clip is given its own caption as a candidate, so that the decoder "
-            "learns that a candidate may be right. It also holds in the text pretraining."
+            "learns that a candidate may be right. Also applies to text pretraining."
         },
     )
     random_candidate: float = field(
         default=0.0,
         metadata={
-            "help": "Probability that a training clip is given the candidates of no similar song but of any, so that "
-            "the decoder learns that a candidate may be wrong."
+            "help": "Probability that a training clip is given captions of random songs instead of similar ones, so "
+            "that the decoder learns that a candidate may be wrong."
         },
     )
 
@@ -230,7 +230,7 @@ class CheckpointArguments:
         default=None,
         metadata={"help": "Folder of the checkpoint: model, processor, datastore, code and model card (required)."},
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a checkpoint in --output_dir."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run in --output_dir."})
     save_steps: int | None = field(
         default=None, metadata={"help": "Steps between two output_dir/checkpoint-<step>; once an epoch if unset."}
     )

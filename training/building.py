@@ -120,6 +120,8 @@ def build_model(
     if model_args.model:
         model = RGMCModel.from_pretrained(model_args.model, dtype=torch.float32)
         model.set_datastore(None)  # this corpus gets its own
+        if not predicts_words:  # a head that is not trained with the encoder would mislead
+            model.word_head = model.config.words = None
         model.config.selection = choices.pop("selection", model.config.selection)
         changed = [name for name, value in choices.items() if getattr(model.config, name) != value]
         if changed:

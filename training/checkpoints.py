@@ -143,9 +143,11 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
     aside = output_dir / FORMER_RUN
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
+        if aside.is_dir() and (output_dir / UNFINISHED).exists() and list_checkpoints(output_dir):
+            end_former_run(output_dir)  # its successor was killed before it could
         for path in output_dir.glob(".incomplete*"):
             shutil.rmtree(path)
-        if aside.is_dir():  # the run that replaced it ended before it had saved anything
+        if aside.is_dir():  # its successor ended before it had saved anything
             for path in aside.iterdir():
                 os.replace(path, output_dir / path.name)
             aside.rmdir()
@@ -172,14 +174,19 @@ def begin_run(output_dir: Path):
     """
     aside = output_dir / FORMER_RUN
     aside.mkdir()
+    (output_dir / UNFINISHED).unlink(missing_ok=True)
     for path in [*list_checkpoints(output_dir), output_dir / "log.jsonl", output_dir / "neighbors.jsonl"]:
         if path.exists():
             os.replace(path, aside / path.name)
-    (output_dir / UNFINISHED).touch()
+    (output_dir / UNFINISHED).touch()  # last: from here on all checkpoints are the new run's
 
 
 def end_former_run(output_dir: Path):
-    shutil.rmtree(output_dir / FORMER_RUN, ignore_errors=True)
+    """Deletes what [`begin_run`] has put aside: at once out of the way, however long the deletion takes."""
+    if (output_dir / FORMER_RUN).is_dir():
+        doomed = output_dir / ".incomplete-former"
+        os.replace(output_dir / FORMER_RUN, doomed)
+        shutil.rmtree(doomed)
 
 
 def end_run(output_dir: Path):
@@ -283,7 +290,6 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
             shutil.rmtree(target)
         os.replace(entry, target)
     staging.rmdir()
-    end_former_run(output_dir)
 
 
 def is_model_file(name: str) -> bool:

@@ -1,6 +1,7 @@
 """What can be known to be wrong with the options of `train.py` before hours of decoding."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
@@ -55,17 +56,20 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for pair in (SHARES[:2], SHARES[2:]):
         if sum(getattr(args, name) for name in pair) > 1:
             raise ValueError(f"--{' and --'.join(pair)} exclude each other: their sum must be at most 1")
-    if model_args.conditioning == "audio" and (args.samples_candidates or args.text_pretraining_steps):
+    conditioning, num_candidates = model_args.conditioning, model_args.num_candidates or 1
+    if model_args.model and Path(model_args.model, "config.json").is_file():
+        config = RGMCConfig.get_config_dict(model_args.model)[0]
+        conditioning, num_candidates = config.get("conditioning"), config.get("num_candidates", 1)
+    if conditioning == "audio" and (args.samples_candidates or args.text_pretraining_steps):
         raise ValueError("a model of --conditioning audio has no candidates: leave out the options for their use")
-    if model_args.conditioning == "candidate" and (args.candidate_dropout or args.prefix_dropout):
+    if conditioning == "candidate" and (args.candidate_dropout or args.prefix_dropout):
         raise ValueError(
             "a model of --conditioning candidate has nothing but candidates: "
             "leave out --candidate_dropout and --prefix_dropout"
         )
-    if args.candidate_pool is not None and args.candidate_pool < (model_args.num_candidates or 1):
+    if args.candidate_pool is not None and args.candidate_pool < num_candidates:
         raise ValueError(
-            f"--candidate_pool must be at least --num_candidates, {model_args.num_candidates or 1}, "
-            f"got {args.candidate_pool}"
+            f"--candidate_pool must be at least --num_candidates, {num_candidates}, got {args.candidate_pool}"
         )
     if args.text_pretraining_steps and model_args.freeze_text_model:
         raise ValueError("--text_pretraining_steps trains the decoder: leave out --freeze_text_model")

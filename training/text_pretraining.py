@@ -60,11 +60,12 @@ def pretrain_decoder(
     The main process trains, and the others get its weights.
 
     Args:
-        model ([`RGMCModel`]): Whose decoder is trained, in place; it is not wrapped yet.
+        model ([`RGMCModel`]): The model whose decoder is trained in place, not wrapped yet.
         captions (`list[str]`): The training captions, normalised.
         caption_ids (`list[list[int]]`): Their tokens, with EOS.
         candidate_ids (`list[list[int]]`): Their tokens as candidates.
-        args ([`TrainingArguments`]): Steps, batch size, learning rate, seed, and the share of own captions.
+        args ([`TrainingArguments`]):
+            Steps, batch size, learning rate and its schedule, clipping, seed, and the share of own captions.
         accelerator (`Accelerator`): Gives the precision.
     """
     if accelerator.is_main_process:
@@ -81,6 +82,7 @@ def _train(model, captions, caption_ids, candidate_ids, args: TrainingArguments,
     optimizer = torch.optim.Adam(weights, lr=rate, fused=model.device.type in ("cpu", "cuda"))
     steps, separator = args.text_pretraining_steps, model.config.separator_token_id
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
+    scaler = torch.amp.GradScaler(model.device.type, enabled=accelerator.mixed_precision == "fp16")
     similar = SimilarCaptions(captions)
     generator = np.random.default_rng(args.seed)
     order: list[int] = []
@@ -99,9 +101,11 @@ def _train(model, captions, caption_ids, candidate_ids, args: TrainingArguments,
         batch = teacher_forcing_tokens(prompts, [caption_ids[row] for row in rows], separator)
         with accelerator.autocast():
             loss = model.text_model(**{name: part.to(model.device) for name, part in batch.items()}).loss
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(weights, args.max_grad_norm or math.inf)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         scheduler.step()
         optimizer.zero_grad()
         if step % args.logging_steps == 0:
