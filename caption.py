@@ -114,6 +114,7 @@ def main(args: CaptionArguments) -> int:
     from transformers.utils import logging
 
     from captions.captioner import Captioner
+    from model_card_rgmc import from_scratch_warning
 
     logging.disable_progress_bar()  # of loading the weights
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
@@ -158,6 +159,10 @@ def main(args: CaptionArguments) -> int:
         silent = sum("silence" in row["flags"] for row in rows)
         if silent:
             say(f"{_files(silent)} without a caption: silence")
+        if captioner and any(row["caption"] for row in rows):
+            warning = from_scratch_warning(captioner.pipeline.model.config)
+            if warning:
+                say(warning)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     inputs.problems |= problems
