@@ -18,6 +18,9 @@ from processing_rgmc import RGMCProcessor
 from training.devices import check_distributed_type
 
 OPTIONS = ["--num_train_epochs", "2", "--max_grad_norm", "1", "--logging_steps", "1", "--micro_batch_size", "1"]
+OPTIONS += ["--text_pretraining_steps", "3", "--candidate_pool", "3", "--candidate_dropout", "0.2"]
+OPTIONS += ["--prefix_dropout", "0.2"]
+OPTIONS += ["--own_candidate", "0.2", "--random_candidate", "0.2", "--augment_audio", "true", "--word_loss_weight", "1"]
 
 # accelerate only shards on GPUs, so these CPU processes, which communicate over gloo, pretend to be GPUs.
 SHARDED = """
