@@ -128,7 +128,7 @@ class Run:
         if args.samples_candidates:
             shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate, args.random_candidate)
             options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, *shares)
-            options["own_ids"] = self.rows["input_ids"][:]
+            options["caption_candidates"] = self.rows["input_ids"][:]
         if args.augment_audio:
             options["augment_seed"] = seed
         return self.collator(self.train, self.caption_ids, self.state.neighbors.train, **options)

@@ -91,8 +91,8 @@ class TeacherForcingCollator:
             Which of the words that the word head predicts the caption of each row has: 1 or 0.
         sampling ([`CandidateSampling`], *optional*):
             What a row is given; by default its prefix and all its candidates.
-        own_ids (`list[list[int]]`, *optional*):
-            With `sampling`: tokens of each row's own caption as a candidate.
+        caption_candidates (`list[list[int]]`, *optional*):
+            With `sampling`: tokens of the caption of each row as a candidate.
         augment_seed (`tuple[int, int]`, *optional*):
             Of the run and the epoch: changes the log-mels as [`augment`] does.
     """
@@ -105,7 +105,7 @@ class TeacherForcingCollator:
         processor: RGMCProcessor,
         word_labels: torch.Tensor | None = None,
         sampling: CandidateSampling | None = None,
-        own_ids: list[list[int]] | None = None,
+        caption_candidates: list[list[int]] | None = None,
         augment_seed: tuple[int, int] | None = None,
     ):
         self.features = features
@@ -113,7 +113,7 @@ class TeacherForcingCollator:
         self.candidate_ids = candidate_ids
         self.word_labels = word_labels
         self.sampling = sampling
-        self.own_ids = own_ids
+        self.caption_candidates = caption_candidates
         self.augment_seed = augment_seed
         self.separator_token_id = processor.separator_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
@@ -125,7 +125,7 @@ class TeacherForcingCollator:
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
         given = [(self.candidate_ids[row], True) for row in rows]
         if self.sampling is not None:
-            given = [self.sampling.draw(row, self.candidate_ids[row], self.own_ids) for row in rows]
+            given = [self.sampling.draw(row, self.candidate_ids[row], self.caption_candidates) for row in rows]
         prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
         log_mels = self.features.read(rows)

@@ -105,12 +105,18 @@ def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> 
 
 def run_in_two_processes(folder: Path, corpus: Path, *options: str, name: str = "two") -> Path:
     """Trains a tiny model in two processes, and returns the checkpoint's folder."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    command = [sys.executable, *launch, str(config_file(folder, corpus, name)), *options]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_two_processes("train.py", str(config_file(folder, corpus, name)), *options, cwd=ROOT)
     return folder / name
+
+
+def in_two_processes(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a script of the repository in two processes, which must succeed, and returns what they printed."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launch, *options]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def config_file(folder: Path, corpus: Path, name: str, continued: bool = False) -> Path:

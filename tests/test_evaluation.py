@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from helpers import AUDIO, CAPTIONS, ROOT, TEXT, write_corpus, write_tone
+from helpers import AUDIO, CAPTIONS, TEXT, in_two_processes, write_corpus, write_tone
 from huggingface_hub import ModelCard
 from laion_reference import save_checkpoint, tiny_clap
 from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
@@ -352,19 +349,11 @@ def test_a_clip_that_cannot_be_read_is_left_out_of_everything(corpus, checkpoint
 
 def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoints, tmp_path):
     results, wanted = run("one", masked=False, table=[3, 4], statistics_neighbor=True, oracle=True)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "eval.py")]
     options = ["--model", checkpoints["both"], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
     options += ["--statistics_neighbor", "true", "--oracle", "true"]
-    done = subprocess.run(
-        [sys.executable, *launch, *options, "--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"],
-        cwd=tmp_path,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    options += ["--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"]
+    done = in_two_processes("eval.py", *options, cwd=tmp_path)
     assert done.stdout.count("Table 3") == 1
     assert re.search("Captioning: .* 3/3 ", done.stderr) and not re.search("Captioning: .* 5/5 ", done.stderr)
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -277,7 +277,8 @@ def test_a_run_that_fails_before_it_has_saved_anything_leaves_the_former_one(cor
             with pytest.raises(ZeroDivisionError):
                 run(tmp_path, corpus, *longer)
         found = contents(folder)
-        assert {name for name in former if found.get(name) != former[name]} <= {"neighbors.jsonl"}
+        assert {*found} == {*former}
+        assert {name for name in former if found[name] != former[name]} <= {"neighbors.jsonl"}
     run(tmp_path, corpus, *again, "--num_train_epochs", "1")
     assert contents(folder)["model.safetensors"] != former["model.safetensors"]
     assert not [name for name in contents(folder) if name.startswith(".")]

@@ -83,7 +83,12 @@ def test_a_batch_has_the_drawn_candidates_and_tells_whose_prefix_is_masked(proce
     candidates = [[[50 + row], [60 + row]] for row in range(4)]
     sampling = CandidateSampling(1, (0, 4), prefix_dropout=0.5)
     collator = TeacherForcingCollator(
-        Features(), captions, candidates, processor, sampling=sampling, own_ids=[[70 + row] for row in range(4)]
+        Features(),
+        captions,
+        candidates,
+        processor,
+        sampling=sampling,
+        caption_candidates=[[70 + row] for row in range(4)],
     )
     batch = collator([3, 0, 2, 1])
     for index, row in enumerate([3, 0, 2, 1]):

@@ -148,7 +148,8 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
         for path in output_dir.glob(".incomplete*"):
             shutil.rmtree(path)
         if aside.is_dir():  # its successor ended before it had saved anything
-            for path in aside.iterdir():
+            (output_dir / UNFINISHED).unlink(missing_ok=True)
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == UNFINISHED):  # that one last
                 os.replace(path, output_dir / path.name)
             aside.rmdir()
     accelerator.wait_for_everyone()
@@ -174,8 +175,8 @@ def begin_run(output_dir: Path):
     """
     aside = output_dir / FORMER_RUN
     aside.mkdir()
-    (output_dir / UNFINISHED).unlink(missing_ok=True)
-    for path in [*list_checkpoints(output_dir), output_dir / "log.jsonl", output_dir / "neighbors.jsonl"]:
+    others = [output_dir / name for name in (UNFINISHED, "log.jsonl", "neighbors.jsonl")]
+    for path in [*others, *list_checkpoints(output_dir)]:
         if path.exists():
             os.replace(path, aside / path.name)
     (output_dir / UNFINISHED).touch()  # last: from here on all checkpoints are the new run's
