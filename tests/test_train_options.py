@@ -18,7 +18,7 @@ import train
 from clips.batches import plan_epoch
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
-from training import throughput
+from training import devices, throughput
 from training.arguments import TrainingArguments
 from training.building import build_optimizer
 from training.checkpoints import push_model, save_model
@@ -264,6 +264,28 @@ def test_a_training_is_measured_by_the_fastest_product(monkeypatch, precision):
     monkeypatch.setattr(throughput, "matrix_peak", lambda device, dtype, size: rates.get((dtype, size), 1.0))
     accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision, num_processes=2)
     assert throughput.measure_peak(accelerator) == 2 * (12 if precision == "bf16" else 9)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "has_bf16", "used"),
+    [
+        ("bf16", "cpu", False, "no"),
+        ("bf16", "cpu", True, "bf16"),
+        ("bf16", "cuda", False, "bf16"),
+        ("fp16", "cpu", False, "fp16"),
+        (None, "cpu", False, None),
+    ],
+)
+def test_a_processor_that_only_emulates_bf16_trains_in_float32(monkeypatch, capsys, wanted, device, has_bf16, used):
+    state = SimpleNamespace(device=torch.device(device), is_main_process=True)
+    monkeypatch.setattr(devices, "PartialState", lambda: state)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert devices.fast_precision(wanted) == used
+    assert ("float32" in capsys.readouterr().out) == (used != wanted)
+    if wanted == "bf16":  # also where accelerate chose it
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert (devices.fast_precision(None) == "no") == (used == "no")
 
 
 def test_the_peak_is_that_of_a_matrix_product():

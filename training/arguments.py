@@ -162,7 +162,11 @@ class OptimizationArguments:
         default=None, metadata={"help": "Most clips per forward pass and process; gradients are accumulated."}
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
-        default=None, metadata={"help": "Precision of the forward pass; accelerate's own setting if unset."}
+        default=None,
+        metadata={
+            "help": "Precision of the forward pass; accelerate's own setting if unset. A processor that has no "
+            "instructions for bf16 computes in float32 instead."
+        },
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the encoder and the decoder."})
     gradient_checkpointing: bool = field(
