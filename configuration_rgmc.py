@@ -73,6 +73,9 @@ class RGMCConfig(PreTrainedConfig):
         spec_augment (`bool`, defaults to `True`):
             Whether to mask two stripes of frames and two of mel bins of each clip while the encoder is trained. LAION's
             HTS-AT, the one that the paper trains, does so in training mode; that of transformers does not.
+        audio_statistics (`bool`, defaults to `False`):
+            Whether the encoder also reads statistics of the log-mels, by which one from scratch learns from far fewer
+            clips: [`RGMCAudioStatistics`] is then part of `audio_tower`. The paper has none.
         caption_normalization (`str`, defaults to `"paper"`):
             Rule of [`normalize_caption`] that the model's captions follow: `"paper"` or `"music"`. Its datastore and
             its processor follow the same rule.
@@ -106,6 +109,7 @@ class RGMCConfig(PreTrainedConfig):
     conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
     num_candidates: int = 1
     spec_augment: bool = True
+    audio_statistics: bool = False
     caption_normalization: Literal["paper", "music"] = "paper"
     selection: Literal["best", "consensus"] = "best"
     words: list[str] | None = None

@@ -41,6 +41,7 @@ try:
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
     from .search_rgmc import EmbeddingIndex  # noqa: F401
     from .songs_rgmc import make_rows  # noqa: F401
+    from .statistics_rgmc import RGMCAudioStatistics
 except ImportError:
     import pipeline_rgmc  # noqa: F401
     from captions_rgmc import join_candidates, left_pad
@@ -50,6 +51,7 @@ except ImportError:
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
+    from statistics_rgmc import RGMCAudioStatistics
 
 logger = logging.get_logger(__name__)
 
@@ -83,6 +85,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         eager = config.audio_config._attn_implementation == "eager"
         config.audio_config._attn_implementation = "eager"
         self.audio_tower = ClapAudioModelWithProjection(config.audio_config)
+        if config.audio_statistics:
+            self.audio_tower.statistics = RGMCAudioStatistics(config.audio_config.projection_dim)
         if not eager:
             self._use_fused_audio_attention()
         self.mapper = RGMCMapper(config) if config.uses_audio else None
@@ -195,6 +199,13 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         batch_norm.running_mean.copy_(mean)
         batch_norm.running_var.copy_(variance)
 
+    def set_audio_statistics(self, mean: torch.Tensor, deviation: torch.Tensor):
+        """
+        Sets the mean and the deviation, each `(S,)`, that standardise the statistics of clips (`config.audio_statistics`).
+        """
+        self.audio_tower.statistics.mean.copy_(mean)
+        self.audio_tower.statistics.deviation.copy_(deviation)
+
     def set_words(self, words: list[str], shares: torch.Tensor | None = None):
         """
         Gives the model a new word head, which predicts these words of captions from the audio embedding. `shares`
@@ -233,6 +244,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             mean = self.audio_tower.audio_model.audio_encoder.batch_norm.running_mean
             input_features = mask_stripes(input_features, mean)
         embeds = self.audio_tower(input_features=input_features).audio_embeds
+        if self.config.audio_statistics:
+            embeds = embeds + self.audio_tower.statistics(input_features)
         return nn.functional.normalize(embeds.float(), dim=-1)
 
     def join_inputs(

@@ -13,6 +13,7 @@ MODEL_CHOICES = (
     "conditioning",
     "num_candidates",
     "spec_augment",
+    "audio_statistics",
     "caption_normalization",
     "selection",
 )
@@ -64,6 +65,13 @@ class ModelArguments:
     )
     spec_augment: bool | None = field(
         default=None, metadata={"help": "Mask stripes of the log-mels in training (true if unset)."}
+    )
+    audio_statistics: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Add a linear layer on statistics of the log-mels to an encoder from scratch, which learns from "
+            "far fewer clips with it (false if unset)."
+        },
     )
     caption_normalization: Literal["paper", "music"] | None = field(
         default=None,

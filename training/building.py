@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -14,6 +15,7 @@ from configuration_rgmc import RGMCConfig
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
+from statistics_rgmc import LEAST_DEVIATION, summarize
 from training.arguments import (
     AUDIO_MODEL,
     LENGTHS,
@@ -140,6 +142,8 @@ def build_model(
         )
         model = RGMCModel(config)
         model.set_log_mel_statistics(*log_mel_statistics(train))
+        if model.config.audio_statistics:
+            model.set_audio_statistics(*audio_statistics(train))
     else:
         parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
         model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
@@ -196,6 +200,16 @@ def log_mel_statistics(features: ClipFeatures, batch_size: int = 256) -> tuple[t
         squares = squares + log_mels.square().sum(dim=(0, 1, 2))
     mean = total / count
     return mean, squares / count - mean.square()
+
+
+def audio_statistics(features: ClipFeatures, most: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Computes the mean and the deviation of each statistic of the log-mels, each `(S,)`, over a corpus or over `most`
+    clips spread across it.
+    """
+    rows = np.linspace(0, len(features) - 1, min(len(features), most)).round().astype(int).tolist()
+    found = torch.cat([summarize(features.read(rows[start : start + 32])) for start in range(0, len(rows), 32)])
+    return found.mean(0), found.std(0, correction=0).clamp(min=LEAST_DEVIATION)
 
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:

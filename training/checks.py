@@ -47,8 +47,8 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if model_args.freeze_audio_tower or model_args.conditioning == "candidate":
-        for name, off in (("word_loss_weight", "0"), ("augment_audio", "false")):
-            if getattr(args, name):
+        for name, off in (("word_loss_weight", "0"), ("augment_audio", "false"), ("audio_statistics", "false")):
+            if getattr(model_args if hasattr(model_args, name) else args, name):
                 raise ValueError(f"--{name} does nothing where the audio encoder is not trained: set it to {off}")
     for name in SHARES:
         if not 0 <= getattr(args, name) <= 1:
@@ -106,6 +106,8 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         raise ValueError(
             "--audio_config and --text_config train from scratch: leave out --audio_model and --text_model"
         )
+    if model_args.audio_statistics and not model_args.audio_config and not model_args.model:
+        raise ValueError("--audio_statistics is for an encoder from scratch: give --audio_config too, or leave it out")
     RGMCConfig(**model_choices(model_args))
     for name, model_type in (("audio_config", "clap_audio_model"), ("text_config", "gpt2")):
         entries = getattr(model_args, name)
