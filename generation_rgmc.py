@@ -59,8 +59,8 @@ def generate_consensus(
     Captions each clip from the caption of each of its nearest songs in turn, keeps all beams, and chooses the caption
     that is most similar to the others. A beam counts as much as its song is similar to the clip.
 
-    A model with a word head also says which words the sound speaks for. With a `tokenizer`, their evidence, the mean
-    over the words of a caption times `word_weight`, is added to the caption's similarity to the others.
+    A model with a word head also knows how probable words are, given the sound. With a `tokenizer`, the mean over the
+    words of a caption, times `word_weight`, is added to the caption's similarity to the others.
 
     Decoding takes as many times longer as there are songs. Nothing is drawn, and captions do not depend on the batch.
 
@@ -70,7 +70,7 @@ def generate_consensus(
         consensus_neighbors (`int`, defaults to 5):
             How many songs are used in turn. A model of several candidates is given each with those that follow it.
         word_weight (`float`, defaults to 0.5):
-            Weight of the words' evidence (nats) beside the similarity to the other captions (0 to 1).
+            Weight of the words' probability (0 to 1) beside the similarity to the other captions (0 to 1).
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The processor's: reads the words of a caption.
 
@@ -108,26 +108,25 @@ def generate_consensus(
                 hypotheses[clip] += [_until_end(sequence, ends) for sequence in sequences]
                 weights[clip] += [weight] * beams
     bonuses: list[list[float] | None] = [None] * len(hypotheses)
-    knows_words = model.word_head is not None and model.config.uses_audio and bool(model.word_head.log_prior.any())
-    if tokenizer is not None and word_weight and knows_words:
-        evidence = model.word_head.evidence(audio_embeds).tolist()
+    if tokenizer is not None and word_weight and model.word_head is not None and model.config.uses_audio:
+        probabilities = model.word_head.logits(audio_embeds).sigmoid().tolist()
         bonuses = [
             [
-                word_weight * mean_evidence(model.config, values, tokenizer.decode(tokens, skip_special_tokens=True))
+                word_weight * mean_probability(model.config, values, tokenizer.decode(tokens, skip_special_tokens=True))
                 for tokens in said
             ]
-            for values, said in zip(evidence, hypotheses)
+            for values, said in zip(probabilities, hypotheses)
         ]
     chosen = [said[most_central(said, *scores)] for said, *scores in zip(hypotheses, weights, bonuses)]
     length = max(map(len, chosen))
     return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
 
 
-def mean_evidence(config: RGMCConfig, evidence: list[float], caption: str) -> float:
-    """The mean evidence of the words of a caption; 0 for one without any of `config.words`."""
+def mean_probability(config: RGMCConfig, probabilities: list[float], caption: str) -> float:
+    """The mean probability of the words of a caption; 0 for one without any of `config.words`."""
     columns = {word: column for column, word in enumerate(config.words)}
     words = {*normalize_caption(caption, config.caption_normalization).split()}
-    found = [evidence[columns[word]] for word in sorted(words) if word in columns]
+    found = [probabilities[columns[word]] for word in sorted(words) if word in columns]
     return sum(found) / len(found) if found else 0.0
 
 

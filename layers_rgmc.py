@@ -105,16 +105,12 @@ class RGMCMapper(nn.Module):
 
 
 class RGMCWordHead(nn.Module):
-    """
-    Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks.
-    `log_prior` `(W,)` is the logarithm of the share of training captions that have each word; 0 if not known.
-    """
+    """Predicts which of `config.words` the caption of a clip has: a signal for the encoder that the paper lacks."""
 
     def __init__(self, config: RGMCConfig):
         super().__init__()
         self.input_scale = config.audio_config.projection_dim**0.5  # as in the mapper
         self.linear = nn.Linear(config.audio_config.projection_dim, len(config.words))
-        self.register_buffer("log_prior", torch.zeros(len(config.words)))
 
     def logits(self, audio_embeds: torch.Tensor) -> torch.Tensor:
         return self.linear((audio_embeds * self.input_scale).to(self.linear.weight.dtype)).float()  # (B, W)
@@ -126,13 +122,6 @@ class RGMCWordHead(nn.Module):
         logits = self.logits(audio_embeds)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, word_labels.clamp(min=0), reduction="none")
         return (losses * word_labels.ne(-100)).sum()
-
-    def evidence(self, audio_embeds: torch.Tensor) -> torch.Tensor:
-        """
-        How much more probable each word is given the sound than in any caption: differences of log probabilities
-        `(B, W)` of embeddings `(B, E)`, above 0 for words that the sound speaks for.
-        """
-        return nn.functional.logsigmoid(self.logits(audio_embeds)).clamp(min=-10.0) - self.log_prior.float()
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -105,8 +105,6 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         # the paper's code; transformers would use the decoder's `initializer_range`.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
-        elif isinstance(module, RGMCWordHead):  # a checkpoint from before the buffer lacks it
-            module.log_prior.zero_()
 
     def _use_fused_audio_attention(self):
         for module in self.audio_tower.modules():
@@ -200,21 +198,14 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         batch_norm.running_var.copy_(variance)
 
     def set_audio_statistics(self, mean: torch.Tensor, deviation: torch.Tensor):
-        """
-        Sets the mean and the deviation, each `(S,)`, that standardise the statistics of clips (`config.audio_statistics`).
-        """
+        """Sets the mean and the deviation, each `(S,)`, that standardise the statistics of clips."""
         self.audio_tower.statistics.mean.copy_(mean)
         self.audio_tower.statistics.deviation.copy_(deviation)
 
-    def set_words(self, words: list[str], shares: torch.Tensor | None = None):
-        """
-        Gives the model a new word head, which predicts these words of captions from the audio embedding. `shares`
-        `(W,)` are the shares of training captions that have each word.
-        """
+    def set_words(self, words: list[str]):
+        """Gives the model a new word head, which predicts these words of captions from the audio embedding."""
         self.config.words = words
         self.word_head = RGMCWordHead(self.config).to(self.device)
-        if shares is not None:
-            self.word_head.log_prior.copy_(shares.log())
 
     # -- the method ---------------------------------------------------------------------------------------------------
 

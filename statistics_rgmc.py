@@ -12,6 +12,7 @@ audio embedding.
 
 import math
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def summarize(log_mels: torch.Tensor) -> torch.Tensor:
     bands = swing.unflatten(1, (BANDS, -1)).mean(2)  # (B, BANDS, T)
     power = torch.fft.rfft(bands).abs().square()
     limits = [math.ceil(rate * frames / FRAME_RATE) for rate in MODULATIONS]
-    modulations = [power[:, :, low:high].mean(2) for low, high in zip(limits, limits[1:])]
+    modulations = [power[:, :, low:high].mean(2) for low, high in pairwise(limits)]
     rhythm = torch.stack(modulations, 2).add(LEAST_DEVIATION).log()
     parts = [mean, variance.sqrt(), quantiles, rise.mean(2), attack, *lags, tempo, timbre, movement, rhythm]
     return torch.cat([part.flatten(1) for part in parts], dim=1)  # (B, S)

@@ -1,5 +1,7 @@
 """Statistics of log-mels as a part of the audio encoder: what they are, and that they are learned, saved and loaded."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import scipy.fft
@@ -17,8 +19,7 @@ from training.throughput import forward_flops
 
 def reference(log_mel: np.ndarray) -> np.ndarray:
     """The statistics of one clip `(T, F)`, one number after the other."""
-    frames, bins = log_mel.shape
-    columns = log_mel.T.astype(np.float64)
+    frames, columns = len(log_mel), log_mel.T.astype(np.float64)
     rises = np.maximum(np.diff(columns), 0)
     onsets = rises.mean(axis=0)
     strongest = 1 + np.argsort(-onsets)[: int(ATTACKS * frames)]
@@ -39,7 +40,7 @@ def reference(log_mel: np.ndarray) -> np.ndarray:
         parts.append([(series[i] * series[j]).mean() / spread[i] / spread[j] for i, j in pairs])
     bands = swing.reshape(16, 4, frames).mean(axis=1)
     power, rates = np.abs(np.fft.rfft(bands)) ** 2, np.fft.rfftfreq(frames, 0.01)
-    limits = list(zip(MODULATIONS, MODULATIONS[1:]))
+    limits = list(pairwise(MODULATIONS))
     parts.append([np.log(row[(rates >= low) & (rates < high)].mean() + 1e-3) for row in power for low, high in limits])
     return np.concatenate(parts)
 

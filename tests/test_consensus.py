@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from captions_rgmc import caption_similarity, left_pad, most_central, normalize_caption
 from evaluation.captioning import conditioned_on
-from generation_rgmc import mean_evidence, neighbor_prompts
+from generation_rgmc import mean_probability, neighbor_prompts
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from songs_rgmc import make_rows
@@ -145,13 +145,12 @@ def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, proc
     words = [{*normalize_caption(text).split()} for text in processor.batch_decode(beams, skip_special_tokens=True)]
     own = [words[3 * clip + 2] - words[3 * clip] - words[3 * clip + 1] for clip in range(3)]
     clip, told = next((clip, told) for clip, told in enumerate(own) if told)  # words of the third beam alone
-    model.set_words(sorted(told), torch.full((len(told),), 0.5))
+    model.set_words(sorted(told))
     options = {"audio_embeds": embeds[clip : clip + 1], "selection": "consensus"}
     plain = model.generate(**options)
     with torch.no_grad():
         model.word_head.linear.weight.zero_()
-        model.word_head.linear.bias.fill_(5.0)  # each word is almost certain, and half of the captions have it
-    assert model.word_head.evidence(embeds)[0, 0].item() == pytest.approx(0.6931 - 0.0067, abs=1e-4)
+        model.word_head.linear.bias.fill_(5.0)  # each word is almost certain
     heard = model.generate(**options, tokenizer=processor.tokenizer, word_weight=100.0).tolist()
     assert heard == [beams[3 * clip + 2]]
     assert model.generate(**options, tokenizer=processor.tokenizer, word_weight=0.0).equal(plain)
@@ -170,11 +169,11 @@ def test_a_checkpoint_says_how_it_chooses(songs, tmp_path):
     assert RGMCModel.from_pretrained(tmp_path).generate(audio_embeds=embeds).equal(chosen)
 
 
-def test_the_evidence_of_a_caption_is_the_mean_over_its_words(make_config):
+def test_the_probability_of_a_caption_is_the_mean_over_its_words(make_config):
     config = make_config(words=["sad", "piano", "guitar"], caption_normalization="music")
-    assert mean_evidence(config, [1.0, 2.0, 4.0], "A sad, sad piano!") == 1.5
-    assert mean_evidence(config, [1.0, 2.0, 4.0], "guitar") == 4.0
-    assert mean_evidence(config, [1.0, 2.0, 4.0], "drums") == 0.0
+    assert mean_probability(config, [0.1, 0.2, 0.4], "A sad, sad piano!") == pytest.approx(0.15)
+    assert mean_probability(config, [0.1, 0.2, 0.4], "guitar") == 0.4
+    assert mean_probability(config, [0.1, 0.2, 0.4], "drums") == 0.0
 
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "gemma2"])
@@ -224,7 +223,7 @@ def test_a_model_that_must_not_hear_does_not_hear_by_its_words(songs, processor)
         chosen = [until_end(tokens, model) for tokens in beams.tolist()].index(plain[0])
         told = sorted(set().union(*words) - words[chosen])  # words of the other beams
         assert told
-    model.set_words(told, torch.full((len(told),), 0.5))
+    model.set_words(told)
     with torch.no_grad():
         model.word_head.linear.bias.fill_(20.0)
     with conditioned_on(model, "candidate"):

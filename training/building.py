@@ -157,7 +157,7 @@ def build_model(
                 f"--word_loss_weight: found no word to predict in the {len(train)} training captions, "
                 "expected one in 5 or more and at most half of them: set it to 0"
             )
-        model.set_words(words, label_words(captions, words).float().mean(0))
+        model.set_words(words)
     longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
     longest += processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)
