@@ -277,8 +277,8 @@ def test_a_training_is_measured_by_the_fastest_product(monkeypatch, precision):
     ],
 )
 def test_a_processor_that_only_emulates_bf16_trains_in_float32(monkeypatch, capsys, wanted, device, has_bf16, used):
-    state = SimpleNamespace(device=torch.device(device), is_main_process=True)
-    monkeypatch.setattr(devices, "PartialState", lambda: state)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: device != "cpu")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     assert devices.fast_precision(wanted) == used
@@ -286,6 +286,8 @@ def test_a_processor_that_only_emulates_bf16_trains_in_float32(monkeypatch, caps
     if wanted == "bf16":  # also where accelerate chose it
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
         assert (devices.fast_precision(None) == "no") == (used == "no")
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        assert (devices.fast_precision("bf16") == "no") == (not has_bf16)
 
 
 def test_the_peak_is_that_of_a_matrix_product():

@@ -5,8 +5,8 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.utils import logging
 
@@ -45,13 +45,13 @@ def check_distributed_type(accelerator: Accelerator):
 
 def fast_precision(precision: str | None) -> str | None:
     """`precision`, but `"no"` for bfloat16 on a processor that only emulates it, 5 to 50 times slower than float32."""
-    state = PartialState()
     wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION")  # the setting of `accelerate launch`
-    if wanted != "bf16" or state.device.type != "cpu":
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if wanted != "bf16" or not on_cpu:
         return precision
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return precision
-    if state.is_main_process:
+    if os.environ.get("RANK", "0") == "0":
         print("This processor has no instructions for bfloat16: training in float32, which is faster here")
     return "no"
 
