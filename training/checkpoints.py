@@ -348,7 +348,8 @@ def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> s
         if isinstance(value, str) and Path(value).is_absolute():
             settings[name] = Path(value).name
     sources = {"audio encoder": config.audio_model_source, "decoder": config.text_model_source}
-    started = " and ".join(f"the {part} from `{source['name']}`" for part, source in sources.items() if source)
+    names = {part: " ".join(source["name"].replace("`", "'").split()) for part, source in sources.items() if source}
+    started = " and ".join(f"the {part} from `{name}`" for part, name in names.items())
     started = f"It started with {started}; commits and SHA-256: `config.json`. " if started else ""
     text = yaml.safe_dump(settings, sort_keys=False)
     return model_card(
