@@ -539,16 +539,16 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
             )
         if datastore.largest_token >= vocab_size:
             raise ValueError(
-                f"The datastore ({len(datastore)} captions) holds the token {datastore.largest_token}, but this model's "
-                f"vocabulary ends at {vocab_size - 1}: "
+                f"The datastore ({len(datastore)} captions) holds the token {datastore.largest_token}, "
+                f"but this model's vocabulary ends at {vocab_size - 1}: "
                 "rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
             )
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
         taken = self.config.prefix_length + datastore.longest_caption + 1  # and the separator
         if self.config.uses_candidate and limit is not None and taken >= limit:
             raise ValueError(
-                f"The datastore ({len(datastore)} captions) holds a caption of {datastore.longest_caption} tokens, which "
-                f"takes {taken} positions with the prefix, but the decoder has only {limit}: "
+                f"The datastore ({len(datastore)} captions) holds a caption of {datastore.longest_caption} tokens, "
+                f"which takes {taken} positions with the prefix, but the decoder has only {limit}: "
                 "rebuild the datastore with a smaller `max_candidate_length` of the processor"
             )
         rule = self.config.caption_normalization

@@ -143,8 +143,8 @@ class CaptionDatastore:
             The largest token id, and the most tokens of a caption. A model refuses rows that its decoder cannot read.
 
     Raises:
-        `ValueError`: If a column or a value is missing, lengths differ, ids repeat, an embedding is not a unit vector, or
-        `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
+        `ValueError`: If a column or a value is missing, lengths differ, ids repeat, an embedding is not a unit vector,
+        or `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
         rows; 2 to 256 links of an HNSW; at least as many rows as a PQ has centroids (256, or 16 with `x4`); for an OPQ
         at least 256 rows and at least `E`.
     """
