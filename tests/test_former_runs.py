@@ -120,7 +120,7 @@ def test_sounds_that_prepare_has_written_are_not_overwritten_by_those_of_another
     def table(name: str, seed: int) -> Path:
         sounds = [write_sound(tmp_path / f"{name}{row}.wav", seed=seed + row) for row in range(3)]
         rows = [{"path": sound.name, "bytes": sound.read_bytes()} for sound in sounds]
-        frame = pandas.DataFrame({"id": ["a", "b", "c"], "text": ["one", "two", "three"], "audio": rows})
+        frame = pandas.DataFrame({"id": ["a", "b", "c"], "caption": ["one", "two", "three"], "audio": rows})
         (tmp_path / name).mkdir()
         frame.to_parquet(tmp_path / name / "table.parquet")
         return tmp_path / name / "table.parquet"

@@ -152,6 +152,9 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
             for path in sorted(aside.iterdir(), key=lambda path: path.name == UNFINISHED):  # that one last
                 os.replace(path, output_dir / path.name)
             aside.rmdir()
+            accelerator.print(
+                f"The last run in {output_dir} ended before it had saved anything, so the run before it is back"
+            )
     accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
