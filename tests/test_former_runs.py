@@ -142,7 +142,7 @@ def test_a_mistake_of_eval_leaves_the_former_results(evaluate, checkpoint, tmp_p
     for mistake in ({"dataset": str(tmp_path / "nothing")}, {"caption_column": "nope"}, {"split": "nope"}):
         with pytest.raises((ValueError, OSError)):
             evaluate(**mistake)
-    with pytest.raises(ValueError, match="nothing.jsonl"):
+    with pytest.raises(ValueError, match=r"nothing\.jsonl"):
         evaluate(predictions=["other=nothing.jsonl"])
     shutil.copytree(checkpoint, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"

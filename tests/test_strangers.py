@@ -133,13 +133,13 @@ def test_files_of_other_types_or_with_damaged_pages_are_refused(tmp_path):
     make_datastore(300).save_pretrained(tmp_path)
     path = tmp_path / "embeddings.safetensors"
     save_file({"embeddings": load_file(path)["embeddings"].clone().bfloat16()}, path)
-    with pytest.raises(ValueError, match="is damaged .*BFloat16"):
+    with pytest.raises(ValueError, match=r"is damaged .*BFloat16"):
         CaptionDatastore.from_pretrained(tmp_path)
     make_datastore(300).save_pretrained(tmp_path)
     content = bytearray((tmp_path / "captions.parquet").read_bytes())
     content[8:200] = b"\xff" * 192
     (tmp_path / "captions.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged .*copy it again"):
+    with pytest.raises(ValueError, match=r"is damaged .*copy it again"):
         CaptionDatastore.from_pretrained(tmp_path)
 
 
