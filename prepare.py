@@ -54,8 +54,8 @@ from corpora.steps import (
 
 GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
 NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}
-ALL_REJECTED = "rejected.failed.jsonl"  # of a run without a usable row, beside the files of a former run
 NOBODY |= {"unknown album", "untitled", "-", "?", *PLACEHOLDERS}
+ALL_REJECTED = "rejected.failed.jsonl"  # of a run without a usable row, beside the files of a former run
 
 
 @dataclass(kw_only=True)
