@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers import CAPTIONS, make_datastore, prepare, unit_vectors, write_sound, write_tone
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from captions.formats import read_captions, write_captions
@@ -186,8 +187,9 @@ def test_what_a_checkpoint_says_of_its_origin_is_text_in_the_card_of_the_next(ma
     card = run_card((arguments[0], arguments[1], arguments[0]), config, 1.0, 1)
     (line,) = (line for line in card.splitlines() if line.startswith("It started with"))
     assert line.count("`") == 6 and "# 'title' ---`" in line
-    front = model_card("name", config).split("---\n")[1]
-    assert front.startswith("library_name") or "base_model" in front
+    source["name"] = "x\n---\nlicense: of-somebody\n---\n# title"
+    front = ModelCard(model_card("name", make_config(text_model_source=source), model_license="mit")).data
+    assert front.license == "mit" and front.base_model == [source["name"]]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-1", "'tis", "a = b", "'"])
