@@ -21,6 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from clips.embedding import build_datastore, datastore_rows
 from clips.features import Split
+from clips.locks import only_run
 from clips.options import (
     HubArguments,
     InferenceArguments,
@@ -58,6 +59,12 @@ def main(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore
     Writes the datastore to `args.output_dir`, and the unusable rows to `skipped.jsonl` there. An interrupted run
     continues with the clips that are not decoded yet.
     """
+    with only_run(args.output_dir, f"--output_dir {args.output_dir}"):
+        accelerator.wait_for_everyone()
+        return embed_corpus(args, accelerator)
+
+
+def embed_corpus(args: DatastoreArguments, accelerator: Accelerator) -> CaptionDatastore:
     # 1. The clips
     config = RGMCConfig.from_pretrained(args.model)
     searching = (args.string_factory, args.storage, args.search_parameters)

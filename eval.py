@@ -33,7 +33,9 @@ from transformers import AutoConfig
 
 from audio_rgmc import load_audio
 from clips.features import Split
+from clips.locks import only_run
 from clips.options import parse, user_errors
+from clips.outputs import replaced_together
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.arguments import EvaluationArguments, check_paths
@@ -79,6 +81,12 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     Writes `predictions.jsonl`, `results.json`, `report.md` and `report.html` to `args.output_dir`, prints the tables,
     and returns the results, on the main process. An interrupted run resumes with the clips that have no caption yet.
     """
+    with only_run(args.output_dir, f"--output_dir {args.output_dir}"):
+        accelerator.wait_for_everyone()
+        return caption_and_score(args, accelerator)
+
+
+def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> EvaluationResults | None:
     output_dir = Path(args.output_dir)
     parts_dir = output_dir / "unfinished"
 
@@ -177,21 +185,21 @@ def evaluate_checkpoint(args: EvaluationArguments, accelerator: Accelerator) -> 
     )
 
     # 4. Results, report, tables
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_lines(output_dir / "predictions.jsonl", lines)
-    write_resamples(output_dir, resamples, of_listening, of_retrieval)
-    (output_dir / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
     warning = from_scratch_warning(captioner.model.config)
-    write_report(
-        output_dir,
-        results,
-        lines,
-        item_scores,
-        load_clip=lambda row: load_audio(clips[row]["audio"]),
-        num_examples=args.num_examples,
-        side_by_side=1 in args.table,
-        warning=warning,
-    )
+    with replaced_together(output_dir, last="results.json") as staging:
+        write_lines(staging / "predictions.jsonl", lines)
+        write_resamples(staging, resamples, of_listening, of_retrieval)
+        (staging / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_report(
+            staging,
+            results,
+            lines,
+            item_scores,
+            load_clip=lambda row: load_audio(clips[row]["audio"]),
+            num_examples=args.num_examples,
+            side_by_side=1 in args.table,
+            warning=warning,
+        )
     if args.update_model_card:
         update_model_card(args.model[0], results)
         write_eval_results(args.model[0], results)

@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from clips.embedding import embed_rows, is_rgmc_checkpoint, with_audio_tower_of
 from clips.features import compute_features
+from clips.locks import only_run
 from clips.options import (
     DuplicateArguments,
     InferenceArguments,
@@ -32,6 +33,7 @@ from clips.options import (
     parse,
     user_errors,
 )
+from clips.outputs import replaced_together
 from clips.rows import load_captions
 from corpora.leaks import Clips, check_leak_options, find_leaks, hash_audio, write_leaks
 from corpora.report import write_leak_report
@@ -112,6 +114,12 @@ def embed_splits(args: LeakageArguments, splits: dict[str, Dataset], accelerator
 
 def main(args: LeakageArguments, accelerator: Accelerator) -> dict:
     """Writes `report.md` and `leakage.json` to `args.output_dir`, prints the counts, and returns `leakage.json`."""
+    with only_run(args.output_dir, f"--output_dir {args.output_dir}"):
+        accelerator.wait_for_everyone()
+        return report_leaks(args, accelerator)
+
+
+def report_leaks(args: LeakageArguments, accelerator: Accelerator) -> dict:
     # 1. The splits
     output_dir = Path(args.output_dir)
     splits = {}
@@ -139,8 +147,10 @@ def main(args: LeakageArguments, accelerator: Accelerator) -> dict:
     report = {"dataset": args.dataset, "train_split": args.train_split, "options": options, **found}
 
     # 4. The files
-    write_leaks(output_dir, report)
-    print(write_leak_report(output_dir, report))
+    with replaced_together(output_dir, last="leakage.json") as staging:
+        write_leaks(staging, report)
+        shown = write_leak_report(staging, report)
+    print(shown)
     accelerator.wait_for_everyone()
     return report
 

@@ -479,7 +479,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     def _check_length(self, prompt_length: int, kwargs: dict):
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
         new = kwargs.get("max_new_tokens") or (kwargs.get("generation_config") or self.generation_config).max_new_tokens
-        if limit is not None and new is not None and prompt_length + new > limit:
+        if limit is not None and prompt_length + (new or 1) > limit:
             raise ValueError(
                 f"Prefix and candidate take {prompt_length} positions and `max_new_tokens` is {new}, "
                 f"but the decoder has only {limit}: "
@@ -509,8 +509,8 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Raises:
             `FileNotFoundError` or `OSError`: If there is no datastore in the folder or repository.
             `TypeError`: If it is anything else.
-            `ValueError`: If another encoder made its embeddings, or if its captions are tokens of another decoder
-            or follow another rule of normalisation.
+            `ValueError`: If another encoder made its embeddings, or if its captions are tokens of another decoder,
+            too long for this one, or follow another rule of normalisation.
         """
         if isinstance(datastore, (str, os.PathLike)):
             datastore = self.datastore_class.from_pretrained(datastore)
@@ -540,6 +540,20 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
                 f"The datastore ({len(datastore)} captions) holds tokens for a vocabulary of {datastore.vocab_size}, "
                 f"but this model's has {vocab_size}: they would be other captions. "
                 "Rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
+            )
+        if datastore.largest_token >= vocab_size:
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) holds the token {datastore.largest_token}, "
+                f"but this model's vocabulary ends at {vocab_size - 1}: "
+                "rebuild it with this model: `python build_datastore.py ...`, or `CaptionDatastore.build(model, rows)`"
+            )
+        limit = getattr(self.config.text_config, "max_position_embeddings", None)
+        taken = self.config.prefix_length + datastore.longest_caption + 1  # and the separator
+        if self.config.uses_candidate and limit is not None and taken >= limit:
+            raise ValueError(
+                f"The datastore ({len(datastore)} captions) holds a caption of {datastore.longest_caption} tokens, "
+                f"which takes {taken} positions with the prefix, but the decoder has only {limit}: "
+                "rebuild the datastore with a smaller `max_candidate_length` of the processor"
             )
         rule = self.config.caption_normalization
         if datastore.caption_normalization != rule:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clips.locks import only_run
 from clips.options import (
     DuplicateArguments,
     ProcessArguments,
@@ -33,8 +34,10 @@ from clips.options import (
     parse,
     user_errors,
 )
+from clips.outputs import replaced_together
 from clips.rows import METADATA_FILES
 from clips.tables import PLACEHOLDERS
+from corpora.leaks import write_leaks
 from corpora.readers import OF_FILES, READERS, Corpus
 from corpora.report import write_report
 from corpora.splits import HELD_OUT, SPLITS, assign_splits, group_rows
@@ -42,16 +45,17 @@ from corpora.steps import (
     HIDDEN,
     clean_captions,
     drop_duplicates,
+    find_shared,
     make_table,
     mark_clusters,
     probe_rows,
-    report_leaks,
     sort_rows,
 )
 
 GROUP_COLUMNS = ("track_id", "artist_id", "album_id", "artist", "artist_name", "album")
 NOBODY = {"", "various artists", "various", "various artist", "va", "v.a.", "v/a", "unknown", "unknown artist"}
 NOBODY |= {"unknown album", "untitled", "-", "?", *PLACEHOLDERS}
+ALL_REJECTED = "rejected.failed.jsonl"  # of a run without a usable row, beside the files of a former run
 
 
 @dataclass(kw_only=True)
@@ -136,12 +140,13 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     rows = probe_rows(corpus, rows, output_dir / "probed.jsonl", args.num_proc)
     if args.dedup == "drop":
         rows = drop_duplicates(corpus, rows)
-    (output_dir / "metadata.parquet").unlink(missing_ok=True)  # of a former run: it would not match the new files
-    write_lines(output_dir / "rejected.jsonl", corpus.rejected)
     kinds = dict(Counter(line["kind"] for line in corpus.rejected))
     if not rows:
         about = f". {corpus.about_audio}" if "no_audio" in kinds and corpus.about_audio else ""
-        raise ValueError(f"no row of {listed} can be used ({kinds}): {output_dir / 'rejected.jsonl'} says why{about}")
+        is_new = not (output_dir / "metadata.parquet").exists()
+        reasons = output_dir / ("rejected.jsonl" if is_new else ALL_REJECTED)
+        write_lines(reasons, corpus.rejected)
+        raise ValueError(f"no row of {listed} can be used ({kinds}): {reasons} says why{about}")
 
     # 5. Splits of a corpus that has none
     if not given:
@@ -150,9 +155,9 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
     before = sorted((before if given else splits).items(), key=lambda split: (*SPLITS, split[0]).index(split[0]))
 
     # 6. What the splits share
-    leaks = report_leaks(rows, output_dir, args.ngram, args.threshold, args.num_proc)
+    leaks = find_shared(rows, output_dir, args.ngram, args.threshold, args.num_proc)
 
-    # 7. The reports, and the table last: it appears when everything else is there
+    # 7. The files, in place of a former run's
     table = make_table(rows, corpus.license, output_dir)
     report = {
         "corpus": name,
@@ -171,9 +176,12 @@ def prepare(corpus: Corpus, args: PrepareArguments, name: str, source: dict) -> 
             for leak in (leaks["leaks"] if leaks else [])
         ],
     }
-    write_report(output_dir, report, table, leaks)
-    table.to_parquet(output_dir / "metadata.parquet.part", index=False)
-    os.replace(output_dir / "metadata.parquet.part", output_dir / "metadata.parquet")
+    with replaced_together(output_dir, last="metadata.parquet", stale=("leakage.json", ALL_REJECTED)) as staging:
+        write_lines(staging / "rejected.jsonl", corpus.rejected)
+        if leaks:
+            write_leaks(staging, leaks)
+        write_report(staging, report, table, leaks)
+        table.to_parquet(staging / "metadata.parquet", index=False)
     return report
 
 
@@ -294,8 +302,9 @@ def main(argv: list[str]):
     check_paths(source)
     check_output(args.output_dir)
     check_output_dir(Path(args.output_dir), source)
-    corpus = READERS[name][1](source, Path(args.output_dir))
-    report = prepare(corpus, args, name, asdict(source))
+    with only_run(args.output_dir, f"--output_dir {args.output_dir}"):
+        corpus = READERS[name][1](source, Path(args.output_dir))
+        report = prepare(corpus, args, name, asdict(source))
     print(Path(args.output_dir, "report.md").read_text(encoding="utf-8").partition("\n## Examples")[0])
     print(f"\n{report['kept']} clips; more in {args.output_dir}/report.html")
     print("\n".join([*missing_audio(corpus, report), *next_command(name, args.output_dir, report)]))

@@ -40,7 +40,16 @@ try:
         encode_embeddings,
         search_exactly,
     )
-    from .songs_rgmc import as_dataset, as_stored, check_rows, embed_songs, import_datasets, processor_of, read_songs
+    from .songs_rgmc import (
+        as_dataset,
+        as_stored,
+        check_rows,
+        embed_songs,
+        import_datasets,
+        measure_tokens,
+        processor_of,
+        read_songs,
+    )
 except ImportError:
     from search_rgmc import (
         EmbeddingIndex,
@@ -50,7 +59,16 @@ except ImportError:
         encode_embeddings,
         search_exactly,
     )
-    from songs_rgmc import as_dataset, as_stored, check_rows, embed_songs, import_datasets, processor_of, read_songs
+    from songs_rgmc import (
+        as_dataset,
+        as_stored,
+        check_rows,
+        embed_songs,
+        import_datasets,
+        measure_tokens,
+        processor_of,
+        read_songs,
+    )
 
 FORMAT_VERSION = 3  # version 1 had only float32, no source and no license; 1 and 2 had no search parameters
 DATASTORE_FILES = ("datastore.json", "captions.parquet", "embeddings.safetensors")
@@ -121,10 +139,12 @@ class CaptionDatastore:
             datastore unchanged: `plain = datastore.rows.with_format(None)`, then `plain.drop_index("embeddings")`.
         embeddings (`np.ndarray` of shape `(N, E)`):
             The embeddings as they are stored.
+        largest_token, longest_caption (`int`):
+            The largest token id, and the most tokens of a caption. A model refuses rows that its decoder cannot read.
 
     Raises:
-        `ValueError`: If a column is missing, lengths differ, ids repeat, an embedding is not a unit vector, or
-        `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
+        `ValueError`: If a column or a value is missing, lengths differ, ids repeat, an embedding is not a unit vector,
+        or `storage` or the index does not exist. The limits of an index: at most 262,144 cells and no more cells than
         rows; 2 to 256 links of an HNSW; at least as many rows as a PQ has centroids (256, or 16 with `x4`); for an OPQ
         at least 256 rows and at least `E`.
     """
@@ -150,11 +170,13 @@ class CaptionDatastore:
     def _set_rows(self, rows: "datasets.Dataset", embeddings: np.ndarray, search_parameters: str | None):
         check_rows(rows, embeddings)
         check_search(embeddings.shape[1], self.string_factory, self.storage, search_parameters, len(rows))
-        row_of_id = {str(row_id): row for row, row_id in enumerate(rows["id"][:])}
+        rows = as_stored(rows)
+        largest_token, longest_caption = measure_tokens(rows)
+        row_of_id = {row_id: row for row, row_id in enumerate(rows["id"][:])}
         encoded = encode_embeddings(embeddings, self.storage)
         index = EmbeddingIndex(encoded, self.string_factory, search_parameters)
-        rows = as_stored(rows)
         _attach(index, rows)
+        self.largest_token, self.longest_caption = largest_token, longest_caption
         self.rows, self.embeddings, self._row_of_id, self._index = rows, encoded, row_of_id, index
 
     def __len__(self) -> int:
@@ -358,8 +380,6 @@ class CaptionDatastore:
         staging = directory / ".incomplete"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
-        pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
         description = {
             "format_version": FORMAT_VERSION,
             "rows": len(self),
@@ -373,7 +393,13 @@ class CaptionDatastore:
             "vocab_size": self.vocab_size,
             "caption_normalization": self.caption_normalization,
         }
-        (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        try:
+            save_file({"embeddings": torch.from_numpy(self.embeddings)}, staging / "embeddings.safetensors")
+            pyarrow.parquet.write_table(self.rows.with_format("arrow")[:], staging / "captions.parquet")
+            (staging / "datastore.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         for name in ("datastore.json", INDEX_FILE):  # without the first a folder is not a datastore
             (directory / name).unlink(missing_ok=True)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "datastore.json"):
@@ -506,10 +532,11 @@ class CaptionDatastore:
             if not isinstance(description[name], kind):
                 expected = getattr(kind, "__name__", kind)
                 raise ValueError(f"{description_file} has {description[name]!r} as {name}: expected {expected}")
+        files = [find(name, required=True) for name in ("captions.parquet", "embeddings.safetensors")]
         try:
-            rows = as_dataset(pyarrow.parquet.read_table(find("captions.parquet", required=True)))
-            embeddings = load_file(find("embeddings.safetensors", required=True))["embeddings"].numpy()  # mapped
-        except (SafetensorError, pyarrow.ArrowInvalid, KeyError) as error:
+            rows = as_dataset(pyarrow.parquet.read_table(files[0]))
+            embeddings = load_file(files[1])["embeddings"].numpy()  # mapped
+        except (SafetensorError, pyarrow.ArrowException, OSError, KeyError, TypeError) as error:  # bfloat16: TypeError
             raise ValueError(f"The datastore in {folder} is damaged ({error}): copy it again, or rebuild it") from error
         expected = (description["rows"], description["embedding_size"])
         if len(rows) != expected[0] or embeddings.shape != expected:

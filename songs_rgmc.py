@@ -129,6 +129,7 @@ def check_ids(ids: list[str]):
 def import_datasets():
     try:
         import datasets
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("A datastore needs datasets: `pip install datasets faiss-cpu`") from error
@@ -140,11 +141,38 @@ def as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
     _, pyarrow = import_datasets()
     table = rows.with_format("arrow")[:]
     types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
-    columns = {
-        name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
-        for name, kind in types.items()
-    }
+    try:
+        columns = {
+            name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)
+            for name, kind in types.items()
+        }
+    except pyarrow.ArrowException as error:
+        raise ValueError(
+            f"A datastore's rows need texts and lists of tokens, found {rows.features} ({error}): rebuild it"
+        ) from error
     return as_dataset(pyarrow.table(columns))
+
+
+def measure_tokens(rows: "datasets.Dataset") -> tuple[int, int]:
+    """
+    Returns the largest token of stored rows (-1 if there is none) and the length of the longest caption in tokens.
+
+    Raises:
+        `ValueError`: If a row lacks its id, caption or tokens, or if a token is negative.
+    """
+    _, pyarrow = import_datasets()
+    compute = pyarrow.compute
+    table = rows.with_format("arrow")[:]
+    tokens = compute.list_flatten(table["input_ids"])
+    smallest, largest = compute.min_max(tokens).as_py().values()
+    lacking = [name for name in COLUMNS if table[name].null_count]
+    if lacking or tokens.null_count or (smallest or 0) < 0:
+        raise ValueError(
+            f"Each row of a datastore needs {', '.join(COLUMNS)}, with no token below 0; "
+            f"empty in some row: {', '.join(lacking) or 'none'}, smallest token: {smallest}"
+        )
+    longest = compute.max(compute.list_value_length(table["input_ids"])).as_py()
+    return -1 if largest is None else largest, longest or 0
 
 
 def as_dataset(table) -> "datasets.Dataset":

@@ -35,6 +35,7 @@ from transformers import get_scheduler
 from clips.batches import CandidateSampling, TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
+from clips.locks import only_run
 from clips.options import user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
 from feature_extraction_rgmc import RGMCFeatureExtractor
@@ -433,10 +434,16 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
 
 def main(argv: list[str]):
     # 1. Options
-    arguments = model_args, data_args, args = parse_arguments(argv, __doc__)
+    arguments = model_args, _, args = parse_arguments(argv, __doc__)
     check_arguments(model_args, args)
     check_paths(*arguments)
     accelerator = start_accelerator(args)
+    with only_run(args.output_dir, f"--output_dir {args.output_dir}"):
+        run_training(arguments, accelerator)
+
+
+def run_training(arguments: tuple, accelerator: Accelerator):
+    _, data_args, args = arguments
     checkpoint = prepare_output(args, accelerator)
     set_seed(args.seed)
 

@@ -26,6 +26,8 @@ SCHEMA = pyarrow.schema(
         "key": TEXT,
     }
 )
+# What spreadsheets run as a formula at the start of a cell. In a CSV such a text has an apostrophe before it.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # In a CSV a list is JSON in its cell, and an empty cell is None.
 CELLS = {"duration": float, "score": float, "flags": json.loads, "candidates": json.loads, "checkpoint": json.loads}
 
@@ -49,7 +51,7 @@ def read_captions(path: Path) -> list[dict[str, Any]]:
         elif path.suffix.lower() == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 rows = [
-                    {name: CELLS.get(name, str)(cell) if cell else None for name, cell in row.items()}
+                    {name: CELLS.get(name, _text)(cell) if cell else None for name, cell in row.items()}
                     for row in csv.DictReader(file, strict=True)
                 ]
         else:
@@ -84,4 +86,11 @@ def write_captions(path: Path, rows: Iterable[dict[str, Any]]):
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip("'").startswith(FORMULA):
+        return f"'{value}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def _text(cell: str) -> str:
+    """The inverse of [`_cell`] for a text."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell

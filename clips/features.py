@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -229,7 +230,7 @@ def _cache_clips(
     else:
         results = ((row, extract(sound), None) for row, sound in enumerate(audio))
     file = folder / f"{_digest(''.join(keys).encode())}.arrow"
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished = file.with_name(f"{file.name}.{uuid4().hex}")  # another run may be writing the same clips
     try:
         with ArrowWriter(path=str(unfinished), features=features, writer_batch_size=256) as writer:
             for row, found, problem in tqdm(results, desc=description, unit="clip", total=len(rows)):
@@ -274,7 +275,7 @@ def _report_skipped(rows: Dataset, problems: dict[int, str], split: str, skipped
         skipped_file.unlink(missing_ok=True)
         return
     skipped_file.parent.mkdir(parents=True, exist_ok=True)
-    written = skipped_file.with_name(f"{skipped_file.name}.{os.getpid()}")  # other processes may be writing the same
+    written = skipped_file.with_name(f"{skipped_file.name}.{uuid4().hex}")  # other processes may be writing the same
     written.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     os.replace(written, skipped_file)
     if not problems:

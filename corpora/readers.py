@@ -1,6 +1,7 @@
 """Readers of raw corpora. Each returns rows with an id, a file and captions, and a reason for each row left out."""
 
 import ast
+import hashlib
 import os
 import re
 from collections import Counter
@@ -379,9 +380,14 @@ def _add_rows(
 
 
 def _write_sound(file: Path, content: bytes) -> str:
+    """Writes a sound unless it is there, and returns its path: another one where a former run has another sound."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.is_file() or file.read_bytes() != content:
-        file.write_bytes(content)
+    if file.is_file() and file.read_bytes() != content:
+        file = file.with_stem(f"{file.stem}-{hashlib.sha256(content).hexdigest()[:16]}")
+    if not file.is_file():
+        part = file.with_name(f"{file.name}.part")
+        part.write_bytes(content)
+        os.replace(part, file)
     return str(file.resolve())
 
 

@@ -12,7 +12,7 @@ import pyarrow
 from clips.rows import usable_captions
 from clips.tables import clean_caption
 from corpora.dedup import deduplicate
-from corpora.leaks import Clips, find_leaks, hash_audio, write_leaks
+from corpora.leaks import Clips, find_leaks, hash_audio
 from corpora.probe import probe_files
 from corpora.readers import Corpus
 from corpora.splits import SPLITS, group_rows, natural_key
@@ -130,15 +130,15 @@ def drop_duplicates(corpus: Corpus, rows: list[dict]) -> list[dict]:
     return list(kept.values())
 
 
-def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: float, num_proc: int) -> dict | None:
+def find_shared(rows: list[dict], output_dir: Path, ngram: int, threshold: float, num_proc: int) -> dict | None:
     """
-    Writes `leakage.json`: captions and files that two splits share.
+    Finds captions and files that two splits share.
 
     Args:
         rows (`list[dict]`):
             Rows with their splits.
         output_dir (`Path`):
-            Folder to write to.
+            Folder of the corpus, which keeps the files' hashes.
         ngram (`int`):
             As in `deduplicate`.
         threshold (`float`):
@@ -147,9 +147,8 @@ def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: floa
             Number of processes that read files.
 
     Returns:
-        `dict`: What the file holds; None, and no file, if there is only one split.
+        `dict`: What `leakage.json` holds; None if there is only one split.
     """
-    (output_dir / "leakage.json").unlink(missing_ok=True)
     splits: dict[str, list[dict]] = {}
     for row in rows:
         splits.setdefault(row["split"], []).append(row)
@@ -163,9 +162,7 @@ def report_leaks(rows: list[dict], output_dir: Path, ngram: int, threshold: floa
     }
     options = {"train_dataset": None, "ngram": ngram, "threshold": threshold, "model": None, "audio_threshold": None}
     found = find_leaks(clips, ngram, threshold)
-    report = {"dataset": str(output_dir), "train_split": "train", "options": options, **found}
-    write_leaks(output_dir, report)
-    return report
+    return {"dataset": str(output_dir), "train_split": "train", "options": options, **found}
 
 
 def make_table(rows: list[dict], license: str | None, output_dir: Path) -> pandas.DataFrame:

@@ -17,7 +17,9 @@ from typing import Literal
 import numpy as np
 
 from captions_rgmc import NORMALIZATIONS, normalize_caption
+from clips.locks import only_run
 from clips.options import check_dataset, check_file, check_output, parse, user_errors
+from clips.outputs import replaced_together
 from clips.rows import load_captions, usable_captions
 from clips.tables import clean_caption
 from evaluation.attributes import METRICS, Attributes, Concept, Lexicon, find_facts, read_attributes
@@ -300,13 +302,15 @@ def main(args: SanityArguments) -> dict:
 
     # 4. Files
     if args.output_dir:
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sanity.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         ids = rows.select(kept)["id"][:]
         lines = [{"id": row_id, **dict(zip(captions, own))} for row_id, own in zip(ids, zip(*captions.values()))]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / "sanity.jsonl").write_text(text, encoding="utf-8")
+        with (
+            only_run(args.output_dir, f"--output_dir {args.output_dir}"),
+            replaced_together(Path(args.output_dir), last="sanity.json") as staging,
+        ):
+            (staging / "sanity.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            (staging / "sanity.jsonl").write_text(text, encoding="utf-8")
     return results
 
 

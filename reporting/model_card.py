@@ -4,6 +4,7 @@ The results of an evaluation in the model card of the checkpoint, where the Hub 
 A path of this machine never gets there: a local corpus or checkpoint goes by the name of its folder.
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -77,7 +78,9 @@ def update_model_card(checkpoint_dir: str | Path, results: EvaluationResults) ->
     card.data.eval_results = others + eval_results(results)
     card.data.model_name = card.data.model_name or path.resolve().parent.name
     card.text = _set_section(card.text, f"### {markdown_text(', '.join(own))}", _results_text(results))
-    card.save(path)
+    written = path.with_name(f".{path.name}.incomplete")
+    card.save(written)
+    os.replace(written, path)  # whole or not at all
     return path
 
 

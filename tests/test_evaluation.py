@@ -393,10 +393,18 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, tmp_path, monkeypat
     assert not (tmp_path / "cut" / "unfinished").exists()
 
 
+def keep_unfinished(monkeypatch):
+    """Keeps the captions of a finished run as if it had been killed."""
+    remove = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, *args, **kwargs: Path(path).name == "unfinished" or remove(path, *args, **kwargs)
+    )
+
+
 def test_what_another_checkpoint_said_is_not_taken_up(run, tmp_path, monkeypatch, checkpoints):
     _, wanted = run("whole", masked=False)
     unfinished = tmp_path / "cut" / "unfinished"
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    keep_unfinished(monkeypatch)
     other = tmp_path / "both"
     shutil.copytree(checkpoints["both"], other)
     weights = RGMCModel.from_pretrained(other)
@@ -409,7 +417,7 @@ def test_what_another_checkpoint_said_is_not_taken_up(run, tmp_path, monkeypatch
 
 
 def test_what_was_captioned_before_the_corpus_was_corrected_is_not_taken_up(corpus, checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+    keep_unfinished(monkeypatch)
     shutil.copytree(corpus, tmp_path / "corpus")
     metadata = tmp_path / "corpus" / "test" / "metadata.csv"
     args = arguments(tmp_path / "corpus", checkpoints["both"], tmp_path / "eval", masked=False)

@@ -449,12 +449,6 @@ def test_what_is_written_is_never_read_as_raw_nor_hidden_by_other_files(tmp_path
     with pytest.raises(ValueError, match=r"is another corpus, which holds .*train/metadata.csv"):
         prepare(*options, tmp_path / "other")
 
-    prepare(*options, tmp_path / "out")
-    (tmp_path / "raw/1.wav").write_bytes(b"")
-    with pytest.raises(ValueError, match="no row of 1 can be used"):
-        prepare(*options, tmp_path / "out")
-    assert not (tmp_path / "out" / "metadata.parquet").exists()  # of the former run
-
 
 def test_folders_are_walked_once_and_completely(tmp_path, monkeypatch):
     write_sound(tmp_path / "raw/sub/1.wav")

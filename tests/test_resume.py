@@ -261,7 +261,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_fails_before_it_has_saved_anything_leaves_the_former_one(corpus, tmp_path, monkeypatch):
+def test_a_run_that_fails_before_it_has_saved_anything_leaves_the_former_one(corpus, tmp_path, monkeypatch, capsys):
     options = ["--num_train_epochs", "2"]
     folder = run(tmp_path, corpus, *options)
     former = contents(folder)
@@ -276,6 +276,9 @@ def test_a_run_that_fails_before_it_has_saved_anything_leaves_the_former_one(cor
             patch.setattr(train, "train_epoch", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run(tmp_path, corpus, *longer)
+        said = capsys.readouterr().out
+        restored = f"The last run in {folder} ended before it had saved anything, so the run before it is back"
+        assert said.count(restored) == (step == "train_epoch") and f"Resumed from {folder}" in said
         found = contents(folder)
         assert {*found} == {*former}
         assert {name for name in former if found[name] != former[name]} <= {"neighbors.jsonl"}

@@ -152,6 +152,9 @@ def prepare_output(args: TrainingArguments, accelerator: Accelerator) -> Path | 
             for path in sorted(aside.iterdir(), key=lambda path: path.name == UNFINISHED):  # that one last
                 os.replace(path, output_dir / path.name)
             aside.rmdir()
+            accelerator.print(
+                f"The last run in {output_dir} ended before it had saved anything, so the run before it is back"
+            )
     accelerator.wait_for_everyone()
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     former = [*output_dir.glob("config.json"), *list_checkpoints(output_dir)]
@@ -348,7 +351,8 @@ def run_card(arguments: tuple, config: RGMCConfig, loss: float, epoch: int) -> s
         if isinstance(value, str) and Path(value).is_absolute():
             settings[name] = Path(value).name
     sources = {"audio encoder": config.audio_model_source, "decoder": config.text_model_source}
-    started = " and ".join(f"the {part} from `{source['name']}`" for part, source in sources.items() if source)
+    names = {part: " ".join(source["name"].replace("`", "'").split()) for part, source in sources.items() if source}
+    started = " and ".join(f"the {part} from `{name}`" for part, name in names.items())
     started = f"It started with {started}; commits and SHA-256: `config.json`. " if started else ""
     text = yaml.safe_dump(settings, sort_keys=False)
     return model_card(
