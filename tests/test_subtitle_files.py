@@ -366,4 +366,8 @@ def test_the_command_embeds(caption_command, film, tmp_path):
     (tmp_path / "song.mp3").touch()
     status, _, err = caption_command("--render", "spans.jsonl", "--embed")
     assert status == 2 and "song.mp3 is not a film that takes subtitles: expected .mp4, .m4v, .mkv" in err
+    film.write_bytes(b"no film")
+    write_spans(tmp_path / "spans.jsonl", make_spans((2, "A flute."), path=film.name))
+    status, _, err = caption_command("--render", "spans.jsonl", "--embed", "--existing", "overwrite")
+    assert status == 2 and f"{film.name} cannot be copied" in err
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
