@@ -1,6 +1,9 @@
 """What the options for the use of candidates promise: off by default, and the same in any batch and process."""
 
+import shutil
+
 import numpy as np
+import pandas
 import pytest
 import torch
 from accelerate import Accelerator
@@ -10,6 +13,8 @@ import train
 from clips.batches import CandidateSampling, TeacherForcingCollator, augment
 from evaluation.captioning import conditioned_on
 from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from retrieval_rgmc import CaptionDatastore
 from training import text_pretraining
 from training.arguments import TrainingArguments
 from training.checkpoints import RobustnessArguments
@@ -209,3 +214,18 @@ def test_any_decoder_is_pretrained(make_model, processor, text, monkeypatch):
 def test_options_that_cannot_be_meant_are_refused(corpus, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, corpus, *options)
+
+
+def test_a_training_goes_on_from_short_captions_to_long_ones(corpus, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(corpus, both)
+    for file in both.glob("*/metadata.csv"):
+        table = pandas.read_csv(file)
+        table["short"] = table["caption"].str.split().str[:2].str.join(" ")
+        table.to_csv(file, index=False)
+    short = run(tmp_path, both, "--caption_column", "short", "--max_steps", "2", name="short")
+    long = run(tmp_path, both, "--model", str(short), "--caption_column", "caption", "--max_steps", "1", name="long")
+    spoken = [CaptionDatastore.from_pretrained(folder).rows["caption"][0] for folder in (short, long)]
+    assert spoken == ["a sad", "a sad ballad of piano and strings"]
+    ids = CaptionDatastore.from_pretrained(long).rows["input_ids"][0]
+    assert RGMCProcessor.from_pretrained(long).tokenizer.decode(ids) == spoken[1]  # in the tokens of the short ones
