@@ -224,7 +224,8 @@ def test_a_training_goes_on_from_short_captions_to_long_ones(corpus, tmp_path):
         table["short"] = table["caption"].str.split().str[:2].str.join(" ")
         table.to_csv(file, index=False)
     short = run(tmp_path, both, "--caption_column", "short", "--max_steps", "2", name="short")
-    long = run(tmp_path, both, "--model", str(short), "--caption_column", "caption", "--max_steps", "1", name="long")
+    lengths = ["--max_candidate_length", "40", "--max_caption_length", "40"]
+    long = run(tmp_path, both, "--model", str(short), *lengths, "--max_steps", "1", name="long")
     spoken = [CaptionDatastore.from_pretrained(folder).rows["caption"][0] for folder in (short, long)]
     assert spoken == ["a sad", "a sad ballad of piano and strings"]
     ids = CaptionDatastore.from_pretrained(long).rows["input_ids"][0]
