@@ -23,7 +23,7 @@ from transformers import (
     modeling_utils,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.clap.modeling_clap import ClapAudioAttention
+from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioModelOutput
 from transformers.utils import logging
 
 try:
@@ -221,6 +221,29 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Raises:
             `ValueError`: If `input_features` have another shape.
         """
+        return nn.functional.normalize(self._encode(input_features).audio_embeds.float(), dim=-1)
+
+    def embed_steps(self, input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Embeds clips as [`~RGMCModel.embed_audio`] does, and from the same pass returns the encoder's states over time.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`):
+                Log-mel spectrograms in dB.
+
+        Returns:
+            `tuple[torch.FloatTensor, torch.FloatTensor]`: The embeddings `(B, E)`, and states `(B, S, C)` in float32 of
+            `S` steps that divide a clip evenly: with HTS-AT 32 steps of 0.3125 s. Their `C` numbers are those of the
+            frequency bands one after the other.
+
+        Raises:
+            `ValueError`: If `input_features` have another shape.
+        """
+        outputs = self._encode(input_features)
+        states = outputs.last_hidden_state.float().flatten(1, 2).transpose(1, 2)  # (B, C, bands, S) to (B, S, C)
+        return nn.functional.normalize(outputs.audio_embeds.float(), dim=-1), states
+
+    def _encode(self, input_features: torch.Tensor) -> ClapAudioModelOutput:
         bins = self.config.audio_config.num_mel_bins
         if input_features.ndim != 4 or (input_features.shape[1], input_features.shape[3]) != (1, bins):
             raise ValueError(
@@ -232,8 +255,7 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         if self.audio_tower.training and self.config.spec_augment:
             mean = self.audio_tower.audio_model.audio_encoder.batch_norm.running_mean
             input_features = mask_stripes(input_features, mean)
-        embeds = self.audio_tower(input_features=input_features).audio_embeds
-        return nn.functional.normalize(embeds.float(), dim=-1)
+        return self.audio_tower(input_features=input_features)
 
     def join_inputs(
         self,
