@@ -3,6 +3,8 @@ Captions audio and video files.
 
     python caption.py song.mp3
     python caption.py album/ film.mp4 --output captions.jsonl
+    python caption.py --render spans.jsonl --format vtt --profile netflix
+    python caption.py --check film.vtt --profile netflix
 
 PATH is a file, a folder, a pattern ("music/**/*.mp3"), a list of paths (.m3u, .m3u8, .txt) or - for paths on standard
 input. Without --output the captions are printed; all else goes to standard error. The exit status is 1 if files could
@@ -26,6 +28,7 @@ from tqdm.auto import tqdm
 from captions.formats import check_format
 from captions.inputs import Inputs, find_inputs
 from captions.ledger import Ledger, row_key
+from captions.subtitles import SubtitleArguments, check, render
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
 
@@ -33,7 +36,7 @@ MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
 
 
 @dataclass
-class CaptionArguments(ProcessArguments):
+class CaptionArguments(SubtitleArguments, ProcessArguments):
     group = "files and captions"
     paths: list[str] = field(
         default_factory=list, metadata={"help": "Files, folders, patterns, lists of paths, or - for standard input."}
@@ -63,7 +66,8 @@ class CaptionArguments(ProcessArguments):
     def __post_init__(self):
         super().__post_init__()
         self.check_least("batch_size", 1)
-        if not self.paths and not self.csv:
+        self.check_subtitles([*self.paths, *filter(None, [self.csv])])
+        if not (self.paths or self.csv or self.render or self.check):
             raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
         if self.start is not None and not self.start >= 0:
             raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
@@ -74,7 +78,7 @@ class CaptionArguments(ProcessArguments):
 def run(args: CaptionArguments) -> int:
     """Runs [`main`], and returns the exit status of an interruption too."""
     try:
-        return main(args)
+        return check(args) if args.check else render(args) if args.render else main(args)
     except KeyboardInterrupt:
         kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
         say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")

@@ -1,0 +1,89 @@
+"""Subtitles in a copy of a film, whose streams are copied bit by bit."""
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from captions.rendering import Cue
+
+CODECS = {".mp4": "mov_text", ".m4v": "mov_text", ".mkv": "subrip"}
+MILLISECOND = Fraction(1, 1000)
+
+
+def check_embeddable(film: Path):
+    """Raises `ValueError` for a file that [`embed`] does not take."""
+    if film.suffix.lower() not in CODECS:
+        raise ValueError(f"--embed: {film} is not a film that takes subtitles: expected {', '.join(CODECS)}")
+
+
+def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
+    """
+    Copies a film and adds a subtitle track. The packets of all other streams are copied as they are. The file appears
+    whole or not at all.
+
+    Args:
+        film (`Path`): An mp4, m4v or mkv file.
+        target (`Path`): The copy.
+        cues (`Sequence[Cue]`): In the order of their times.
+        title (`str`, defaults to `"Music"`): The name of the track.
+
+    Raises:
+        `ValueError`: If the film is of another kind, or has a stream that cannot be copied.
+    """
+    check_embeddable(film)
+    codec = CODECS[film.suffix.lower()]
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    form = "matroska" if codec == "subrip" else "mp4"
+    try:
+        with av.open(str(film)) as source, av.open(str(unfinished), "w", format=form) as copy:
+            copy.metadata.update(source.metadata)
+            streams = {stream.index: _copy_stream(stream, copy, film) for stream in source.streams}
+            track = copy.add_stream(codec)
+            track.time_base = MILLISECOND
+            track.metadata.update({"language": "eng", "title": title, "handler_name": title})
+            track.disposition = av.stream.Disposition.hearing_impaired
+            copy.set_chapters(source.chapters())
+            copy.start_encoding()
+            waiting = [_packet(cue, codec, track) for cue in cues]
+            waiting.reverse()
+            for packet in source.demux():
+                if packet.dts is None and packet.size == 0:  # the end of a stream
+                    continue
+                while (
+                    waiting
+                    and packet.dts is not None
+                    and waiting[-1].dts * MILLISECOND <= packet.dts * packet.time_base
+                ):
+                    copy.mux_one(waiting.pop())
+                packet.stream = streams[packet.stream.index]
+                copy.mux_one(packet)
+            while waiting:
+                copy.mux_one(waiting.pop())
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _copy_stream(stream, copy, film: Path):
+    try:
+        new = copy.add_stream_from_template(stream)
+    except (ValueError, av.error.FFmpegError) as error:
+        raise ValueError(
+            f"--embed: stream {stream.index} of {film} ({stream.type}) cannot be copied: remove it first, as with "
+            f"`ffmpeg -i {film.name} -map 0:v -map 0:a -c copy`"
+        ) from error
+    new.metadata.update(stream.metadata)
+    new.disposition = stream.disposition
+    return new
+
+
+def _packet(cue: Cue, codec: str, track) -> av.Packet:
+    text = "\n".join(cue.lines).encode()
+    packet = av.Packet(len(text).to_bytes(2, "big") + text if codec == "mov_text" else text)
+    packet.stream, packet.time_base = track, MILLISECOND
+    packet.pts = packet.dts = cue.start
+    packet.duration = cue.end - cue.start
+    return packet
