@@ -3,6 +3,8 @@ Captions audio and video files.
 
     python caption.py song.mp3
     python caption.py album/ film.mp4 --output captions.jsonl
+    python caption.py film.mp4 --spans --output spans.jsonl
+    python caption.py film.mp4 --format vtt --profile netflix
     python caption.py --render spans.jsonl --format vtt --profile netflix
     python caption.py --check film.vtt --profile netflix
 
@@ -18,17 +20,19 @@ import os
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from captions.formats import check_format
+from captions.formats import FORMATS, check_format
 from captions.inputs import Inputs, find_inputs
 from captions.ledger import Ledger, row_key
-from captions.subtitles import SubtitleArguments, check, render
+from captions.spans import SpanArguments, SpanLedger, load_detector, read_music_spans, show, spans_of
+from captions.subtitles import SubtitleArguments, check, render, write_subtitles
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
 
@@ -36,7 +40,7 @@ MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
 
 
 @dataclass
-class CaptionArguments(SubtitleArguments, ProcessArguments):
+class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     group = "files and captions"
     paths: list[str] = field(
         default_factory=list, metadata={"help": "Files, folders, patterns, lists of paths, or - for standard input."}
@@ -64,15 +68,28 @@ class CaptionArguments(SubtitleArguments, ProcessArguments):
     dry_run: bool = field(default=False, metadata={"help": "Print the files that would be captioned, and stop."})
 
     def __post_init__(self):
-        super().__post_init__()
+        SpanArguments.__post_init__(self)
+        ProcessArguments.__post_init__(self)
         self.check_least("batch_size", 1)
+        self.check_spans()
         self.check_subtitles([*self.paths, *filter(None, [self.csv])])
         if not (self.paths or self.csv or self.render or self.check):
             raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
         if self.start is not None and not self.start >= 0:
             raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
+        if self.divides and self.start is not None:
+            raise ValueError("--start is for one caption a file: leave it out, because spans are of the whole file")
         if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
+
+    @property
+    def divides(self) -> bool:
+        """Whether files are divided into spans: also to write subtitles."""
+        return bool(self.spans or self.writes_subtitles)
+
+    @property
+    def writes_subtitles(self) -> bool:
+        return bool((self.paths or self.csv) and (self.format or self.merge or self.embed))
 
 
 def run(args: CaptionArguments) -> int:
@@ -92,7 +109,7 @@ def main(args: CaptionArguments) -> int:
     """Captions the files, and returns the exit status: 1 if some could not be used."""
     # 1. What there is to do, before torch is loaded
     if args.output:
-        check_format(args.output)
+        check_format(args.output, (".jsonl",) if args.divides else FORMATS)
         check_output(str(Path(args.output).parent), "--output")
     inputs = find_inputs(args.paths, args.csv, args.column)
     if not inputs.files:
@@ -101,15 +118,22 @@ def main(args: CaptionArguments) -> int:
     model, note = (args.model, "") if args.model else find_model()
     check_model("--model", model)
     checkpoint = fingerprint(model)
-    settings = {"start": args.start, "selection": args.selection}
-    keys = {path: row_key(stamp, checkpoint, settings) for path, stamp in inputs.files.items()}
-    ledger = Ledger(keys, Path(args.output) if args.output else None, args.existing)
-    batches = ledger.batches(args.batch_size)
+    settings: dict[str, Any] = {"start": args.start, "selection": args.selection}
+    music = None
+    if args.divides:
+        music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
+        settings = {"selection": args.selection, "detector": args.music_detector, **asdict(args.settings())}
+    own_settings = {path: settings | ({"music": music[path]} if music else {}) for path in inputs.files}
+    keys = {path: row_key(stamp, checkpoint, own_settings[path]) for path, stamp in inputs.files.items()}
+    make_ledger = SpanLedger if args.divides else Ledger
+    ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
+    batches = ledger.batches(1 if args.divides else args.batch_size)
     announce(inputs, ledger, f"{model}{note}")
     if args.dry_run:
         print(*(path for batch in batches for path in batch), sep="\n", end="\n" if batches else "")
         return report(inputs)
     if not batches and not ledger.journals():
+        subtitles(args, ledger, [])
         return report(inputs)
 
     # 2. The processes, and what an interrupted run left to them
@@ -130,15 +154,16 @@ def main(args: CaptionArguments) -> int:
     # 3. The captions
     own = batches[accelerator.process_index :: accelerator.num_processes]
     total = sum(map(len, own))
-    printer = Printer(list(keys), plain=len(keys) == 1) if not args.output else None
+    printer = Printer(list(keys), plain=len(keys) == 1) if not (args.output or args.writes_subtitles) else None
     rows: list[dict] = []
     problems: dict[str, str] = {}
     begun, heard = time.monotonic(), 0.0
     generate_kwargs = {"selection": args.selection} if args.selection else {}
     captioner = Captioner(model, accelerator.device, args.start, **generate_kwargs) if own else None
-    with tqdm(total=total, unit="file", disable=total < 2 or not accelerator.is_main_process) as progress:
-        for found, bad in captioner.caption(own, args.num_proc) if captioner else ():
-            found = [row | {"checkpoint": checkpoint, "key": keys[row["path"]]} for row in found]
+    hidden = (total < 2 and not args.divides) or not accelerator.is_main_process
+    with tqdm(total=total, unit="file", disable=hidden) as progress:
+        for found, bad in _results(args, captioner, own, music, progress):
+            found = [_finished(row, checkpoint, own_settings, keys) for row in found]
             ledger.record(found, accelerator.process_index)
             rows += found
             problems |= bad
@@ -160,10 +185,11 @@ def main(args: CaptionArguments) -> int:
         ledger.finish(rows)
         if printer and accelerator.num_processes > 1:
             printer.show(rows, problems)
-        silent = sum("silence" in row["flags"] for row in rows)
+        subtitles(args, ledger, rows)
+        silent = sum("silence" in row.get("flags", ()) for row in rows)
         if silent:
             say(f"{_files(silent)} without a caption: silence")
-        if captioner and any(row["caption"] for row in rows):
+        if captioner and any(part["caption"] for row in rows for part in row.get("spans", [row])):
             warning = from_scratch_warning(captioner.pipeline.model.config)
             if warning:
                 say(warning)
@@ -171,6 +197,44 @@ def main(args: CaptionArguments) -> int:
     accelerator.end_training()
     inputs.problems |= problems
     return report(inputs)
+
+
+def _results(
+    args: CaptionArguments, captioner, batches: list[list[str]], music: dict | None, progress: tqdm
+) -> Iterable[tuple[list[dict], dict[str, str]]]:
+    """What is said of the files, and the problems, as [`Captioner`] yields them."""
+    if captioner is None:
+        return ()
+    if not args.divides:
+        return captioner.caption(batches, args.num_proc)
+    return captioner.spans(
+        [path for batch in batches for path in batch],
+        args.settings(),
+        music,
+        load_detector(args.music_detector) if args.music_detector else None,
+        args.batch_size,
+        args.num_proc,
+        lambda path, share: progress.set_postfix_str(f"{Path(path).name} {share:.0%}"),
+    )
+
+
+def _finished(row: dict[str, Any], checkpoint: dict, settings: dict[str, dict], keys: dict[str, str]) -> dict[str, Any]:
+    """A row with the checkpoint and what it depends on; of a file in spans, each span has them."""
+    path, duration = row["path"], row["duration"]
+    if "spans" not in row:
+        return row | {"checkpoint": checkpoint, "key": keys[path]}
+    shared = {"checkpoint": checkpoint, "settings": {**settings[path], "key": keys[path]}}
+    spans = [{"path": path, "duration": duration} | span | shared for span in row["spans"]]
+    return {"path": path, "duration": duration, "key": keys[path], "spans": spans}
+
+
+def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
+    """Writes the subtitles of all files that have spans, those of earlier runs too, and prints their paths."""
+    if not args.writes_subtitles:
+        return
+    known = {row["path"]: row for row in (*ledger.rows, *ledger.done.values(), *rows)}
+    found = spans_of(known[path] for path in ledger.keys if path in known)
+    print(*write_subtitles(found, args), sep="\n")
 
 
 def find_model() -> tuple[str, str]:
@@ -228,8 +292,8 @@ class Printer:
 
     def show(self, rows: list[dict], problems: dict[str, str]):
         for row in rows:
-            caption = " ".join((row["caption"] or "").split())  # one line
-            self.lines[row["path"]] = caption if self.plain else f"{row['path']}\t{caption}"
+            lines = show(row) if "spans" in row else [" ".join((row["caption"] or "").split())]  # one line
+            self.lines[row["path"]] = "\n".join(line if self.plain else f"{row['path']}\t{line}" for line in lines)
         self.lines |= dict.fromkeys(problems)
         while self.waiting and self.waiting[0] in self.lines:
             line = self.lines[self.waiting.popleft()]

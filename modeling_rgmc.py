@@ -41,6 +41,8 @@ try:
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
     from .search_rgmc import EmbeddingIndex  # noqa: F401
     from .songs_rgmc import make_rows  # noqa: F401
+    from .span_settings_rgmc import SpanSettings  # noqa: F401
+    from .spans_rgmc import find_spans  # noqa: F401
 except ImportError:
     import pipeline_rgmc  # noqa: F401
     from captions_rgmc import join_candidates, left_pad

@@ -15,10 +15,14 @@ try:
     from .captions_rgmc import list_captions
     from .configuration_rgmc import RGMCConfig  # noqa: F401
     from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
+    from .span_settings_rgmc import SpanSettings
+    from .spans_rgmc import find_spans
 except ImportError:
     from audio_rgmc import is_one_sound
     from captions_rgmc import list_captions
     from model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
+    from span_settings_rgmc import SpanSettings
+    from spans_rgmc import find_spans
 
 TASK = "music-captioning"
 CANDIDATE = ("id", "text", "similarity", "source", "license")
@@ -54,7 +58,11 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
     _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
 
     def __call__(
-        self, inputs: Any, candidates: str | list[str] | Iterable[str | list[str]] | None = None, **kwargs
+        self,
+        inputs: Any,
+        candidates: str | list[str] | Iterable[str | list[str]] | None = None,
+        spans: bool | dict[str, Any] = False,
+        **kwargs,
     ) -> dict[str, Any] | Iterable[dict[str, Any]]:
         """
         Captions one or several clips.
@@ -66,6 +74,9 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             candidates (`str`, `list[str]` or `Iterable`, *optional*):
                 Captions for the decoder in place of those it would retrieve: for one clip a caption or a list of
                 captions, for several clips one such entry each.
+            spans (`bool` or `dict`, defaults to `False`):
+                Whether to divide whole files into spans of music and silence and caption each; a dict holds fields of
+                [`SpanSettings`].
             sampling_rate (`int`, *optional*):
                 Rate of arrays in Hz.
             batch_size (`int`, defaults to 1):
@@ -83,10 +94,16 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
               `text`, `id`, `similarity` (dot product, -1 to 1), and the `source` and `license` of the datastore. All
               but `text` are `None` for candidates from the caller; `source` and `license` also if not known.
 
+            With `spans`, what [`find_spans`] returns for a file, or a list of it for several.
+
         Raises:
             `AudioError`: If audio cannot be used.
             `ValueError`: If clips and entries of candidates do not match 1:1, or if the model reads no candidates.
         """
+        if spans:
+            if candidates is not None:
+                raise ValueError("each span has candidates of its own: leave out `candidates` or `spans`")
+            return self._spans(inputs, SpanSettings(**(spans if isinstance(spans, dict) else {})), **kwargs)
         listed = isinstance(inputs, (list, tuple))
         one = is_one_sound(inputs) and not isinstance(inputs, Dataset)
         if candidates is not None:
@@ -104,6 +121,15 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         if not one and not isinstance(inputs, Dataset):
             inputs = Stream(inputs)
         return super().__call__(inputs, **kwargs)
+
+    def _spans(
+        self, files: Any, settings: SpanSettings, batch_size: int | None = None, **kwargs
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        generate_kwargs = {**self._forward_params, **self._sanitize_parameters(**kwargs)[1]}
+        size = batch_size or self._batch_size or 1
+        if is_one_sound(files):
+            return find_spans(self, files, settings, batch_size=size, **generate_kwargs)
+        return [find_spans(self, file, settings, batch_size=size, **generate_kwargs) for file in files]
 
     def _sanitize_parameters(self, sampling_rate=None, generate_kwargs=None, **kwargs):
         preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}

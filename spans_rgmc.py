@@ -22,66 +22,15 @@ import torch
 
 try:
     from .audio_rgmc import Source, repeat_pad, stream_audio
+    from .span_settings_rgmc import SpanSettings
 except ImportError:
     from audio_rgmc import Source, repeat_pad, stream_audio
+    from span_settings_rgmc import SpanSettings
 
-FOLD = 2.5  # seconds; HTS-AT cuts a clip into four parts and lays them on top of each other
 FRAME = 0.02  # seconds, of which the level is measured
 HYSTERESIS = 6.0  # dB by which sound after silence is louder than the level of silence
 SHORTEST = 0.5  # seconds of sound; what is shorter, such as a click, belongs to the silence around it
 SLIVER = 0.1  # seconds; a shorter part belongs to the one before
-
-
-@dataclass(kw_only=True)
-class SpanSettings:
-    """
-    How a track is divided.
-
-    Args:
-        hop (`float`, defaults to 3.1):
-            Seconds between the windows that the encoder hears. No multiple of 2.5: the encoder folds a window there,
-            and the folds of all windows would coincide and look like changes.
-        kernel (`float`, defaults to 12.0):
-            Seconds before and after a moment that are compared.
-        threshold (`float`, defaults to 0.4):
-            The least difference that is a change of the music: the squared distance between the mean states before and
-            after it, divided by their variance. Larger values give fewer and longer spans.
-        min_span (`float`, defaults to 6.0):
-            The least time between two changes, in seconds.
-        silence (`float`, defaults to -60.0):
-            Level in dB of full scale (root mean square) below which there is silence.
-        min_silence (`float`, defaults to 1.0):
-            The least length of silence in seconds; a shorter one is a rest in the music.
-        alternatives (`int`, defaults to 2):
-            Further captions of each span.
-
-    Raises:
-        `ValueError`: For a value that is out of range, with its name.
-    """
-
-    hop: float = 3.1
-    kernel: float = 12.0
-    threshold: float = 0.4
-    min_span: float = 6.0
-    silence: float = -60.0
-    min_silence: float = 1.0
-    alternatives: int = 2
-
-    def __post_init__(self):
-        if not 0.5 <= self.hop <= 10:
-            raise ValueError(f"hop {self.hop:g}: expected 0.5 to 10 seconds")
-        if math.isclose(self.hop / FOLD, round(self.hop / FOLD), abs_tol=1e-6):
-            raise ValueError(
-                f"hop {self.hop:g} is a multiple of {FOLD:g} s, at which the encoder folds time: "
-                "the folds would look like changes of the music; choose another, such as 3.1"
-            )
-        for name, least in (("kernel", 1.0), ("threshold", 0.0), ("min_span", 1.0), ("min_silence", 0.1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} {getattr(self, name):g}: expected {least:g} or more")
-        if not self.silence < 0:
-            raise ValueError(f"silence {self.silence:g}: expected a level below 0 dB of full scale")
-        if self.alternatives < 0:
-            raise ValueError(f"alternatives {self.alternatives}: expected 0 or more")
 
 
 # -- silence ----------------------------------------------------------------------------------------------------------
@@ -390,7 +339,7 @@ def track_changes(
     averaged = average_states(itertools.chain([first], found), step, steps)
     values = novelty(averaged, sections, round(settings.kernel / step))
     least = round(settings.min_span / step)
-    return [number * step for number in find_changes(values, sections, settings.threshold, least)]
+    return [number * step for number in find_changes(values, sections, settings.change_threshold, least)]
 
 
 def caption_spans(

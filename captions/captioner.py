@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from audio_rgmc import OPPOSITE_PHASE, AudioError, AudioWarning, decode_audio
+from audio_rgmc import OPPOSITE_PHASE, AudioError, AudioWarning, decode_audio, stream_audio
 from clips.isolation import run_isolated
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline
 from processing_rgmc import RGMCProcessor
+from span_settings_rgmc import SpanSettings
+from spans_rgmc import Levels, find_spans, measure_levels
 
 SILENCE = -70.0  # dB of full scale, root mean square: more than 16-bit dither, less than quiet music
 DIGITS = 4  # of scores and similarities: further ones depend on the batch and on the number of threads
@@ -51,7 +53,7 @@ def hear(path: str, feature_extractor: RGMCFeatureExtractor, start: float | None
         try:
             waveform, duration = decode_audio(path, start, wanted, feature_extractor.sampling_rate)
         except AudioError as error:
-            return str(error).removeprefix(f"{path!r}: ")
+            return _reason(path, error)
         log_mel = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate)["input_features"][0, 0]
     kinds = {warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)}
     level = 20 * math.log10(max(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))), 1e-10))
@@ -116,6 +118,67 @@ class Captioner:
                 yield self._caption_batch({path: heard[batch][path] for path in batches[batch]})
                 heard[batch] = {}
 
+    def spans(
+        self,
+        paths: list[str],
+        settings: SpanSettings | None = None,
+        music: dict[str, list[tuple[float, float]]] | None = None,
+        detector: Callable[..., Iterable[tuple[float, float]]] | None = None,
+        batch_size: int = 16,
+        num_proc: int = 1,
+        advance: Callable[[str, float], None] = lambda path, share: None,
+    ) -> Iterator[tuple[list[dict], dict[str, str]]]:
+        """
+        Divides files into spans and captions those of music, by [`find_spans`].
+
+        Args:
+            paths (`list[str]`):
+                The files.
+            settings ([`SpanSettings`], *optional*):
+                How they are divided.
+            music (`dict[str, list[tuple[float, float]]]`, *optional*):
+                Starts and ends of what is music, in s, by path; by default all sound is.
+            detector (`Callable`, *optional*):
+                Called with an iterator over the waveform, float32 arrays of about a second, and its rate in Hz; returns
+                such starts and ends.
+            batch_size (`int`, defaults to 16):
+                Windows or spans that go through the model together.
+            num_proc (`int`, defaults to 1):
+                Processes that look for silence. A file that ends or blocks its process only costs itself.
+            advance (`Callable[[str, float], None]`, *optional*):
+                Called with a path and the share of it that has been heard.
+
+        Yields:
+            `tuple[list[dict], dict[str, str]]`: For each file, as it becomes ready, its row or the reason why it cannot
+            be used. A row holds `path`, `duration` (s) and `spans`.
+        """
+        measure = functools.partial(_measure, sampling_rate=self.processor.feature_extractor.sampling_rate)
+        for number, levels, problem in read_ahead(run_isolated(measure, paths, num_proc), num_proc):
+            path, problem = paths[number], levels if isinstance(levels, str) else problem
+            if problem is None:
+                try:
+                    yield [self._file_spans(path, levels, settings, music, detector, batch_size, advance)], {}
+                except AudioError as error:
+                    problem = _reason(path, error)
+            if problem is not None:
+                yield [], {path: problem}
+
+    def _file_spans(self, path: str, levels: Levels, settings, music, detector, batch_size, advance) -> dict[str, Any]:
+        rate = self.processor.feature_extractor.sampling_rate
+        duration = levels.samples / rate
+        if detector:
+            musical = [(float(start), float(end)) for start, end in detector(stream_audio(path, rate), rate)]
+        else:
+            musical = music.get(path, []) if music is not None else None
+        options = {"levels": levels, "music": musical, "batch_size": batch_size, **self.generate_kwargs}
+        spans = find_spans(
+            self.pipeline, path, settings, advance=lambda seconds: advance(path, seconds / duration), **options
+        )
+        for span in spans:
+            score = span["score"]
+            span |= {"score": score and round(score, DIGITS), "candidates": _candidates(span["candidates"])}
+        return {"path": path, "duration": round(duration, 3), "spans": spans}
+
     def _caption_batch(self, batch: dict[str, Heard | str]) -> tuple[list[dict], dict[str, str]]:
         problems = {path: found for path, found in batch.items() if isinstance(found, str)}
         sounds = {path: found for path, found in batch.items() if isinstance(found, Heard)}
@@ -129,19 +192,33 @@ class Captioner:
 
 
 def _row(path: str, sound: Heard, said: dict[str, Any] | None) -> dict[str, Any]:
-    candidates = [
-        {name: candidate[name] for name in ("text", "id", "similarity", "source", "license")}
-        | {"similarity": round(candidate["similarity"], DIGITS)}
-        for candidate in (said["candidates"] if said else ())
-    ]
     return {
         "path": path,
         "duration": sound.duration,
         "caption": said["caption"] if said else None,
         "score": round(said["score"], DIGITS) if said else None,
         "flags": sound.flags,
-        "candidates": candidates,
+        "candidates": _candidates(said["candidates"] if said else ()),
     }
+
+
+def _candidates(shown: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: candidate[name] for name in ("text", "id", "similarity", "source", "license")}
+        | {"similarity": round(candidate["similarity"], DIGITS)}
+        for candidate in shown
+    ]
+
+
+def _measure(path: str, sampling_rate: int) -> Levels | str:
+    try:
+        return measure_levels(path, sampling_rate)
+    except AudioError as error:
+        return _reason(path, error)
+
+
+def _reason(path: str, error: AudioError) -> str:
+    return str(error).removeprefix(f"{path!r}: ")
 
 
 def read_ahead(items: Iterable, size: int) -> Iterator:

@@ -30,10 +30,10 @@ SCHEMA = pyarrow.schema(
 CELLS = {"duration": float, "score": float, "flags": json.loads, "candidates": json.loads, "checkpoint": json.loads}
 
 
-def check_format(output: str):
+def check_format(output: str, formats: tuple[str, ...] = FORMATS):
     """Raises `ValueError` for a file whose ending is not that of a format."""
-    if Path(output).suffix.lower() not in FORMATS:
-        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(FORMATS)}")
+    if Path(output).suffix.lower() not in formats:
+        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(formats)}")
 
 
 def read_captions(path: Path) -> list[dict[str, Any]]:

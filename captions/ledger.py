@@ -74,7 +74,7 @@ class Ledger:
         # The run of this journal replaced the output but was killed before it deleted the journal.
         finished = any(line.get("run") == self.run and line["before"] != self.before for line in lines)
         if self.before is not None and (finished or self.existing in ("skip", "append")):
-            self.rows = read_captions(self.output)
+            self.rows = self.read()
         elif self.before is not None and self.existing == "error":
             raise FileExistsError(
                 f"--output {self.output} holds captions: add --existing skip to caption only what is new or changed, "
@@ -93,6 +93,14 @@ class Ledger:
                 row["path"]: row for row in left if row["path"] in wanted and row["key"] == self.keys[row["path"]]
             }
             self.dropped = len({row["path"] for row in left} - {*self.done})
+
+    def read(self) -> list[dict[str, Any]]:
+        """Reads the rows of the output."""
+        return read_captions(self.output)
+
+    def write(self, rows: list[dict[str, Any]]):
+        """Writes the rows of the output."""
+        write_captions(self.output, rows)
 
     def journals(self) -> list[Path]:
         """The journals that are there, that of the main process first."""
@@ -139,7 +147,7 @@ class Ledger:
         new = self.done | {row["path"]: row for row in rows}
         merged = list(self._merged({path: new[path] for path in self.todo if path in new}))
         if merged != self.rows:
-            write_captions(self.output, merged)
+            self.write(merged)
         for path in self.journals():
             path.unlink()
 

@@ -65,6 +65,8 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "retrieval_rgmc.py",
         "search_rgmc.py",
         "songs_rgmc.py",
+        "span_settings_rgmc.py",
+        "spans_rgmc.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
