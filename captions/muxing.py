@@ -11,6 +11,7 @@ from captions.rendering import Cue
 
 CODECS = {".mp4": "mov_text", ".m4v": "mov_text", ".mkv": "subrip"}
 MILLISECOND = Fraction(1, 1000)
+STYLES = b"[Script Info]\r\nScriptType: v4.00+\r\n"  # none; FFmpeg opens an encoder of subtitles only with some
 
 
 def check_embeddable(film: Path):
@@ -39,24 +40,35 @@ def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
     form = "matroska" if codec == "subrip" else "mp4"
     try:
         with av.open(str(film)) as source, av.open(str(unfinished), "w", format=form) as copy:
+            chapters = source.chapters()
             copy.metadata.update(source.metadata)
-            streams = {stream.index: _copy_stream(stream, copy, film) for stream in source.streams}
+            copy.set_chapters(chapters)
+            streams = {}
+            for stream in source.streams:
+                if form == "mp4" and stream.type == "data" and chapters and stream.frames == len(chapters):
+                    continue  # mp4 keeps the chapters in a stream, too, which is written again
+                streams[stream.index] = copy.add_stream_from_template(stream)
+                streams[stream.index].metadata.update(stream.metadata)
+                streams[stream.index].disposition = stream.disposition
             track = copy.add_stream(codec)
+            track.codec_context.subtitle_header = STYLES
             track.time_base = MILLISECOND
             track.metadata.update({"language": "eng", "title": title, "handler_name": title})
             track.disposition = av.stream.Disposition.hearing_impaired
-            copy.set_chapters(source.chapters())
-            copy.start_encoding()
-            waiting = [_packet(cue, codec, track) for cue in cues]
-            waiting.reverse()
-            for packet in source.demux():
-                if packet.dts is None and packet.size == 0:  # the end of a stream
+            try:
+                copy.start_encoding()
+            except av.error.FFmpegError as error:
+                kinds = ", ".join(f"{stream.index} {stream.type}" for stream in source.streams)
+                raise ValueError(
+                    f"--embed: a stream of {film} ({kinds}) cannot be copied: keep only picture and sound, as with "
+                    "`ffmpeg -i FILM -map 0:v -map 0:a -c copy COPY`"
+                ) from error
+            waiting = [_packet(cue, codec, track) for cue in reversed(cues)]
+            for packet in source.demux(*[source.streams[index] for index in streams]):
+                if not packet.size:  # the end of a stream
                     continue
-                while (
-                    waiting
-                    and packet.dts is not None
-                    and waiting[-1].dts * MILLISECOND <= packet.dts * packet.time_base
-                ):
+                time = packet.pts if packet.dts is None else packet.dts
+                while waiting and time is not None and waiting[-1].pts * MILLISECOND <= time * packet.time_base:
                     copy.mux_one(waiting.pop())
                 packet.stream = streams[packet.stream.index]
                 copy.mux_one(packet)
@@ -65,19 +77,6 @@ def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _copy_stream(stream, copy, film: Path):
-    try:
-        new = copy.add_stream_from_template(stream)
-    except (ValueError, av.error.FFmpegError) as error:
-        raise ValueError(
-            f"--embed: stream {stream.index} of {film} ({stream.type}) cannot be copied: remove it first, as with "
-            f"`ffmpeg -i {film.name} -map 0:v -map 0:a -c copy`"
-        ) from error
-    new.metadata.update(stream.metadata)
-    new.disposition = stream.disposition
-    return new
 
 
 def _packet(cue: Cue, codec: str, track) -> av.Packet:

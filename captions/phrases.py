@@ -25,7 +25,7 @@ UNFINISHED = frozenset(
     featuring features feature including includes include driven led consists consisting comprising made built sung
     using suitable ideal perfect fit fitting great good best appropriate reminiscent similar full rich evoking evokes
     creating creates giving gives making makes adding adds sounds feels seem seems resulting results
-    relies rely relying focuses focusing depends depending along together
+    relies rely relying focuses focusing depends depending along together start starts begin begins end ends
     """.split()
 )
 FINISHED = frozenset("speed bed red melody family".split())
@@ -101,7 +101,7 @@ def break_lines(words: list[str], profile: Profile) -> list[str] | None:
             if length(line) > width:
                 break
             rest = best(end, count - 1) if count > 1 else (0.0, [])
-            if end == len(words) and count > 1 or rest is None:
+            if (end == len(words) and count > 1) or rest is None:
                 continue
             cost = rest[0] + (length(line) / width) ** 2 + _break_cost(words[end - 1], words[end : end + 1])
             if found is None or cost < found[0]:
@@ -142,11 +142,13 @@ def _ends_phrase(kept: list[str], left: list[str]) -> bool:
         return True
     if last.endswith(("ed", "ly")) and last not in FINISHED:
         return False
-    if len(kept) < 3 and _word(kept[0]) in ARTICLES | BEGINS:  # "a slow", and hardly a description
+    if following in ADDS | RELATIVES:
+        return True
+    if len(kept) < 3 and _word(kept[0]) in ARTICLES:  # "a slow, ..."
         return False
-    if following in ("and", "but") and len(left) > 1:
-        return _word(left[1]) in BEGINS
-    return following in ADDS | RELATIVES or (kept[-1][-1] in f",{DASHES}" and following in BEGINS)
+    if following in ("and", "but"):
+        return _word(" ".join(left[1:2])) in BEGINS
+    return kept[-1][-1] in f",{DASHES}" and following in BEGINS
 
 
 def _says_the_same(kept: list[str], left: list[str]) -> bool:

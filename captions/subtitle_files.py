@@ -1,5 +1,6 @@
 """Subtitle files: cues written as VTT, SRT, TTML, text or JSON, read from VTT and SRT, and put among others."""
 
+import codecs
 import html
 import json
 import re
@@ -33,9 +34,8 @@ def vtt_block(cue: Cue) -> str:
 
 def srt_block(cue: Cue, number: int) -> str:
     """A cue as SRT, without the empty line that ends it."""
-    # SRT has no way to write what players take for a tag or a style.
-    lines = (TAGS["srt"].sub(lambda tag: f"({tag[0][1:-1]})", line) for line in cue.lines)
-    text = "\n".join(lines).replace("{", "(").replace("}", ")")
+    # SRT has no way to write what players take for a tag or a style. An invisible character keeps "<" from being one.
+    text = re.sub(r"<(?= */? *[a-zA-Z])", "<\u2060", "\n".join(cue.lines)).replace("{", "(").replace("}", ")")
     return f"{number}\n{format_time(cue.start, ',')} --> {format_time(cue.end, ',')}\n{text}\n"
 
 
@@ -132,9 +132,8 @@ def read_subtitles(path: Path) -> SubtitleFile:
     Raises:
         `ValueError`: If it is neither, or a time cannot be read; with the line.
     """
-    text = read_text(path)
-    mark = "\ufeff" if text.startswith("\ufeff") else ""
-    lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text.removeprefix(mark))
+    mark = "\ufeff" if path.read_bytes().startswith(codecs.BOM_UTF8) else ""
+    lines = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", read_text(path).removeprefix(mark))
     kind = "vtt" if re.match(r"WEBVTT(?:\s|$)", lines[0] if lines else "") else "srt"
     if kind == "srt" and (path.suffix.lower() == ".vtt" or (lines and not any("-->" in line for line in lines))):
         expected = "the first line WEBVTT" if path.suffix.lower() == ".vtt" else "a VTT or SRT file"
