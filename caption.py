@@ -12,10 +12,12 @@ not be used. `accelerate launch` and `torchrun` share the files between processe
 from clips import threads  # noqa: F401
 
 # isort: split
+import functools
 import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +28,9 @@ from tqdm.auto import tqdm
 from captions.formats import check_format
 from captions.inputs import Inputs, find_inputs
 from captions.ledger import Ledger, row_key
+from captions.lock import OutputLock
+from captions.sidecars import Consumer, Sidecars
+from captions.tags import check_mutagen, write_tag
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
 
@@ -53,28 +58,52 @@ class CaptionArguments(ProcessArguments):
     start: float | None = field(
         default=None, metadata={"help": "Second where the part that is heard begins; the middle is heard if unset."}
     )
+    where: str = field(
+        default="middle",
+        metadata={"help": "What is heard of a file: middle, whole, or a number of windows spread over it."},
+    )
+    alternatives: int = field(default=1, metadata={"help": "Captions per file, the best first; needs as many beams."})
     selection: Literal["best", "consensus"] | None = field(
         default=None, metadata={"help": "How a caption is chosen; as the checkpoint says if unset."}
     )
     batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
+    sidecar: Consumer | None = field(
+        default=None, metadata={"help": "Also write a file beside each song, as this program reads captions."}
+    )
+    tags: bool = field(
+        default=False, metadata={"help": "Also write the captions into the files, as the tag RGMC_CAPTION."}
+    )
+    remove_tags: bool = field(default=False, metadata={"help": "Remove these tags from the files, and stop."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first file that cannot be used."})
     dry_run: bool = field(default=False, metadata={"help": "Print the files that would be captioned, and stop."})
 
     def __post_init__(self):
         super().__post_init__()
         self.check_least("batch_size", 1)
+        self.check_least("alternatives", 1)
         if not self.paths and not self.csv:
             raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
         if self.start is not None and not self.start >= 0:
             raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
+        if self.where not in ("middle", "whole") and not (self.where.isdecimal() and int(self.where)):
+            raise ValueError(f"--where {self.where}: expected middle, whole, or a number of windows from 1 up")
+        if self.start is not None and self.where != "middle":
+            raise ValueError(f"--start {self.start:g} and --where {self.where}: give one of the two")
+        if self.output:
+            check_format(self.output)
+            check_output(str(Path(self.output).parent), "--output")
+        if self.tags or self.remove_tags:
+            check_mutagen()
         if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
 
 
 def run(args: CaptionArguments) -> int:
     """Runs [`main`], and returns the exit status of an interruption too."""
+    output = Path(args.output) if args.output and not (args.dry_run or args.remove_tags) else None
     try:
-        return main(args)
+        with OutputLock(output) as lock:
+            return main(args, lock)
     except KeyboardInterrupt:
         kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
         say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")
@@ -84,28 +113,30 @@ def run(args: CaptionArguments) -> int:
         return 1
 
 
-def main(args: CaptionArguments) -> int:
+def main(args: CaptionArguments, lock: OutputLock) -> int:
     """Captions the files, and returns the exit status: 1 if some could not be used."""
     # 1. What there is to do, before torch is loaded
-    if args.output:
-        check_format(args.output)
-        check_output(str(Path(args.output).parent), "--output")
     inputs = find_inputs(args.paths, args.csv, args.column)
     if not inputs.files:
         say("nothing to do: no audio or video files found")
         return report(inputs)
+    if args.remove_tags:
+        inputs.problems |= tag_files(dict.fromkeys(inputs.files))
+        return report(inputs)
     model, note = (args.model, "") if args.model else find_model()
     check_model("--model", model)
     checkpoint = fingerprint(model)
-    settings = {"start": args.start, "selection": args.selection}
+    settings = {name: getattr(args, name) for name in ("start", "where", "alternatives", "selection")}
     keys = {path: row_key(stamp, checkpoint, settings) for path, stamp in inputs.files.items()}
     ledger = Ledger(keys, Path(args.output) if args.output else None, args.existing)
     batches = ledger.batches(args.batch_size)
+    resumed = bool(ledger.journals())
+    sidecars = Sidecars(args.sidecar, list(keys), args.existing, resumed) if args.sidecar else None
     announce(inputs, ledger, f"{model}{note}")
     if args.dry_run:
         print(*(path for batch in batches for path in batch), sep="\n", end="\n" if batches else "")
         return report(inputs)
-    if not batches and not ledger.journals():
+    if not (batches or resumed or sidecars or args.tags):
         return report(inputs)
 
     # 2. The processes, and what an interrupted run left to them
@@ -130,8 +161,14 @@ def main(args: CaptionArguments) -> int:
     rows: list[dict] = []
     problems: dict[str, str] = {}
     begun, heard = time.monotonic(), 0.0
-    generate_kwargs = {"selection": args.selection} if args.selection else {}
-    captioner = Captioner(model, accelerator.device, args.start, **generate_kwargs) if own else None
+    generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
+    if args.alternatives > 1:
+        generate_kwargs["num_return_sequences"] = args.alternatives
+    where = args.where if args.where in ("middle", "whole") else int(args.where)
+    captioner = Captioner(model, accelerator.device, args.start, where, **generate_kwargs) if own else None
+    if captioner:
+        held = (row for row in ledger.rows if keys.get(row["path"]) == row["key"])
+        captioner.remember([*held, *ledger.done.values()])
     with tqdm(total=total, unit="file", disable=total < 2 or not accelerator.is_main_process) as progress:
         for found, bad in captioner.caption(own, args.num_proc) if captioner else ():
             found = [row | {"checkpoint": checkpoint, "key": keys[row["path"]]} for row in found]
@@ -150,10 +187,28 @@ def main(args: CaptionArguments) -> int:
         print(f"{path}: {reason}", file=sys.stderr)
         return 1
 
-    # 4. The file
+    # 4. The files
     rows, problems = gather_object(rows), dict(gather_object(list(problems.items())))
     if accelerator.is_main_process:
-        ledger.finish(rows)
+        new = ledger.new(rows)
+        if args.tags:
+            valid = {row["path"]: row for row in ledger.rows if keys.get(row["path"]) == row["key"]} | new
+
+            def note(path: str, status: os.stat_result):
+                stamp = (status.st_size, status.st_mtime_ns)
+                new[path] = valid[path] | {"key": row_key(stamp, checkpoint, settings)}
+                ledger.record([new[path]])
+
+            wanted = {path: row["caption"] for path, row in valid.items() if row["caption"] is not None}
+            problems |= tag_files(wanted, note)
+            ledger.rekey({path: row["key"] for path, row in new.items()})
+        if sidecars:
+            sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
+            if sidecars.kept:
+                say(f"{_files(len(sidecars.kept))} beside the songs kept, such as {sidecars.kept[0]}")
+        ledger.finish(new)
+        lock.release()
+        ledger.clear()
         if printer and accelerator.num_processes > 1:
             printer.show(rows, problems)
         silent = sum("silence" in row["flags"] for row in rows)
@@ -194,6 +249,17 @@ def announce(inputs: Inputs, ledger: Ledger, model: str):
     if ledger.dropped:
         parts.append(f"{ledger.dropped} of an interrupted run with other files, model or settings dropped")
     say("; ".join(parts))
+
+
+def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
+    """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
+    problems = {}
+    for path, caption in captions.items():
+        try:
+            write_tag(path, caption and " ".join(caption.split()), note and functools.partial(note, path))
+        except (ValueError, OSError) as error:
+            problems[path] = str(error)
+    return problems
 
 
 def report(inputs: Inputs) -> int:
