@@ -16,11 +16,12 @@ not be used. `accelerate launch` and `torchrun` share the files between processe
 from clips import threads  # noqa: F401
 
 # isort: split
+import functools
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -31,8 +32,11 @@ from tqdm.auto import tqdm
 from captions.formats import FORMATS, check_format
 from captions.inputs import Inputs, find_inputs
 from captions.ledger import Ledger, row_key
+from captions.lock import OutputLock
+from captions.sidecars import Consumer, Sidecars
 from captions.spans import SpanArguments, SpanLedger, load_detector, read_music_spans, show, spans_of
 from captions.subtitles import SubtitleArguments, check, render, write_subtitles
+from captions.tags import check_mutagen, write_tag
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
 
@@ -60,25 +64,57 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     start: float | None = field(
         default=None, metadata={"help": "Second where the part that is heard begins; the middle is heard if unset."}
     )
+    where: str = field(
+        default="middle",
+        metadata={"help": "What is heard of a file: middle, whole, or a number of windows spread over it."},
+    )
+    alternatives: int | None = field(
+        default=None,
+        metadata={
+            "help": "Captions per file or span, the best first; needs as many beams. 1, or 3 of spans, if unset."
+        },
+    )
     selection: Literal["best", "consensus"] | None = field(
         default=None, metadata={"help": "How a caption is chosen; as the checkpoint says if unset."}
     )
     batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
+    sidecar: Consumer | None = field(
+        default=None, metadata={"help": "Also write a file beside each song, as this program reads captions."}
+    )
+    tags: bool = field(
+        default=False, metadata={"help": "Also write the captions into the files, as the tag RGMC_CAPTION."}
+    )
+    remove_tags: bool = field(default=False, metadata={"help": "Remove these tags from the files, and stop."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first file that cannot be used."})
     dry_run: bool = field(default=False, metadata={"help": "Print the files that would be captioned, and stop."})
 
     def __post_init__(self):
         SpanArguments.__post_init__(self)
         ProcessArguments.__post_init__(self)
+        if self.alternatives is None:
+            self.alternatives = 3 if self.divides else 1
         self.check_least("batch_size", 1)
+        self.check_least("alternatives", 1)
         self.check_spans()
         self.check_subtitles([*self.paths, *filter(None, [self.csv])])
         if not (self.paths or self.csv or self.render or self.check):
             raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
         if self.start is not None and not self.start >= 0:
             raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
-        if self.divides and self.start is not None:
-            raise ValueError("--start is for one caption a file: leave it out, because spans are of the whole file")
+        for name, unset in (("start", None), ("where", "middle"), ("sidecar", None), ("tags", False)):
+            if self.divides and getattr(self, name) != unset:
+                raise ValueError(
+                    f"--{name} is for one caption a file: leave it out, because spans are of the whole file"
+                )
+        if self.where not in ("middle", "whole") and not (self.where.isdecimal() and int(self.where)):
+            raise ValueError(f"--where {self.where}: expected middle, whole, or a number of windows from 1 up")
+        if self.start is not None and self.where != "middle":
+            raise ValueError(f"--start {self.start:g} and --where {self.where}: give one of the two")
+        if self.output:
+            check_format(self.output, (".jsonl",) if self.divides else FORMATS)
+            check_output(str(Path(self.output).parent), "--output")
+        if self.tags or self.remove_tags:
+            check_mutagen()
         if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
 
@@ -94,8 +130,10 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
 
 def run(args: CaptionArguments) -> int:
     """Runs [`main`], and returns the exit status of an interruption too."""
+    output = Path(args.output) if args.output and not (args.dry_run or args.remove_tags) else None
     try:
-        return check(args) if args.check else render(args) if args.render else main(args)
+        with OutputLock(output) as lock:
+            return check(args) if args.check else render(args) if args.render else main(args, lock)
     except KeyboardInterrupt:
         kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
         say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")
@@ -105,34 +143,37 @@ def run(args: CaptionArguments) -> int:
         return 1
 
 
-def main(args: CaptionArguments) -> int:
+def main(args: CaptionArguments, lock: OutputLock) -> int:
     """Captions the files, and returns the exit status: 1 if some could not be used."""
     # 1. What there is to do, before torch is loaded
-    if args.output:
-        check_format(args.output, (".jsonl",) if args.divides else FORMATS)
-        check_output(str(Path(args.output).parent), "--output")
     inputs = find_inputs(args.paths, args.csv, args.column)
     if not inputs.files:
         say("nothing to do: no audio or video files found")
         return report(inputs)
+    if args.remove_tags:
+        inputs.problems |= tag_files(dict.fromkeys(inputs.files))
+        return report(inputs)
     model, note = (args.model, "") if args.model else find_model()
     check_model("--model", model)
     checkpoint = fingerprint(model)
-    settings: dict[str, Any] = {"start": args.start, "selection": args.selection}
+    settings = {name: getattr(args, name) for name in ("start", "where", "alternatives", "selection")}
     music = None
     if args.divides:
         music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
-        settings = {"selection": args.selection, "detector": args.music_detector, **asdict(args.settings())}
+        names = ("alternatives", "selection", "music_detector")
+        settings = {name: getattr(args, name) for name in names} | asdict(args.settings())
     own_settings = {path: settings | ({"music": music[path]} if music else {}) for path in inputs.files}
     keys = {path: row_key(stamp, checkpoint, own_settings[path]) for path, stamp in inputs.files.items()}
     make_ledger = SpanLedger if args.divides else Ledger
     ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
     batches = ledger.batches(1 if args.divides else args.batch_size)
+    resumed = bool(ledger.journals())
+    sidecars = Sidecars(args.sidecar, list(keys), args.existing, resumed) if args.sidecar else None
     announce(inputs, ledger, f"{model}{note}")
     if args.dry_run:
         print(*(path for batch in batches for path in batch), sep="\n", end="\n" if batches else "")
         return report(inputs)
-    if not batches and not ledger.journals():
+    if not (batches or resumed or sidecars or args.tags):
         subtitles(args, ledger, [])
         return report(inputs)
 
@@ -158,8 +199,14 @@ def main(args: CaptionArguments) -> int:
     rows: list[dict] = []
     problems: dict[str, str] = {}
     begun, heard = time.monotonic(), 0.0
-    generate_kwargs = {"selection": args.selection} if args.selection else {}
-    captioner = Captioner(model, accelerator.device, args.start, **generate_kwargs) if own else None
+    generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
+    if args.alternatives > 1 or args.divides:
+        generate_kwargs["num_return_sequences"] = args.alternatives
+    where = args.where if args.where in ("middle", "whole") else int(args.where)
+    captioner = Captioner(model, accelerator.device, args.start, where, **generate_kwargs) if own else None
+    if captioner and not args.divides:
+        held = (row for row in ledger.rows if keys.get(row["path"]) == row["key"])
+        captioner.remember([*held, *ledger.done.values()])
     hidden = (total < 2 and not args.divides) or not accelerator.is_main_process
     with tqdm(total=total, unit="file", disable=hidden) as progress:
         for found, bad in _results(args, captioner, own, music, progress):
@@ -179,10 +226,28 @@ def main(args: CaptionArguments) -> int:
         print(f"{path}: {reason}", file=sys.stderr)
         return 1
 
-    # 4. The file
+    # 4. The files
     rows, problems = gather_object(rows), dict(gather_object(list(problems.items())))
     if accelerator.is_main_process:
-        ledger.finish(rows)
+        new = ledger.new(rows)
+        if args.tags:
+            valid = {row["path"]: row for row in ledger.rows if keys.get(row["path"]) == row["key"]} | new
+
+            def note(path: str, status: os.stat_result):
+                stamp = (status.st_size, status.st_mtime_ns)
+                new[path] = valid[path] | {"key": row_key(stamp, checkpoint, settings)}
+                ledger.record([new[path]])
+
+            wanted = {path: row["caption"] for path, row in valid.items() if row["caption"] is not None}
+            problems |= tag_files(wanted, note)
+            ledger.rekey({path: row["key"] for path, row in new.items()})
+        if sidecars:
+            sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
+            if sidecars.kept:
+                say(f"{_files(len(sidecars.kept))} beside the songs kept, such as {sidecars.kept[0]}")
+        ledger.finish(new)
+        lock.release()
+        ledger.clear()
         if printer and accelerator.num_processes > 1:
             printer.show(rows, problems)
         subtitles(args, ledger, rows)
@@ -262,6 +327,17 @@ def announce(inputs: Inputs, ledger: Ledger, model: str):
     if ledger.dropped:
         parts.append(f"{ledger.dropped} of an interrupted run with other files, model or settings dropped")
     say("; ".join(parts))
+
+
+def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
+    """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
+    problems = {}
+    for path, caption in captions.items():
+        try:
+            write_tag(path, caption and " ".join(caption.split()), note and functools.partial(note, path))
+        except (ValueError, OSError) as error:
+            problems[path] = str(error)
+    return problems
 
 
 def report(inputs: Inputs) -> int:

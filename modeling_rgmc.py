@@ -33,6 +33,7 @@ try:
     from .configuration_rgmc import RGMCConfig
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
+    from .hearing_rgmc import hear  # noqa: F401
     from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401

@@ -31,7 +31,6 @@ class SpanSettings:
     min_span: float = field(default=6.0, metadata={"help": "Least seconds between two changes of the music."})
     silence: float = field(default=-60.0, metadata={"help": "Level in dB of full scale below which there is silence."})
     min_silence: float = field(default=1.0, metadata={"help": "Least seconds of silence; less is a rest in the music."})
-    alternatives: int = field(default=2, metadata={"help": "Further captions of each span, for subtitles to choose."})
 
     def __post_init__(self):
         if not 0.5 <= self.hop <= 10:
@@ -46,5 +45,3 @@ class SpanSettings:
                 raise ValueError(f"{name} {getattr(self, name):g}: expected {least:g} or more")
         if not self.silence < 0:
             raise ValueError(f"silence {self.silence:g}: expected a level below 0 dB of full scale")
-        if self.alternatives < 0:
-            raise ValueError(f"alternatives {self.alternatives}: expected 0 or more")

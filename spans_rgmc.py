@@ -30,6 +30,7 @@ except ImportError:
 FRAME = 0.02  # seconds, of which the level is measured
 HYSTERESIS = 6.0  # dB by which sound after silence is louder than the level of silence
 SHORTEST = 0.5  # seconds of sound; what is shorter, such as a click, belongs to the silence around it
+ALTERNATIVES = 3  # captions of a span, the best one included
 SLIVER = 0.1  # seconds; a shorter part belongs to the one before
 
 
@@ -262,7 +263,7 @@ def find_spans(
         advance (`Callable[[float], None]`, *optional*):
             Called with the seconds of the file that the encoder has passed.
         generate_kwargs:
-            Arguments of `generate`, such as `selection="consensus"`.
+            Arguments of `generate`, such as `selection="consensus"`. `num_return_sequences` is 3 by default.
 
     Returns:
         `list[dict]`: Spans in order, from 0 to the duration without gaps: `start` and `end` (s), `kind` (`"music"`,
@@ -283,7 +284,7 @@ def find_spans(
     for start, end, kind in parts:
         edges = [start, *(time for time in changes if kind == "music" and start < time < end), end]
         spans += [_span(*pair, kind) for pair in itertools.pairwise(edges)]
-    caption_spans(captioner, source, spans, settings.alternatives, batch_size, **generate_kwargs)
+    caption_spans(captioner, source, spans, batch_size, **generate_kwargs)
     return merge_equal(spans)
 
 
@@ -342,9 +343,7 @@ def track_changes(
     return [number * step for number in find_changes(values, sections, settings.change_threshold, least)]
 
 
-def caption_spans(
-    captioner: Any, source: Source, spans: list[dict[str, Any]], alternatives: int, batch_size: int, **generate_kwargs
-):
+def caption_spans(captioner: Any, source: Source, spans: list[dict[str, Any]], batch_size: int, **generate_kwargs):
     """Captions the spans of music in place: each by its middle 10 s, or by all of it, repeated, if it is shorter."""
     extractor = captioner.processor.feature_extractor
     rate, size = extractor.sampling_rate, round(extractor.duration * extractor.sampling_rate)
@@ -359,23 +358,28 @@ def caption_spans(
     clips = zip(musical, cut(stream_audio(source, rate), crops))
     while batch := list(itertools.islice(clips, batch_size)):
         log_mels = extractor([repeat_pad(clip, size) for _, clip in batch], sampling_rate=rate)["input_features"]
-        said = captioner.forward({"input_features": log_mels}, **generate_kwargs)["clips"]
-        others = _alternatives(captioner, log_mels, alternatives, generate_kwargs)
-        for (span, _), clip, texts in zip(batch, said, others):
+        about = [{"path": None, "duration": None, "flags": [], "error": None, "starts": [0.0]} for _ in batch]
+        inputs = {"input_features": log_mels, "about": about}
+        said, beams = _captions(captioner, inputs, **generate_kwargs)
+        for (span, _), clip, others in zip(batch, said, beams):
             caption = clip["caption"].strip() or None
-            texts = [text for text in dict.fromkeys(map(str.strip, texts)) if text and text != caption]
-            span |= {"caption": caption, "alternatives": texts[:alternatives]}
+            others = dict.fromkeys(other["caption"].strip() for other in others["alternatives"])
+            span |= {"caption": caption, "alternatives": [text for text in others if text and text != caption]}
             span |= {"score": clip["score"], "candidates": clip["candidates"]}
 
 
-def _alternatives(captioner: Any, log_mels: torch.Tensor, number: int, generate_kwargs: dict) -> list[list[str]]:
-    """The captions of the best beams of each clip, one more than `number` as far as there are beams."""
-    beams = generate_kwargs.get("num_beams") or captioner.model.generation_config.num_beams or 1
-    number = min(number + 1, beams)
-    options = {**generate_kwargs, "selection": "best", "num_return_sequences": number}
-    tokens = captioner.model.generate(input_features=log_mels, **options)
-    texts = captioner.processor.batch_decode(tokens, skip_special_tokens=True)
-    return [texts[first : first + number] for first in range(0, len(texts), number)]
+def _captions(
+    captioner: Any, inputs: dict[str, Any], num_return_sequences: int | None = None, **generate_kwargs
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the pipeline says of clips, and the results whose `alternatives` are the best beams."""
+    model = captioner.model
+    beams = generate_kwargs.get("num_beams") or model.generation_config.num_beams or 1
+    several = {"num_return_sequences": num_return_sequences or min(ALTERNATIVES, beams)}
+    if (generate_kwargs.get("selection") or model.config.selection) != "consensus":
+        said = captioner.forward(inputs, **generate_kwargs, **several)["clips"]
+        return said, said
+    said = captioner.forward(inputs, **generate_kwargs)["clips"]  # a consensus is one caption
+    return said, captioner.forward(inputs, **{**generate_kwargs, "selection": "best", **several})["clips"]
 
 
 def merge_equal(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:

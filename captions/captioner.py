@@ -1,68 +1,38 @@
 """Captions files in batches: processes of their own decode the next files while the model works."""
 
 import functools
-import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from audio_rgmc import OPPOSITE_PHASE, AudioError, AudioWarning, decode_audio, stream_audio
+from audio_rgmc import AudioError, stream_audio
+from captions.formats import SAID, SCHEMA
 from clips.isolation import run_isolated
 from feature_extraction_rgmc import RGMCFeatureExtractor
+from hearing_rgmc import Heard, hear
 from modeling_rgmc import RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline
 from processing_rgmc import RGMCProcessor
 from span_settings_rgmc import SpanSettings
 from spans_rgmc import Levels, find_spans, measure_levels
 
-SILENCE = -70.0  # dB of full scale, root mean square: more than 16-bit dither, less than quiet music
 DIGITS = 4  # of scores and similarities: further ones depend on the batch and on the number of threads
 
 
-@dataclass
-class Heard:
-    """
-    What is heard of a file.
-
-    Args:
-        log_mel (`np.ndarray` of shape `(T, F)`): Of the seconds that the model hears, in dB.
-        duration (`float`): Of the whole sound, in s.
-        flags (`list[str]`):
-            `"silence"` below -70 dB of full scale, `"opposite phase"` where the channels cancel each other out, and
-            `"short"` for less sound than the model hears, which is then repeated.
-    """
-
-    log_mel: np.ndarray
-    duration: float
-    flags: list[str]
-
-
-def hear(path: str, feature_extractor: RGMCFeatureExtractor, start: float | None = None) -> Heard | str:
-    """Decodes a file, from `start` in s or in its middle; returns the reason if it cannot be used."""
+def listen(
+    path: str, feature_extractor: RGMCFeatureExtractor, start: float | None = None, where: str | int = "middle"
+) -> Heard | str:
+    """Decodes a file as [`hear`] does; returns the reason if it cannot be used."""
     torch.set_num_threads(1)  # one process per core already
-    wanted = feature_extractor.duration
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            waveform, duration = decode_audio(path, start, wanted, feature_extractor.sampling_rate)
-        except AudioError as error:
-            return _reason(path, error)
-        log_mel = feature_extractor(waveform, sampling_rate=feature_extractor.sampling_rate)["input_features"][0, 0]
-    kinds = {warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)}
-    level = 20 * math.log10(max(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))), 1e-10))
-    flags = {
-        "silence": level < SILENCE,
-        "opposite phase": OPPOSITE_PHASE in kinds,
-        "short": duration - (start or 0.0) < wanted,
-    }
-    return Heard(log_mel.numpy(), round(duration, 3), [name for name, holds in flags.items() if holds])
+    try:
+        return hear(path, feature_extractor, start, where)
+    except AudioError as error:
+        return _reason(path, error)
 
 
 class Captioner:
@@ -76,12 +46,23 @@ class Captioner:
             Where the model runs. Files are decoded on the CPU.
         start (`float`, *optional*):
             Where in a file the seconds that are heard begin, in s; by default they are its middle.
+        where (`str` or `int`, defaults to `"middle"`):
+            What is heard of a file, as in [`hear`].
         generate_kwargs:
             Arguments of `generate`, such as `selection="consensus"`.
     """
 
-    def __init__(self, name: str, device: str | torch.device = "cpu", start: float | None = None, **generate_kwargs):
-        self.name, self.device, self.start, self.generate_kwargs = name, device, start, generate_kwargs
+    def __init__(
+        self,
+        name: str,
+        device: str | torch.device = "cpu",
+        start: float | None = None,
+        where: str | int = "middle",
+        **generate_kwargs,
+    ):
+        self.name, self.device, self.generate_kwargs = name, device, generate_kwargs
+        self.start, self.where = start, where
+        self.said: dict[str, dict[str, Any]] = {}
         self.processor = RGMCProcessor.from_pretrained(name)
 
     @cached_property
@@ -101,16 +82,18 @@ class Captioner:
 
         Yields:
             `tuple[list[dict], dict[str, str]]`: For each batch, as they become ready, the rows of its files and the
-            reasons of those that cannot be used, by path. A row holds `path`, `duration` (s), `caption`, `score`,
-            `flags` and `candidates`; `caption` and `score` are None for silence.
+            reasons of those that cannot be used, by path. A row holds `path`, `duration` (s), `start` (s), `caption`,
+            `score`, `flags`, `candidates`, `alternatives` and `audio`, the digest of what was heard; `start`, `caption`
+            and `score` are None for silence. The same audio is captioned once.
         """
         paths = [path for batch in batches for path in batch]
         batch_of = [number for number, batch in enumerate(batches) for _ in batch]
         left = [len(batch) for batch in batches]
         heard: list[dict[str, Heard | str]] = [{} for _ in batches]
-        listen = functools.partial(hear, feature_extractor=self.processor.feature_extractor, start=self.start)
+        settings = {"start": self.start, "where": self.where}
+        decode = functools.partial(listen, feature_extractor=self.processor.feature_extractor, **settings)
         ahead = 2 * max(left, default=0)
-        for number, found, problem in read_ahead(run_isolated(listen, paths, num_proc), ahead):
+        for number, found, problem in read_ahead(run_isolated(decode, paths, num_proc), ahead):
             batch = batch_of[number]
             heard[batch][paths[number]] = problem if found is None else found
             left[batch] -= 1
@@ -182,23 +165,32 @@ class Captioner:
     def _caption_batch(self, batch: dict[str, Heard | str]) -> tuple[list[dict], dict[str, str]]:
         problems = {path: found for path, found in batch.items() if isinstance(found, str)}
         sounds = {path: found for path, found in batch.items() if isinstance(found, Heard)}
-        audible = [path for path, sound in sounds.items() if "silence" not in sound.flags]
-        captions: dict[str, dict[str, Any]] = {}
-        if audible:
-            log_mels = torch.from_numpy(np.stack([sounds[path].log_mel for path in audible]))[:, None]  # (B, 1, T, F)
-            outputs = self.pipeline.forward({"input_features": log_mels}, **self.generate_kwargs)
-            captions = dict(zip(audible, outputs["clips"], strict=True))
-        return [_row(path, sound, captions.get(path)) for path, sound in sounds.items()], problems
+        new = {sound.digest: sound for sound in sounds.values() if len(sound.starts) and sound.digest not in self.said}
+        if new:
+            log_mels = torch.from_numpy(np.concatenate([sound.log_mels for sound in new.values()]))[:, None]
+            about = [{"path": None, **_about(sound), "error": None, "starts": sound.starts} for sound in new.values()]
+            outputs = self.pipeline.forward({"input_features": log_mels, "about": about}, **self.generate_kwargs)
+            self.said |= zip(new, map(_rounded, outputs["clips"]), strict=True)
+        return [_row(path, sound, self.said.get(sound.digest)) for path, sound in sounds.items()], problems
+
+    def remember(self, rows: Iterable[dict[str, Any]]):
+        """Takes the captions of rows for the same audio as theirs."""
+        self.said |= {
+            row["audio"]: {name: row[name] for name in ("start", *SAID)} for row in rows if row["caption"] is not None
+        }
 
 
-def _row(path: str, sound: Heard, said: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "path": path,
-        "duration": sound.duration,
-        "caption": said["caption"] if said else None,
-        "score": round(said["score"], DIGITS) if said else None,
-        "flags": sound.flags,
-        "candidates": _candidates(said["candidates"] if said else ()),
+def _about(sound: Heard) -> dict[str, Any]:
+    return {"duration": sound.duration, "flags": sound.flags}
+
+
+def _rounded(result: dict[str, Any]) -> dict[str, Any]:
+    alternatives = [other | {"score": round(other["score"], DIGITS)} for other in result["alternatives"]]
+    score = round(result["score"], DIGITS)
+    return {name: result[name] for name in ("start", *SAID)} | {
+        "score": score,
+        "candidates": _candidates(result["candidates"]),
+        "alternatives": alternatives,
     }
 
 
@@ -219,6 +211,15 @@ def _measure(path: str, sampling_rate: int) -> Levels | str:
 
 def _reason(path: str, error: AudioError) -> str:
     return str(error).removeprefix(f"{path!r}: ")
+
+
+NOTHING = {"start": None, "caption": None, "score": None, "candidates": [], "alternatives": []}
+
+
+def _row(path: str, sound: Heard, said: dict[str, Any] | None) -> dict[str, Any]:
+    start = {"start": sound.starts[0]} if len(sound.starts) == 1 else {}  # its own, in a longer file of the same audio
+    row = {"path": path, **_about(sound), **(said or NOTHING), **start, "audio": sound.digest}
+    return {name: row[name] for name in SCHEMA.names if name in row}
 
 
 def read_ahead(items: Iterable, size: int) -> Iterator:

@@ -13,21 +13,27 @@ import pyarrow.parquet
 FORMATS = (".jsonl", ".csv", ".parquet")
 TEXT, NUMBER = pyarrow.string(), pyarrow.float64()
 CANDIDATE = {"text": TEXT, "id": TEXT, "similarity": NUMBER, "source": TEXT, "license": TEXT}
+ALTERNATIVE = {"caption": TEXT, "score": NUMBER}
 CHECKPOINT = {"name": TEXT, "revision": TEXT, "fingerprint": TEXT}
 SCHEMA = pyarrow.schema(
     {
         "path": TEXT,
         "duration": NUMBER,
+        "start": NUMBER,
         "caption": TEXT,
         "score": NUMBER,
         "flags": pyarrow.list_(TEXT),
         "candidates": pyarrow.list_(pyarrow.struct(CANDIDATE)),
+        "alternatives": pyarrow.list_(pyarrow.struct(ALTERNATIVE)),
+        "audio": TEXT,
         "checkpoint": pyarrow.struct(CHECKPOINT),
         "key": TEXT,
     }
 )
+SAID = ("caption", "score", "candidates", "alternatives")  # what is the same for the same audio
 # In a CSV a list is JSON in its cell, and an empty cell is None.
-CELLS = {"duration": float, "score": float, "flags": json.loads, "candidates": json.loads, "checkpoint": json.loads}
+CELLS = dict.fromkeys(("duration", "start", "score"), float)
+CELLS |= dict.fromkeys(("flags", "candidates", "alternatives", "checkpoint"), json.loads)
 
 
 def check_format(output: str, formats: tuple[str, ...] = FORMATS):

@@ -133,6 +133,10 @@ class SpanLedger(Ledger):
     def write(self, rows: list[dict[str, Any]]):
         write_spans(self.output, spans_of(rows))
 
+    def new(self, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found = self.done | {row["path"]: row for row in rows}
+        return {path: found[path] for path in self.todo if path in found}
+
 
 def spans_of(rows: Iterable[dict[str, Any]]) -> Iterator[Span]:
     """All spans of the rows of files."""

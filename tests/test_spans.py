@@ -147,7 +147,7 @@ def test_a_hop_at_which_the_encoder_folds_time_is_refused():
         with pytest.raises(ValueError, match=f"hop {hop:g} is a multiple of 2.5 s, at which the encoder folds time"):
             SpanSettings(hop=hop)
     SpanSettings(hop=3.1)
-    for wrong in ({"hop": 11}, {"silence": 3.0}, {"kernel": 0}, {"alternatives": -1}, {"min_span": float("nan")}):
+    for wrong in ({"hop": 11}, {"silence": 3.0}, {"kernel": 0}, {"min_span": float("nan")}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             SpanSettings(**wrong)
 
