@@ -31,7 +31,7 @@ FRAME = 0.02  # seconds, of which the level is measured
 HYSTERESIS = 6.0  # dB by which sound after silence is louder than the level of silence
 SHORTEST = 0.5  # seconds of sound; what is shorter, such as a click, belongs to the silence around it
 ALTERNATIVES = 3  # captions of a span, the best one included
-SLIVER = 0.1  # seconds; a shorter part belongs to the one before
+SLIVER = 0.1  # seconds; a shorter part belongs to its neighbour
 
 
 # -- silence ----------------------------------------------------------------------------------------------------------
@@ -228,6 +228,8 @@ def divide(
         kind = "silence" if silent else "music" if musical else "other"
         if parts and (parts[-1][2] == kind or end - start < SLIVER):
             parts[-1] = (parts[-1][0], end, parts[-1][2])
+        elif parts and parts[-1][1] - parts[-1][0] < SLIVER:  # the first
+            parts[-1] = (parts[-1][0], end, kind)
         else:
             parts.append((start, end, kind))
     return parts
@@ -317,8 +319,6 @@ def track_changes(
     ]
     if not starts:
         return []
-
-    step, steps, sections = 0.0, 0, np.zeros(0)
 
     def windows() -> Iterator[tuple[float, np.ndarray]]:
         clips = zip(starts, cut(stream_audio(source, rate), ((first, first + size) for first in starts)))

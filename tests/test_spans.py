@@ -136,6 +136,7 @@ def test_a_track_is_divided_without_gaps_and_silence_comes_first():
     wanted = [(0, 2, "silence"), (2, 10, "music"), (10, 12, "silence"), (12, 15, "other"), (15, 30, "music")]
     assert parts == wanted
     assert divide(5.0, []) == [(0.0, 5.0, "music")]
+    assert divide(5.0, [], [(0.05, 4.95)]) == [(0.0, 5.0, "music")]  # no spans of 50 ms
     assert divide(5.0, [], []) == [(0.0, 5.0, "other")]
 
 
