@@ -122,6 +122,12 @@ def _break_cost(last: str, following: list[str]) -> float:
     return 0.2 if _word(following[0]) in CONJUNCTIONS | PREPOSITIONS else 0.5
 
 
+def is_finished(text: str) -> bool:
+    """Whether a caption does not break off, as one that a model was not allowed to end."""
+    last = text.split()[-1]
+    return last[-1] in ".!?" or not (last[-1] in f",{DASHES}" or _word(last) in ARTICLES | PREPOSITIONS | CONJUNCTIONS)
+
+
 def shorten(text: str) -> Iterator[str]:
     """
     The text cut at the end of a phrase, the longest first. What is left out adds to what is kept and does not change

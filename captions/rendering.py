@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from captions.phrases import break_lines, clean, decorate, length, shorten
+from captions.phrases import break_lines, clean, decorate, is_finished, length, shorten
 from captions.profiles import Profile
 from captions.span_rows import Span
 
@@ -177,9 +177,11 @@ def _texts(span: Span, profile: Profile, threshold: float | None) -> Iterator[tu
     if not caption or (limit is not None and span.score is not None and span.score < limit):
         yield profile.music.split(), "unsure"
         return
-    yield decorate(caption, profile), "shown"
+    if is_finished(caption):
+        yield decorate(caption, profile), "shown"
     for alternative in filter(None, map(clean, span.alternatives)):
-        yield decorate(alternative, profile), "alternatives"
+        if is_finished(alternative):
+            yield decorate(alternative, profile), "alternatives"
     for phrase in shorten(caption):
         yield decorate(phrase, profile), "shortened"
     yield profile.music.split(), "unfit"

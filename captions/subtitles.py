@@ -11,7 +11,7 @@ from typing import Literal
 
 from captions.checking import check_cues
 from captions.profiles import Profile, load_profile
-from captions.rendering import Counts, Cue, make_cues
+from captions.rendering import Counts, make_cues
 from captions.span_rows import Span, read_spans
 from captions.subtitle_files import WRITERS, SubtitleFile, merge, read_subtitles
 from clips.options import check_file, check_output
@@ -91,6 +91,16 @@ def check(options) -> int:
     return int(bool(found))
 
 
+def check_targets(paths: Sequence[str], options):
+    """
+    For before the captioning: raises what [`write_subtitles`] would raise for these files. With `existing="error"` any
+    file in the place of subtitles is an error.
+    """
+    plan = _plan(paths, options)
+    if options.existing == "error":
+        _check_existing([*plan.targets.values(), *plan.films.values()], {}, options)
+
+
 def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
     """
     Writes the subtitles of each file that the spans are of, and says how many captions were shortened.
@@ -100,86 +110,95 @@ def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
         options (`SubtitleArguments`): With `existing`, as `caption.py` has it.
 
     Returns:
-        `list[Path]`: The files that now hold subtitles; all are written, or none.
+        `list[Path]`: The files that hold subtitles now.
 
     Raises:
-        `FileExistsError`: If there is another file of this name already; for `existing="overwrite"` it is replaced.
-        `ValueError`: If `options.merge` is given and the spans are of several files; or see [`captions.muxing.embed`].
+        `FileExistsError`: If there is another file in the place of one; `existing="overwrite"` replaces it.
+        `ValueError`: If `options.merge` is given and the spans are of several files, if two files' subtitles would have
+            one name, or if a film cannot be copied.
     """
     by_path = {path: list(group) for path, group in groupby(spans, key=lambda span: span.path)}
-    profile = load_profile(options.profile)
-    dialogue = read_subtitles(Path(options.merge)) if options.merge else None
-    if dialogue and len(by_path) != 1:
-        raise ValueError(f"--merge takes the dialogue of one file: the spans are of {len(by_path)}")
-    if dialogue and options.format not in (None, dialogue.kind):
-        raise ValueError(f"--merge {options.merge} is {dialogue.kind}: expected {options.format}, as --format says")
-    form = dialogue.kind if dialogue else options.format or (None if options.embed else "vtt")
+    plan, profile = _plan([*by_path], options), load_profile(options.profile)
+    busy = [(cue.start, cue.end) for cue in plan.dialogue.cues] if plan.dialogue else []
     made, counts = {}, Counts()
     for path, own in by_path.items():
-        made[path], count = _make(own, profile, dialogue, options)
+        made[path], count = make_cues(own, profile, busy, options.remind, options.score_threshold)
         counts += count
-    texts = {}
-    if form:
-        for path, target in _targets(by_path, ENDINGS[form], options).items():
-            texts[target] = merge(dialogue, made[path]) if dialogue else WRITERS[form](made[path])
-    films = _films(by_path, options) if options.embed else {}
-    _check_existing([*texts, *films.values()], texts, options)
+    texts = {
+        target: merge(plan.dialogue, made[path]) if plan.dialogue else WRITERS[plan.format](made[path])
+        for path, target in plan.targets.items()
+    }
+    _check_existing([*texts, *plan.films.values()], texts, options)
     for target, text in texts.items():
         _write(target, text)
-    for path, film in films.items():
+    for path, film in plan.films.items():
         from captions.muxing import embed
 
-        cues = made[path] + (dialogue.cues if dialogue else [])
+        cues = made[path] + (plan.dialogue.cues if plan.dialogue else [])
         film.parent.mkdir(parents=True, exist_ok=True)
         embed(Path(path), film, sorted(cues, key=lambda cue: cue.start))
     print(_summary(counts, profile), file=sys.stderr)
-    return [*texts, *films.values()]
+    return [*texts, *plan.films.values()]
 
 
-def _make(spans: list[Span], profile: Profile, dialogue: SubtitleFile | None, options) -> tuple[list[Cue], Counts]:
-    busy = [(cue.start, cue.end) for cue in dialogue.cues] if dialogue else []
-    return make_cues(spans, profile, busy, options.remind, options.score_threshold)
+@dataclass
+class Plan:
+    """What is to be written: the subtitles and the copy of the film of each file, by its path."""
+
+    format: str | None
+    dialogue: SubtitleFile | None
+    targets: dict[str, Path]
+    films: dict[str, Path]
 
 
-def _targets(paths: Iterable[str], ending: str, options) -> dict[str, Path]:
-    """The subtitle file of each file; of files that differ in their endings alone, with these endings."""
+def _plan(paths: Sequence[str], options) -> Plan:
+    dialogue = read_subtitles(Path(options.merge)) if options.merge else None
+    if dialogue and len(paths) != 1:
+        raise ValueError(f"--merge takes the dialogue of one file: there are {len(paths)}")
+    if dialogue and options.format not in (None, dialogue.kind):
+        raise ValueError(f"--merge {options.merge} is {dialogue.kind}: expected {options.format}, as --format says")
+    form = options.format or (None if options.embed else dialogue.kind if dialogue else "vtt")
+    targets = _targets(paths, ENDINGS[form], options) if form else {}
+    films = {}
+    if options.embed:
+        from captions.muxing import check_embeddable
+
+        for path in paths:
+            check_file("--embed", path, "a film")
+            check_embeddable(Path(path))
+            place = _place(path, options)
+            films[path] = place.with_name(f"{place.stem}.captioned{place.suffix}")
+    return Plan(form, dialogue, targets, films)
+
+
+def _targets(paths: Sequence[str], ending: str, options) -> dict[str, Path]:
+    """The subtitles of each file; they keep the endings of files that differ in nothing else."""
     named: dict[Path, list[str]] = {}
     for path in paths:
         named.setdefault(_place(path, options).with_suffix(""), []).append(path)
-    return {
-        path: stem.with_name(stem.name + (Path(path).suffix if len(group) > 1 else "") + ending)
-        for stem, group in named.items()
-        for path in group
-    }
-
-
-def _films(paths: Iterable[str], options) -> dict[str, Path]:
-    from captions.muxing import check_embeddable
-
-    for path in paths:
-        check_file("--embed", path, "a film")
-        check_embeddable(Path(path))
-    place = {path: _place(path, options) for path in paths}
-    return {path: target.with_name(f"{target.stem}.captioned{target.suffix}") for path, target in place.items()}
+    targets: dict[str, Path] = {}
+    for stem, group in named.items():
+        for path in group:
+            target = stem.with_name(stem.name + (Path(path).suffix if len(group) > 1 else "") + ending)
+            if target in targets.values():
+                raise ValueError(f"{' and '.join(group)} would both have {target}: write them to two --subtitle_dir")
+            targets[path] = target
+    return targets
 
 
 def _place(path: str, options) -> Path:
     if options.subtitle_dir is None:
         return Path(path)
     inner = Path(path)
-    parts = [part for part in inner.parts if part not in ("..", inner.anchor)]
-    return Path(options.subtitle_dir, *parts)
+    return Path(options.subtitle_dir, *(part for part in inner.parts if part not in ("..", inner.anchor)))
 
 
 def _check_existing(targets: Sequence[Path], texts: dict[Path, str], options):
-    for target in targets:
-        if options.merge and target.exists() and target.samefile(options.merge):
-            raise FileExistsError(
-                f"{target} is the dialogue of --merge itself: name another folder with --subtitle_dir"
-            )
-        if not target.exists() or options.existing == "overwrite":
-            continue
-        if target not in texts or target.read_bytes() != texts[target].encode():
+    """Raises `FileExistsError` for what must not be replaced; a file that holds its text already may be."""
+    for target in filter(Path.exists, targets):
+        if options.merge and target.samefile(options.merge):
+            raise FileExistsError(f"{target} is the dialogue of --merge: name another folder with --subtitle_dir")
+        if options.existing != "overwrite" and not (target in texts and target.read_bytes() == texts[target].encode()):
             raise FileExistsError(f"{target} exists: --existing overwrite replaces it, --subtitle_dir writes elsewhere")
 
 

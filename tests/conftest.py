@@ -1,6 +1,7 @@
 """Fixtures: tiny random models, a tokenizer, and small corpora of tones."""
 
 import os
+import sys
 import tempfile
 
 # Set before torch and transformers are imported. transformers copies a checkpoint's code into this folder without a
@@ -21,6 +22,8 @@ from encoders import FORMATS, RATE, encode_file, stereo_noise
 from helpers import AUDIO, CAPTIONS, SPLITS, TEXT, write_corpus
 from transformers import AutoConfig
 
+import caption
+from clips.options import parse, user_errors
 from configuration_rgmc import RGMCConfig
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
@@ -103,6 +106,25 @@ def encoded(tmp_path_factory):
         return folder / name, samples, rate
 
     return get
+
+
+@pytest.fixture
+def caption_command(tmp_path, monkeypatch, capsys):
+    """Runs `caption.py` in the test's folder, and returns its status and what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["caption.py"])
+
+    def run(*words) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            with user_errors():
+                (args,) = parse(caption.CaptionArguments, [*map(str, words)], positional="paths")
+                status = caption.run(args)
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from transformers import ClapConfig, ClapModel
 
 import prepare as prepare_script
 import train
+from captions.span_rows import Span
 from retrieval_rgmc import CaptionDatastore
 
 ROOT = Path(__file__).parent.parent
@@ -205,3 +206,21 @@ def write_sound(path: Path, seconds: float = 1.0, seed: int = 0) -> Path:
     noise = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(8000 * seconds), 1 + seed % 2))
     soundfile.write(path, noise, 8000)
     return path
+
+
+LONG_CAPTION = (
+    "A calm piano piece with soft strings and a slow tempo that reminds the listener of an evening by the sea"
+)
+
+
+def make_spans(*parts: tuple, path: str = "film.mp4", duration: float | None = None) -> list[Span]:
+    """Spans of `(end, kind or caption, fields)`, one after the other; a caption makes it music."""
+    spans, start = [], 0.0
+    duration = parts[-1][0] if duration is None else duration
+    for end, what, *fields in parts:
+        kind = what if what in ("silence", "other") else "music"
+        named = {"caption": what, "score": -0.5} if kind == "music" else {}
+        fields = named | (fields[0] if fields else {})
+        spans.append(Span(path=path, duration=duration, start=start, end=end, kind=kind, **fields))
+        start = end
+    return spans

@@ -18,8 +18,7 @@ import numpy as np
 import pysubs2
 import pytest
 import webvtt
-from helpers import ROOT
-from test_subtitles import LONG, command, make_spans  # noqa: F401
+from helpers import LONG_CAPTION, ROOT, make_spans
 
 from captions.muxing import embed
 from captions.rendering import Cue
@@ -154,7 +153,7 @@ print("torch" in sys.modules, status, file=sys.stderr)
 
 
 def test_subtitles_are_written_without_torch_and_twice_the_same(tmp_path):
-    write_spans(tmp_path / "spans.jsonl", make_spans((10, LONG), (20, "silence"), (30, "A flute.")))
+    write_spans(tmp_path / "spans.jsonl", make_spans((10, LONG_CAPTION), (20, "silence"), (30, "A flute.")))
     written = []
     for folder in ("one", "two"):
         ended = subprocess.run(
@@ -173,17 +172,17 @@ def test_subtitles_are_written_without_torch_and_twice_the_same(tmp_path):
     assert webvtt.from_buffer(io.StringIO(written[0].decode()))[0].text.startswith("[a calm piano piece")
 
 
-def test_each_file_of_the_spans_has_its_subtitles(command, tmp_path):  # noqa: F811
+def test_each_file_of_the_spans_has_its_subtitles(caption_command, tmp_path):
     spans = []
     for path in ("a/song.mp3", "a/song.wav", "b/other.mp3"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         spans += make_spans((10, "A flute."), path=path)
     write_spans(tmp_path / "spans.jsonl", spans)
-    status, out, _ = command("--render", "spans.jsonl", "--format", "srt")
+    status, out, _ = caption_command("--render", "spans.jsonl", "--format", "srt")
     assert status == 0 and out.split() == ["a/song.mp3.srt", "a/song.wav.srt", "b/other.srt"]
     assert read_subtitles(tmp_path / "b" / "other.srt").cues[0].text == "[a flute]"
     for form, ending in (("vtt", "vtt"), ("ttml", "ttml"), ("txt", "cues.txt"), ("json", "cues.json")):
-        command("--render", "spans.jsonl", "--format", form, "--subtitle_dir", "out")
+        caption_command("--render", "spans.jsonl", "--format", form, "--subtitle_dir", "out")
         assert (tmp_path / "out" / "b" / f"other.{ending}").exists()
     assert json.loads((tmp_path / "out" / "b" / "other.cues.json").read_text()) == [
         {"start": 0.0, "end": 7.0, "text": "[a flute]", "caption": "A flute."}
@@ -191,14 +190,14 @@ def test_each_file_of_the_spans_has_its_subtitles(command, tmp_path):  # noqa: F
     assert (tmp_path / "out" / "b" / "other.cues.txt").read_text() == "00:00:00  [a flute]\n"
 
 
-def test_a_file_that_is_there_is_not_replaced_unasked(command, tmp_path):  # noqa: F811
+def test_a_file_that_is_there_is_not_replaced_unasked(caption_command, tmp_path):
     write_spans(tmp_path / "spans.jsonl", make_spans((10, "A flute.")))
     (tmp_path / "film.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.000\nHello\n")
-    status, _, err = command("--render", "spans.jsonl")
+    status, _, err = caption_command("--render", "spans.jsonl")
     assert status == 2 and "film.vtt exists: --existing overwrite replaces it" in err
     assert "Hello" in (tmp_path / "film.vtt").read_text()
-    assert command("--render", "spans.jsonl", "--existing", "overwrite")[0] == 0
-    assert "flute" in (tmp_path / "film.vtt").read_text() and command("--render", "spans.jsonl")[0] == 0
+    assert caption_command("--render", "spans.jsonl", "--existing", "overwrite")[0] == 0
+    assert "flute" in (tmp_path / "film.vtt").read_text() and caption_command("--render", "spans.jsonl")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.vtt", "spans.jsonl"]
 
 
@@ -266,13 +265,13 @@ def test_merging_into_srt_counts_on_and_changes_no_text(tmp_path):
         assert len(read_subtitles(tmp_path / "merged.srt").cues) == 3
 
 
-def test_the_command_merges(command, tmp_path):  # noqa: F811
+def test_the_command_merges(caption_command, tmp_path):
     write_spans(tmp_path / "spans.jsonl", make_spans((8, "A calm piano piece with strings."), (20, "silence")))
     (tmp_path / "film.vtt").write_text(DIALOGUE)
     words = ["--render", "spans.jsonl", "--merge", "film.vtt", "--existing", "overwrite"]
-    status, _, err = command(*words)
-    assert status == 2 and "film.vtt is the dialogue of --merge itself: name another folder" in err
-    assert command(*words, "--subtitle_dir", "out")[0] == 0
+    status, _, err = caption_command(*words)
+    assert status == 2 and "film.vtt is the dialogue of --merge: name another folder" in err
+    assert caption_command(*words, "--subtitle_dir", "out")[0] == 0
     cues = read_subtitles(tmp_path / "out" / "film.vtt").cues
     assert [(cue.start, cue.end, cue.text) for cue in cues] == [
         (0, 2916, "[a calm piano piece with strings]"),
@@ -280,7 +279,7 @@ def test_the_command_merges(command, tmp_path):  # noqa: F811
         (8000, 8916, "[music stops]"),
         (9000, 10_000, "Bye."),
     ]
-    status, _, err = command(*words, "--format", "srt", "--subtitle_dir", "out")
+    status, _, err = caption_command(*words, "--format", "srt", "--subtitle_dir", "out")
     assert status == 2 and "film.vtt is vtt: expected srt" in err
 
 
@@ -358,13 +357,13 @@ def test_subtitles_are_put_into_a_copy_whose_streams_are_the_same(film):
     assert packets(again) == packets(film)
 
 
-def test_the_command_embeds(command, film, tmp_path):  # noqa: F811
+def test_the_command_embeds(caption_command, film, tmp_path):
     write_spans(tmp_path / "spans.jsonl", make_spans((2, "A flute."), (3, "silence"), path=film.name))
-    status, out, _ = command("--render", "spans.jsonl", "--embed")
+    status, out, _ = caption_command("--render", "spans.jsonl", "--embed")
     assert status == 0 and out == f"film.captioned{film.suffix}\n"
     assert packets(tmp_path / out.strip()) == packets(film)
     write_spans(tmp_path / "spans.jsonl", make_spans((2, "A flute."), path="song.mp3"))
     (tmp_path / "song.mp3").touch()
-    status, _, err = command("--render", "spans.jsonl", "--embed")
+    status, _, err = caption_command("--render", "spans.jsonl", "--embed")
     assert status == 2 and "song.mp3 is not a film that takes subtitles: expected .mp4, .m4v, .mkv" in err
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]

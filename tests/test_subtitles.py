@@ -4,15 +4,13 @@ import csv
 import dataclasses
 import json
 import re
-import sys
 
 import pytest
 import yaml
-from helpers import ROOT, SHARED
+from helpers import LONG_CAPTION, ROOT, SHARED, make_spans
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import caption
 from captions import phrases
 from captions.checking import check_cues
 from captions.phrases import break_lines, decorate, length, shorten
@@ -20,46 +18,12 @@ from captions.profiles import OWN, Profile, load_profile
 from captions.rendering import Cue, make_cues
 from captions.span_rows import Span, read_spans, write_spans
 from captions.subtitle_files import WRITERS, read_subtitles
-from clips.options import parse, user_errors
 
 NAMES = ("dcmp", "wai", "netflix", "netflix-children", "bbc", "plain")
-LONG = "A calm piano piece with soft strings and a slow tempo that reminds the listener of an evening by the winter sea"
-
-
-def make_spans(*parts: tuple, path: str = "film.mp4", duration: float | None = None) -> list[Span]:
-    """Spans of `(end, kind or caption, fields)`, one after the other; a caption makes it music."""
-    spans, start = [], 0.0
-    duration = parts[-1][0] if duration is None else duration
-    for end, what, *fields in parts:
-        kind = what if what in ("silence", "other") else "music"
-        named = {"caption": what, "score": -0.5} if kind == "music" else {}
-        fields = named | (fields[0] if fields else {})
-        spans.append(Span(path=path, duration=duration, start=start, end=end, kind=kind, **fields))
-        start = end
-    return spans
 
 
 def shown(cues: list[Cue]) -> list[tuple]:
     return [(cue.start / 1000, cue.end / 1000, cue.text) for cue in cues]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs `caption.py` in the test's folder and returns exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["caption.py", *map(str, words)])
-        capsys.readouterr()
-        try:
-            with user_errors():
-                (args,) = parse(caption.CaptionArguments, sys.argv[1:], caption.__doc__, positional="paths")
-                status = caption.run(args)
-        except SystemExit as ended:
-            status = ended.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 # -- spans -------------------------------------------------------------------------------------------------------------
@@ -68,7 +32,7 @@ def command(tmp_path, monkeypatch, capsys):
 def test_spans_are_read_as_they_were_written(tmp_path):
     spans = make_spans((1.5, "A \u2028 “quiet” song\n"), (4, "silence"), (5.25, "other"))
     spans += make_spans(
-        (2, LONG, {"alternatives": ["b"], "candidates": [{"text": "c"}], "settings": {"hop": 3.3}}), path="b"
+        (2, LONG_CAPTION, {"alternatives": ["b"], "candidates": [{"text": "c"}], "settings": {"hop": 3.3}}), path="b"
     )
     write_spans(tmp_path / "spans.jsonl", spans)
     assert read_spans(tmp_path / "spans.jsonl") == spans
@@ -263,10 +227,10 @@ def test_the_first_text_that_fits_is_taken():
     netflix = load_profile("netflix")
 
     def first(end: float, **fields) -> tuple[str, bool, object]:
-        cues, counts = make_cues(make_spans((end, LONG, fields), (60, "silence")), netflix)
+        cues, counts = make_cues(make_spans((end, LONG_CAPTION, fields), (60, "silence")), netflix)
         return cues[0].text, cues[0].shortened, counts
 
-    text, shortened, counts = first(10, alternatives=[LONG + " and sand", "A quiet piano.", "A piano."])
+    text, shortened, counts = first(10, alternatives=[LONG_CAPTION + " and sand", "A quiet piano.", "A piano."])
     assert (text, shortened, counts.alternatives) == ("[a quiet piano]", False, 1)
     text, shortened, counts = first(10)
     assert (text, shortened, counts.shortened) == ("[a calm piano piece with soft strings and a slow tempo]", True, 1)
@@ -274,6 +238,16 @@ def test_the_first_text_that_fits_is_taken():
     assert (text, shortened) == ("[a calm piano piece with soft strings]", True)
     text, shortened, counts = first(0.9)
     assert (text, shortened, counts.unfit) == ("[music]", True, 1)
+
+
+def test_a_caption_that_breaks_off_is_not_shown_as_it_is():
+    for caption, expected in (
+        ("A piano with soft strings and a", "[a piano with soft strings]"),
+        ("A piano with strings,", "[a piano]"),
+        ("Music to dance to.", "[Music to dance to]"),
+        ("The", "[music]"),
+    ):
+        assert make_cues(make_spans((9, caption)), load_profile("netflix"))[0][0].text == expected
 
 
 def test_a_caption_below_the_threshold_is_not_shown():
@@ -332,16 +306,20 @@ def span_lists(draw) -> list[Span]:
 )
 def test_our_cues_never_break_a_rule(spans, profile, remind, starts):
     busy = [(start, start + 2000) for start in starts]
+    gap = 1000 * profile.gap_seconds
     cues, counts = make_cues(spans, profile, busy, remind, score_threshold=-2)
     assert not check_cues(cues, profile)
     music = [span for span in spans if span.kind == "music"]
     assert sum(vars(counts).values()) == len(music)
     for cue in cues:
-        assert 0 <= cue.start < cue.end <= 1000 * spans[0].duration
+        assert 0 <= cue.start < cue.end <= round(1000 * spans[0].duration)
         for start, end in busy:
-            assert cue.end + 1000 * profile.gap_seconds <= start or cue.start >= end + 1000 * profile.gap_seconds
+            assert cue.end + gap <= start or cue.start >= end + gap
         if cue.caption:  # nothing is said that is neither in the caption nor in an alternative
-            own = next(span for span in music if span.caption == cue.caption and round(1000 * span.start) <= cue.start)
+            own = max(
+                (span for span in music if span.caption == cue.caption and round(1000 * span.start) <= cue.start),
+                key=lambda span: span.start,
+            )
             said = cue.text.removeprefix(profile.prefix).removesuffix(profile.suffix).lower()
             texts = [phrases.clean(text).lower() for text in (own.caption, *own.alternatives)]
             assert cue.text == profile.music or any(text.startswith(said) for text in texts)
@@ -386,23 +364,23 @@ def test_cues_that_touch_are_right_where_the_guide_says_so():
     ]
 
 
-def test_the_command_checks_a_file(command, tmp_path):
+def test_the_command_checks_a_file(caption_command, tmp_path):
     (tmp_path / "film.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:01.500\n<i>Hello</i> &amp; you\n")
-    status, out, err = command("--check", "film.vtt", "--profile", "netflix")
+    status, out, err = caption_command("--check", "film.vtt", "--profile", "netflix")
     assert status == 1 and out.splitlines() == [
         "film.vtt: cue 1 at 00:00:01.000: min_duration is 0.5 s, limit 0.833",
         "film.vtt: cue 1 at 00:00:01.000: characters_per_second is 22 characters per second, limit 20",
     ]
     assert err == "1 of 1 cue break rules of netflix\n"
-    status, out, _ = command("--check", "film.vtt", "--profile", "netflix", "--json")
+    status, out, _ = caption_command("--check", "film.vtt", "--profile", "netflix", "--json")
     assert json.loads(out)[0] == {"rule": "min_duration", "cue": 1, "time": 1.0, "value": 0.5, "limit": 0.833}
-    assert command("--check", "film.vtt", "--profile", "plain")[:2] == (0, "")
+    assert caption_command("--check", "film.vtt", "--profile", "plain")[:2] == (0, "")
     (tmp_path / "film.vtt").write_text("WEBVTT\n\n00:01.000 --> 2\nHello\n")
-    status, _, err = command("--check", "film.vtt")
+    status, _, err = caption_command("--check", "film.vtt")
     assert status == 2 and "film.vtt, line 3: '00:01.000 --> 2': expected times such as" in err
 
 
-def test_options_that_do_not_go_together_are_refused(command, tmp_path):
+def test_options_that_do_not_go_together_are_refused(caption_command, tmp_path):
     (tmp_path / "spans.jsonl").write_text("")
     for words, said in (
         ("--render spans.jsonl --check spans.jsonl", "--render and --check: expected one"),
@@ -416,7 +394,7 @@ def test_options_that_do_not_go_together_are_refused(command, tmp_path):
         ("--render spans.jsonl --merge spans.jsonl --format ttml", "the result has the format of the dialogue"),
         ("--render spans.jsonl --subtitle_dir spans.jsonl", "spans.jsonl is a file; name a folder"),
     ):
-        status, out, err = command(*words.split())
+        status, out, err = caption_command(*words.split())
         assert status == 2 and not out and said in err, err
 
 
