@@ -35,7 +35,7 @@ from captions.ledger import Ledger, row_key
 from captions.lock import OutputLock
 from captions.sidecars import Consumer, Sidecars
 from captions.spans import SpanArguments, SpanLedger, load_detector, read_music_spans, show, spans_of
-from captions.subtitles import SubtitleArguments, check, render, write_subtitles
+from captions.subtitles import SubtitleArguments, check, check_targets, render, write_subtitles
 from captions.tags import check_mutagen, write_tag
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
@@ -164,6 +164,8 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
         settings = {name: getattr(args, name) for name in names} | asdict(args.settings())
     own_settings = {path: settings | ({"music": music[path]} if music else {}) for path in inputs.files}
     keys = {path: row_key(stamp, checkpoint, own_settings[path]) for path, stamp in inputs.files.items()}
+    if args.writes_subtitles:
+        check_targets([*inputs.files], args)
     make_ledger = SpanLedger if args.divides else Ledger
     ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
     batches = ledger.batches(1 if args.divides else args.batch_size)
@@ -298,8 +300,9 @@ def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
     if not args.writes_subtitles:
         return
     known = {row["path"]: row for row in (*ledger.rows, *ledger.done.values(), *rows)}
-    found = spans_of(known[path] for path in ledger.keys if path in known)
-    print(*write_subtitles(found, args), sep="\n")
+    found = [known[path] for path in ledger.keys if path in known]
+    if found:
+        print(*write_subtitles(spans_of(found), args), sep="\n")
 
 
 def find_model() -> tuple[str, str]:

@@ -196,7 +196,7 @@ def main():
         show(name, results[name])
     written = {
         "command": "python -m benchmarks.boundaries",
-        "model": args.model,
+        "model": Path(args.model).name,
         "settings": vars(settings),
         "seed": args.seed,
         "machine": machine("cpu"),

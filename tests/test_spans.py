@@ -369,11 +369,19 @@ def test_one_command_makes_subtitles_without_a_cue_in_silence(command, tmp_path)
     assert cues and all(4.0 <= cue.start / 1000 < cue.end / 1000 <= 24.03 or cue.start / 1000 >= 28.27 for cue in cues)
 
 
+def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_path, monkeypatch):
+    (tmp_path / "track.vtt").write_text("WEBVTT")
+    monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
+    status, _, err = command("track.wav", "--format", "vtt", "--subtitle_dir", "OUT")
+    assert status == 2 and "track.vtt exists: --existing overwrite replaces it" in err
+
+
 def test_wrong_options_are_refused_before_anything_is_captioned(command, tmp_path):
     for words, problem in {
         ("--hop", "5"): "hop 5 is a multiple of 2.5 s",
         ("--output", "OUT/spans.csv"): "expected a file that ends in .jsonl",
-        ("--start", "3"): "leave it out, because spans are of the whole file",
+        ("--start", "3"): "--start is for one caption a file: leave it out",
+        ("--where", "whole"): "--where is for one caption a file",
         ("--music_spans", "nothing.csv"): "--music_spans nothing.csv does not exist",
         ("--music_detector", "json"): "expected module:function",
         ("--music_detector", "json:nothing"): "json has no function nothing",
