@@ -75,6 +75,8 @@ def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
             while waiting:
                 copy.mux_one(waiting.pop())
         os.replace(unfinished, target)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"--embed: {film} cannot be copied to {target}: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

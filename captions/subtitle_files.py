@@ -13,6 +13,7 @@ from captions.rendering import Cue
 from clips.tables import read_text
 
 TIMING = re.compile(r"(?:(\d+):)?([0-5]\d):([0-5]\d)[.,](\d{3})")
+TIMINGS = re.compile(rf"{TIMING.pattern}[ \t]+-->[ \t]+{TIMING.pattern}")
 ARROW = re.compile(r"\s*(\S+)\s+-->\s+(\S+)(?:[ \t]+(.*?))?\s*")
 TAGS = {"vtt": re.compile(r"<[^<>]*>"), "srt": re.compile(r"< */? *[a-zA-Z][^<>]*>")}
 
@@ -144,6 +145,12 @@ def read_subtitles(path: Path) -> SubtitleFile:
         empty = not line.strip("\r\n")
         if empty or not blocks or not blocks[-1].lines[0].strip("\r\n"):
             blocks.append(Block())
+        if blocks[-1].cue and TIMINGS.match(line):  # no empty line before it
+            block = Block()
+            if kind == "srt" and blocks[-1].lines[-1].strip().isdecimal():
+                block.lines.append(blocks[-1].lines.pop())
+                blocks[-1].cue.lines = blocks[-1].cue.lines[:-1]
+            blocks.append(block)
         blocks[-1].lines.append(line)
         if "-->" in line and not empty and not blocks[-1].cue and not _is_comment(blocks[-1], kind):
             blocks[-1].cue = _read_timing(line, path, number)
@@ -193,7 +200,8 @@ def merge(others: SubtitleFile, cues: Sequence[Cue]) -> str:
             number += 1
             text = (srt_block(cue, number) if others.kind == "srt" else vtt_block(cue)).replace("\n", newline)
             if place < len(blocks):
-                parts += [text, newline]
+                dense = place > 0 and blocks[place - 1].lines[0].strip("\r\n") and parts[-1] != newline
+                parts += [newline if dense else "", text, newline]
             else:
                 whole = not any(parts) or parts[-1].endswith(("\r", "\n"))
                 parts += ["" if whole else newline, newline if any(parts) else "", text]

@@ -55,13 +55,12 @@ class SubtitleArguments:
 
     def check_subtitles(self, paths: Sequence[str] = ()):
         """Raises `ValueError` or `FileNotFoundError` for options that do not go together; `paths` name audio files."""
-        modes = [name for name in ("render", "check") if getattr(self, name)] + ["PATH"][: bool(paths)]
-        if len(modes) > 1:
-            raise ValueError(
-                f"{' and '.join(modes).replace('render', '--render').replace('check', '--check')}: expected one"
-            )
-        if self.remind is not None and not self.remind > 0:
-            raise ValueError(f"--remind {self.remind:g}: expected more than 0 seconds")
+        modes = {"--render": self.render, "--check": self.check, "PATH": paths}
+        given = [name for name, value in modes.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: expected one of them")
+        if self.remind is not None and not self.remind >= 1:
+            raise ValueError(f"--remind {self.remind:g}: expected 1 or more seconds")
         if self.merge and self.format not in (None, "vtt", "srt"):
             raise ValueError(f"--merge with --format {self.format}: the result has the format of the dialogue")
         for option, expected in (("render", "a file of spans"), ("check", "subtitles"), ("merge", "subtitles")):

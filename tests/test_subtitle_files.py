@@ -259,6 +259,15 @@ def test_merging_into_srt_counts_on_and_changes_no_text(tmp_path):
         "3\n00:00:06,000 --> 00:00:06,900\n[a]\n\n4\n00:00:09,000 --> 00:00:10,000\n12\n\n"
         "5\n00:00:11,000 --> 00:00:11,900\n[a]\n"
     )
+    (tmp_path / "dense.srt").write_text(
+        "1\n00:00:03,000 --> 00:00:05,000\nHello\n2\n00:00:09,000 --> 00:00:10,000\n12\n"
+    )
+    assert [(cue.start, cue.lines) for cue in read_subtitles(tmp_path / "dense.srt").cues] == [
+        (3000, ["Hello"]),
+        (9000, ["12"]),
+    ]
+    merged = merge(read_subtitles(tmp_path / "dense.srt"), cues[1:2])
+    assert "Hello\n\n2\n00:00:06,000 --> 00:00:06,900\n[a]\n\n3\n" in merged
     for text in ("", "WEBVTT\n"):
         (tmp_path / "empty.srt").write_text(text)
         (tmp_path / "merged.srt").write_text(merge(read_subtitles(tmp_path / "empty.srt"), cues))
@@ -366,4 +375,8 @@ def test_the_command_embeds(caption_command, film, tmp_path):
     (tmp_path / "song.mp3").touch()
     status, _, err = caption_command("--render", "spans.jsonl", "--embed")
     assert status == 2 and "song.mp3 is not a film that takes subtitles: expected .mp4, .m4v, .mkv" in err
+    film.write_bytes(b"no film")
+    write_spans(tmp_path / "spans.jsonl", make_spans((2, "A flute."), path=film.name))
+    status, _, err = caption_command("--render", "spans.jsonl", "--embed", "--existing", "overwrite")
+    assert status == 2 and f"{film.name} cannot be copied" in err
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]

@@ -129,6 +129,7 @@ def test_a_caption_is_cut_only_where_a_phrase_ends():
     for text, cuts in (
         ("A calm piano piece with strings. It is slow.", ["A calm piano piece with strings.", "A calm piano piece"]),
         ("A calm and relaxing piano melody with a soft pad", ["A calm and relaxing piano melody"]),
+        ("This is a calm and relaxing tune with a pad", ["This is a calm and relaxing tune"]),
         ("A slow, sad piano ballad for children", ["A slow, sad piano ballad"]),
         ("A man sings, a choir follows and the drums stop", ["A man sings, a choir follows", "A man sings"]),
         ("A flute that is accompanied by a harp", ["A flute"]),
@@ -383,13 +384,13 @@ def test_the_command_checks_a_file(caption_command, tmp_path):
 def test_options_that_do_not_go_together_are_refused(caption_command, tmp_path):
     (tmp_path / "spans.jsonl").write_text("")
     for words, said in (
-        ("--render spans.jsonl --check spans.jsonl", "--render and --check: expected one"),
-        ("--render spans.jsonl song.mp3", "--render and PATH: expected one"),
+        ("--render spans.jsonl --check spans.jsonl", "--render and --check: expected one of them"),
+        ("--render spans.jsonl song.mp3", "--render and PATH: expected one of them"),
         (
             "--render span.jsonl",
             "--render span.jsonl does not exist: expected a file of spans; did you mean spans.jsonl?",
         ),
-        ("--render spans.jsonl --remind 0", "--remind 0: expected more than 0 seconds"),
+        ("--render spans.jsonl --remind 0", "--remind 0: expected 1 or more seconds"),
         ("--render spans.jsonl --profile bcc", "did you mean bbc?"),
         ("--render spans.jsonl --merge spans.jsonl --format ttml", "the result has the format of the dialogue"),
         ("--render spans.jsonl --subtitle_dir spans.jsonl", "spans.jsonl is a file; name a folder"),
