@@ -121,8 +121,8 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
         say("nothing to do: no audio or video files found")
         return report(inputs)
     if args.remove_tags:
-        inputs.problems |= tag_files(dict.fromkeys(inputs.files))
-        return report(inputs)
+        untagged = tag_files(dict.fromkeys(inputs.files))
+        return report(inputs) | report_untagged(untagged)
     model, note = (args.model, "") if args.model else find_model()
     check_model("--model", model)
     checkpoint = fingerprint(model)
@@ -160,6 +160,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     printer = Printer(list(keys), plain=len(keys) == 1) if not args.output else None
     rows: list[dict] = []
     problems: dict[str, str] = {}
+    untagged: dict[str, str] = {}
     begun, heard = time.monotonic(), 0.0
     generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
     if args.alternatives > 1:
@@ -167,8 +168,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     where = args.where if args.where in ("middle", "whole") else int(args.where)
     captioner = Captioner(model, accelerator.device, args.start, where, **generate_kwargs) if own else None
     if captioner:
-        held = (row for row in ledger.rows if keys.get(row["path"]) == row["key"])
-        captioner.remember([*held, *ledger.done.values()])
+        captioner.remember([*ledger.held().values(), *ledger.done.values()])
     with tqdm(total=total, unit="file", disable=total < 2 or not accelerator.is_main_process) as progress:
         for found, bad in captioner.caption(own, args.num_proc) if captioner else ():
             found = [row | {"checkpoint": checkpoint, "key": keys[row["path"]]} for row in found]
@@ -192,16 +192,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     if accelerator.is_main_process:
         new = ledger.new(rows)
         if args.tags:
-            valid = {row["path"]: row for row in ledger.rows if keys.get(row["path"]) == row["key"]} | new
-
-            def note(path: str, status: os.stat_result):
-                stamp = (status.st_size, status.st_mtime_ns)
-                new[path] = valid[path] | {"key": row_key(stamp, checkpoint, settings)}
-                ledger.record([new[path]])
-
-            wanted = {path: row["caption"] for path, row in valid.items() if row["caption"] is not None}
-            problems |= tag_files(wanted, note)
-            ledger.rekey({path: row["key"] for path, row in new.items()})
+            untagged = write_tags(ledger, new, checkpoint, settings)
         if sidecars:
             sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
             if sidecars.kept:
@@ -221,7 +212,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     inputs.problems |= problems
-    return report(inputs)
+    return report(inputs) | report_untagged(untagged)
 
 
 def find_model() -> tuple[str, str]:
@@ -251,6 +242,19 @@ def announce(inputs: Inputs, ledger: Ledger, model: str):
     say("; ".join(parts))
 
 
+def write_tags(ledger: Ledger, new: dict[str, dict], checkpoint: dict, settings: dict) -> dict[str, str]:
+    """Tags the files of all valid rows. That changes their keys, which `new` and the journal note before a file is."""
+    valid = ledger.held() | new
+
+    def note(path: str, status: os.stat_result):
+        new[path] = valid[path] | {"key": row_key((status.st_size, status.st_mtime_ns), checkpoint, settings)}
+        ledger.record([new[path]])
+
+    problems = tag_files({path: row["caption"] for path, row in valid.items() if row["caption"] is not None}, note)
+    ledger.rekey({path: row["key"] for path, row in new.items()})
+    return problems
+
+
 def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
     """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
     problems = {}
@@ -270,6 +274,13 @@ def report(inputs: Inputs) -> int:
         for path, reason in sorted(inputs.problems.items()):
             say(f"  {path}: {reason}")
     return int(bool(inputs.problems))
+
+
+def report_untagged(problems: dict[str, str]) -> int:
+    """Lists the files whose tags cannot be changed, and returns the exit status."""
+    for path, reason in problems.items():
+        say(f"not tagged: {path}: {reason}")
+    return int(bool(problems))
 
 
 def say(text: str):
