@@ -91,10 +91,11 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     def __post_init__(self):
         SpanArguments.__post_init__(self)
         ProcessArguments.__post_init__(self)
-        if self.alternatives is None:
-            self.alternatives = 3 if self.divides else 1
+        if self.alternatives is None and not self.divides:
+            self.alternatives = 1
         self.check_least("batch_size", 1)
-        self.check_least("alternatives", 1)
+        if self.alternatives is not None:
+            self.check_least("alternatives", 1)
         self.check_spans()
         self.check_subtitles([*self.paths, *filter(None, [self.csv])])
         if not (self.paths or self.csv or self.render or self.check):
@@ -151,8 +152,8 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
         say("nothing to do: no audio or video files found")
         return report(inputs)
     if args.remove_tags:
-        inputs.problems |= tag_files(dict.fromkeys(inputs.files))
-        return report(inputs)
+        untagged = tag_files(dict.fromkeys(inputs.files))
+        return report(inputs) | report_untagged(untagged)
     model, note = (args.model, "") if args.model else find_model()
     check_model("--model", model)
     checkpoint = fingerprint(model)
@@ -200,15 +201,15 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     printer = Printer(list(keys), plain=len(keys) == 1) if not (args.output or args.writes_subtitles) else None
     rows: list[dict] = []
     problems: dict[str, str] = {}
+    untagged: dict[str, str] = {}
     begun, heard = time.monotonic(), 0.0
     generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
-    if args.alternatives > 1 or args.divides:
+    if args.alternatives and (args.alternatives > 1 or args.divides):
         generate_kwargs["num_return_sequences"] = args.alternatives
     where = args.where if args.where in ("middle", "whole") else int(args.where)
     captioner = Captioner(model, accelerator.device, args.start, where, **generate_kwargs) if own else None
     if captioner and not args.divides:
-        held = (row for row in ledger.rows if keys.get(row["path"]) == row["key"])
-        captioner.remember([*held, *ledger.done.values()])
+        captioner.remember([*ledger.held().values(), *ledger.done.values()])
     hidden = (total < 2 and not args.divides) or not accelerator.is_main_process
     with tqdm(total=total, unit="file", disable=hidden) as progress:
         for found, bad in _results(args, captioner, own, music, progress):
@@ -233,16 +234,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     if accelerator.is_main_process:
         new = ledger.new(rows)
         if args.tags:
-            valid = {row["path"]: row for row in ledger.rows if keys.get(row["path"]) == row["key"]} | new
-
-            def note(path: str, status: os.stat_result):
-                stamp = (status.st_size, status.st_mtime_ns)
-                new[path] = valid[path] | {"key": row_key(stamp, checkpoint, settings)}
-                ledger.record([new[path]])
-
-            wanted = {path: row["caption"] for path, row in valid.items() if row["caption"] is not None}
-            problems |= tag_files(wanted, note)
-            ledger.rekey({path: row["key"] for path, row in new.items()})
+            untagged = write_tags(ledger, new, checkpoint, settings)
         if sidecars:
             sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
             if sidecars.kept:
@@ -263,7 +255,7 @@ def main(args: CaptionArguments, lock: OutputLock) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     inputs.problems |= problems
-    return report(inputs)
+    return report(inputs) | report_untagged(untagged)
 
 
 def _results(
@@ -332,6 +324,19 @@ def announce(inputs: Inputs, ledger: Ledger, model: str):
     say("; ".join(parts))
 
 
+def write_tags(ledger: Ledger, new: dict[str, dict], checkpoint: dict, settings: dict) -> dict[str, str]:
+    """Tags the files of all valid rows. That changes their keys, which `new` and the journal note before a file is."""
+    valid = ledger.held() | new
+
+    def note(path: str, status: os.stat_result):
+        new[path] = valid[path] | {"key": row_key((status.st_size, status.st_mtime_ns), checkpoint, settings)}
+        ledger.record([new[path]])
+
+    problems = tag_files({path: row["caption"] for path, row in valid.items() if row["caption"] is not None}, note)
+    ledger.rekey({path: row["key"] for path, row in new.items()})
+    return problems
+
+
 def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
     """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
     problems = {}
@@ -351,6 +356,13 @@ def report(inputs: Inputs) -> int:
         for path, reason in sorted(inputs.problems.items()):
             say(f"  {path}: {reason}")
     return int(bool(inputs.problems))
+
+
+def report_untagged(problems: dict[str, str]) -> int:
+    """Lists the files whose tags cannot be changed, and returns the exit status."""
+    for path, reason in problems.items():
+        say(f"not tagged: {path}: {reason}")
+    return int(bool(problems))
 
 
 def say(text: str):

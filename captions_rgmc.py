@@ -101,8 +101,8 @@ def find_spellings(originals: Iterable[str | None], normalization: str = "paper"
     apart: Counter[tuple[str, ...]] = Counter()  # "mid range" in two words
     if longest > 1:
         for text in texts:
-            words = normalize_caption(text, normalization).split()
-            runs = (tuple(words[at : at + n]) for n in range(2, longest + 1) for at in range(len(words) - n + 1))
+            said = normalize_caption(text, normalization).split()
+            runs = (tuple(said[at : at + n]) for n in range(2, longest + 1) for at in range(len(said) - n + 1))
             apart.update(run for run in runs if run in by_words)
     spellings = {}
     for words, found in by_words.items():
@@ -121,13 +121,13 @@ def present_caption(caption: str, spellings: dict[tuple[str, ...], str], normali
 
     Nothing is added that [`normalize_caption`] would not remove: the presented caption normalises to the same words.
     """
-    words, spelled = caption.split(), []
+    left, spelled = caption.split(), []
     longest = max(map(len, spellings), default=1)
-    while words:
-        sizes = range(min(longest, len(words)), 0, -1)
-        size = next((size for size in sizes if tuple(words[:size]) in spellings), 1)
-        spelled.append(spellings.get(tuple(words[:size]), words[0]))
-        words = words[size:]
+    while left:
+        sizes = range(min(longest, len(left)), 0, -1)
+        size = next((size for size in sizes if tuple(left[:size]) in spellings), 1)
+        spelled.append(spellings.get(tuple(left[:size]), left[0]))
+        left = left[size:]
     text = " ".join(spelled)
     presented = f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
     same = normalize_caption(presented, normalization) == normalize_caption(caption, normalization)

@@ -109,12 +109,16 @@ def hear(
         warnings.simplefilter("always")
         waveform, duration = read(start)
         starts = [max((duration - seconds) / 2, 0.0) if start is None else start]
-        waveforms = [waveform]
         if where != "middle":
             starts = window_starts(duration, where, seconds)
-            waveforms = [read(begin)[0] for begin in starts]
-        audible = [number for number, samples in enumerate(waveforms) if _level(samples) >= SILENCE]
-        log_mels = feature_extractor(waveforms, sampling_rate=rate)["input_features"][audible, 0]
+        digest, audible, log_mels = hashlib.sha256(), [], []
+        for begin in starts:  # a long sound does not fit into memory
+            samples = waveform if where == "middle" else read(begin)[0]
+            digest.update(samples.tobytes())
+            log_mel = feature_extractor(samples, sampling_rate=rate)["input_features"][0].numpy()  # (1, T, F)
+            is_audible = _level(samples) >= SILENCE
+            log_mels.append(log_mel if is_audible else log_mel[:0])
+            audible += [round(begin, 3)] * is_audible
     kinds = {warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)}
     flags = {
         "silence": not audible,
@@ -122,11 +126,11 @@ def hear(
         "short": duration - (start or 0.0) < seconds,
     }
     return Heard(
-        log_mels.numpy(),
-        [round(starts[number], 3) for number in audible],
+        np.concatenate(log_mels),
+        audible,
         round(duration, 3),
         [name for name, holds in flags.items() if holds],
-        hashlib.sha256(b"".join(samples.tobytes() for samples in waveforms)).hexdigest()[:16],
+        digest.hexdigest()[:16],
     )
 
 

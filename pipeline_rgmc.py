@@ -174,7 +174,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             given = tuple(list_captions(clip.candidates))
             inputs = {**self.processor(candidates=[given]), "candidates": given}
             clip = clip.audio
-        about = {"path": path_of(clip), "duration": None, "flags": [], "error": None, "starts": []}
+        about: dict[str, Any] = {"path": path_of(clip), "duration": None, "flags": [], "error": None, "starts": []}
         extractor = self.processor.feature_extractor
         try:
             heard = hear(clip, extractor, start, where, sampling_rate)
@@ -289,8 +289,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
 
 def _cut(items: list, sizes: list[int]) -> Iterator[list]:
     """Cuts a list into lists of these sizes."""
-    items = iter(items)
-    return (list(islice(items, size)) for size in sizes)
+    left = iter(items)
+    return (list(islice(left, size)) for size in sizes)
 
 
 def _result(about: dict[str, Any], windows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class CaptionDatastore:
         rows = as_stored(rows)
         _attach(index, rows)
         self.rows, self.embeddings, self._row_of_id, self._index = rows, encoded, row_of_id, index
-        self._spellings = None
+        self._spellings: dict[tuple[str, ...], str] | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -144,6 +144,10 @@ class Ledger:
             with self.output.with_name(name).open("a", encoding="utf-8") as file:
                 file.write(_line({"rows": rows}))
 
+    def held(self) -> dict[str, dict[str, Any]]:
+        """The rows of `output` that hold for files of this run, by path."""
+        return {row["path"]: row for row in self.rows if self.keys.get(row["path"]) == row["key"]}
+
     def new(self, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The new rows by path, in order: `rows`, and those of an interrupted run. The same audio has one caption."""
         found = self.done | {row["path"]: row for row in rows}

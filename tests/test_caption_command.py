@@ -490,7 +490,7 @@ def test_tagged_files_are_not_captioned_again(command, tmp_path):
     assert command(*files, "--remove_tags")[0] == 0
     assert not any("RGMC_CAPTION" in (mutagen.File(path).tags or {}) for path in files)
     status, _, err = command("music/0.wav", "--tags")
-    assert status == 1 and "tags are written to mp3, flac, ogg, opus and m4a only" in err
+    assert status == 1 and "not tagged: music/0.wav: tags are written to mp3, flac, ogg, opus and m4a only" in err
 
 
 def test_a_run_killed_while_tagging_captions_nothing_again(command, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "feature_extraction_rgmc.py",
         "generation_config.json",
         "generation_rgmc.py",
+        "hearing_rgmc.py",
         "layers_rgmc.py",
         "log.jsonl",
         "model.safetensors",
