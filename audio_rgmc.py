@@ -16,7 +16,7 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -113,6 +113,32 @@ def decode_audio(
     with _open_binary(source, name) as file, _stream(file, name, stream) as found:
         channels, rate = found.read(start, duration)
     return _finish(channels, rate, duration, sampling_rate, name, found.mix), found.seconds
+
+
+def stream_audio(source: Source, sampling_rate: int = 48_000, stream: int | None = None) -> Iterator[np.ndarray]:
+    """
+    Decodes a whole local audio or video file to mono, a piece at a time: the memory does not depend on its length.
+
+    Args:
+        source, stream:
+            As in [`load_audio`].
+        sampling_rate (`int`, defaults to 48000):
+            Rate of the result in Hz.
+
+    Yields:
+        `np.ndarray` of shape `(n,)`: float32 samples that follow each other, about a second at a time.
+
+    Raises:
+        `AudioError`: As [`load_audio`] does, once decoding comes to what cannot be used.
+    """
+    name = _name_of(source)
+    with _open_binary(source, name) as file, _stream(file, name, stream) as found:
+        _check_rate(found.rate, name)
+        resample = _resampler(found.rate, sampling_rate)
+        for last, samples in found.blocks():
+            mono = _mix(_to_float32(samples), found.mix)
+            _check_peak(np.abs(mono).max(initial=0), name)
+            yield resample(mono, last)
 
 
 def probe_audio(source: Source) -> dict[str, Any]:
@@ -315,6 +341,17 @@ class _AudioStream:
                 return np.concatenate(pieces, axis=1)[:, :count], self.rate
         raise AudioError(f"{self.name}: damaged at {first / self.rate:.2f} s; expected sound that can be decoded")
 
+    def blocks(self) -> Iterator[tuple[bool, np.ndarray]]:
+        """Yields all samples as arrays `(C, n)` of about a second, each with whether it is the last."""
+        self.exact = False  # samples are counted from the first, whatever the times say
+        pieces: list[np.ndarray] = []
+        for _, frame in self._frames(self._packets_from(None), 0):
+            if sum(piece.shape[1] for piece in pieces) >= self.rate:
+                yield False, np.concatenate(pieces, axis=1)
+                pieces = []
+            pieces.append(_samples_of(frame))
+        yield True, np.concatenate(pieces, axis=1)
+
     def close(self) -> None:
         if self.container:
             self.container.close()
@@ -446,8 +483,7 @@ def _samples_of(frame: Any) -> np.ndarray:
 
 def _window(length: int, rate: float, start: float | None, duration: float, name: str) -> tuple[int, int]:
     """First sample and number of samples of the wanted part, at the rate of the sound."""
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"{name}: sampling rate {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz")
+    _check_rate(rate, name)
     if not (math.isfinite(duration) and duration >= MIN_SECONDS):
         raise AudioError(f"{name}: duration={duration} s; expected at least {MIN_SECONDS} s")
     count = round(duration * rate)
@@ -456,6 +492,11 @@ def _window(length: int, rate: float, start: float | None, duration: float, name
     if not (math.isfinite(start) and 0 <= start * rate < length):
         raise AudioError(f"{name}: start={start} s; expected 0 <= start < {length / rate:.2f} s, its length")
     return round(start * rate), count
+
+
+def _check_rate(rate: float, name: str) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"{name}: sampling rate {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz")
 
 
 def _channels_first(waveform: Array, name: str) -> np.ndarray:
@@ -484,7 +525,7 @@ def _finish(
     mono = _to_mono(channels, name, mix)
     if channels.shape[1] < round(duration * rate):
         _announce(name, f"shorter than {duration:g} s, repeated and zero-padded", f" ({seconds:.2f} s)")
-    return _repeat_pad(_resample(mono, rate, target_rate), round(duration * target_rate))
+    return repeat_pad(_resample(mono, rate, target_rate), round(duration * target_rate))
 
 
 def _announce(name: str, kind: str, detail: str = "") -> None:
@@ -494,17 +535,9 @@ def _announce(name: str, kind: str, detail: str = "") -> None:
 def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> np.ndarray:
     """Averages the channels, or sums them weighted by `mix`, to float32 `(N,)`."""
     samples = _to_float32(channels)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        # Channel by channel: numpy's mean over the short axis of interleaved samples is 20 times slower.
-        if mix is None:
-            mono = sum(samples[1:], start=samples[0]) / np.float32(len(samples))
-        else:
-            mono = sum(weight * channel for weight, channel in zip(mix, samples) if weight)
+    mono = _mix(samples, mix)
     peak = np.abs(mono).max()
-    if not np.isfinite(peak):
-        raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1]")
-    if peak > MAX_PEAK:
-        raise AudioError(f"{name}: samples up to {peak:g}; expected floats in [-1, 1] (divide by the full scale)")
+    _check_peak(peak, name)
     if peak < 1e-3:
         loudest = np.abs(samples).max()
         if loudest == 0:
@@ -512,6 +545,22 @@ def _to_mono(channels: np.ndarray, name: str, mix: np.ndarray | None = None) -> 
         elif peak < 1e-3 * loudest:
             _announce(name, OPPOSITE_PHASE)
     return mono
+
+
+def _mix(samples: np.ndarray, mix: np.ndarray | None) -> np.ndarray:
+    """Averages channels `(C, N)`, or sums them weighted by `mix`, to `(N,)`."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        # Channel by channel: numpy's mean over the short axis of interleaved samples is 20 times slower.
+        if mix is None:
+            return sum(samples[1:], start=samples[0]) / np.float32(len(samples))
+        return sum(weight * channel for weight, channel in zip(mix, samples) if weight)
+
+
+def _check_peak(peak: np.floating, name: str) -> None:
+    if not np.isfinite(peak):
+        raise AudioError(f"{name}: NaN or infinite samples; expected finite ones in [-1, 1]")
+    if peak > MAX_PEAK:
+        raise AudioError(f"{name}: samples up to {peak:g}; expected floats in [-1, 1] (divide by the full scale)")
 
 
 def _to_float32(samples: np.ndarray) -> np.ndarray:
@@ -534,7 +583,18 @@ def _resample(mono: np.ndarray, rate: float, target_rate: int) -> np.ndarray:
     return soxr.resample(mono, rate, target_rate, quality="HQ")
 
 
-def _repeat_pad(mono: np.ndarray, length: int) -> np.ndarray:
+def _resampler(rate: int, target_rate: int) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """Resamples as [`_resample`] does, piece by piece: a function of the next samples and whether they are the last."""
+    if rate == target_rate:
+        return lambda mono, last: mono
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError("Resampling needs soxr: `pip install soxr`") from error
+    return soxr.ResampleStream(rate, target_rate, 1, dtype="float32", quality="HQ").resample_chunk
+
+
+def repeat_pad(mono: np.ndarray, length: int) -> np.ndarray:
     """CLAP's "repeatpad": as many whole copies as fit, then zeros. Also corrects a resampled length that is one off."""
     mono = np.tile(mono[:length], length // min(len(mono), length))
     return np.pad(mono, (0, length - len(mono)))

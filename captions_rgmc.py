@@ -12,6 +12,10 @@ MUSICAL = "/&#♭'"  # kept by `music`, where each has a meaning
 # Other characters that are typed for the same sign.
 SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})
 
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
+OUTER = ".,;:!?()[]{}'\"\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026"  # around a word
+JOINING = "-&'\u2010\u2011\u2019\u02bc"  # within one
+
 
 def normalize_caption(caption: str, normalization: str = "paper") -> str:
     """
@@ -60,6 +64,74 @@ def normalize_caption(caption: str, normalization: str = "paper") -> str:
 
 def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
+
+
+def find_spellings(originals: Iterable[str | None], normalization: str = "paper") -> dict[tuple[str, ...], str]:
+    """
+    Finds how captions in a corpus's own wording spell what [`normalize_caption`] has made alike: "latenight" is
+    "late-night" there, "edm" is "EDM", and by the rule `music` "mid range" is "mid-range".
+
+    The most frequent spelling counts, if it has more than half of the occurrences. That decides hyphens, apostrophes,
+    ampersands and capital letters. A spelling with any other sign counts only if all occurrences have it: "c" becomes
+    "C#" only if the corpus knows no other C. Words at the start of a sentence do not tell their case.
+
+    Args:
+        originals (`Iterable[str | None]`):
+            Captions as the corpus writes them; None for one that is not known.
+        normalization (`str`, defaults to `"paper"`):
+            Rule of [`normalize_caption`].
+
+    Returns:
+        `dict[tuple[str, ...], str]`: Spellings by normalised words, without those that the words have anyway.
+    """
+    texts = [text for text in originals if text]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for sentence in SENTENCE_END.split(text):
+            first, *others = sentence.split() or [""]
+            counts[first[:1].lower() + first[1:] if first[1:] == first[1:].lower() else first] += 1
+            counts.update(others)
+    by_words: dict[tuple[str, ...], Counter[str]] = {}
+    for chunk, count in counts.items():
+        words = tuple(normalize_caption(chunk, normalization).split())
+        spelling = chunk.strip(OUTER)
+        if words and tuple(normalize_caption(spelling, normalization).split()) == words:
+            by_words.setdefault(words, Counter())[spelling] += count
+    longest = max(map(len, by_words), default=1)
+    apart: Counter[tuple[str, ...]] = Counter()  # "mid range" in two words
+    if longest > 1:
+        for text in texts:
+            said = normalize_caption(text, normalization).split()
+            runs = (tuple(said[at : at + n]) for n in range(2, longest + 1) for at in range(len(said) - n + 1))
+            apart.update(run for run in runs if run in by_words)
+    spellings = {}
+    for words, found in by_words.items():
+        total = max(found.total(), apart[words])
+        spelling, count = max(found.items(), key=lambda item: (item[1], item[0]))
+        plain = all(letter.isalpha() or letter.isdigit() or letter in JOINING for letter in spelling)
+        if spelling != " ".join(words) and (2 * count > total if plain else count == total):
+            spellings[words] = spelling
+    return spellings
+
+
+def present_caption(caption: str, spellings: dict[tuple[str, ...], str], normalization: str = "paper") -> str:
+    """
+    Writes a generated caption for people: with the spellings of [`find_spellings`], a capital letter at the start and a
+    full stop at the end. Sentences and commas inside are not restored, because the model has not said where they are.
+
+    Nothing is added that [`normalize_caption`] would not remove: the presented caption normalises to the same words.
+    """
+    left, spelled = caption.split(), []
+    longest = max(map(len, spellings), default=1)
+    while left:
+        sizes = range(min(longest, len(left)), 0, -1)
+        size = next((size for size in sizes if tuple(left[:size]) in spellings), 1)
+        spelled.append(spellings.get(tuple(left[:size]), left[0]))
+        left = left[size:]
+    text = " ".join(spelled)
+    presented = f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
+    same = normalize_caption(presented, normalization) == normalize_caption(caption, normalization)
+    return presented if same else caption
 
 
 def list_captions(entry: str | Iterable[str]) -> list[str]:

@@ -23,7 +23,7 @@ from transformers import (
     modeling_utils,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.clap.modeling_clap import ClapAudioAttention
+from transformers.models.clap.modeling_clap import ClapAudioAttention, ClapAudioModelOutput
 from transformers.utils import logging
 
 try:
@@ -33,6 +33,7 @@ try:
     from .configuration_rgmc import RGMCConfig
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
+    from .hearing_rgmc import hear  # noqa: F401
     from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
@@ -41,6 +42,8 @@ try:
     from .retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
     from .search_rgmc import EmbeddingIndex  # noqa: F401
     from .songs_rgmc import make_rows  # noqa: F401
+    from .span_settings_rgmc import SpanSettings  # noqa: F401
+    from .spans_rgmc import find_spans  # noqa: F401
     from .statistics_rgmc import RGMCAudioStatistics
 except ImportError:
     import pipeline_rgmc  # noqa: F401
@@ -223,6 +226,29 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         Raises:
             `ValueError`: If `input_features` have another shape.
         """
+        return nn.functional.normalize(self._encode(input_features).audio_embeds.float(), dim=-1)
+
+    def embed_steps(self, input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Embeds clips as [`~RGMCModel.embed_audio`] does, and from the same pass returns the encoder's states over time.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(B, 1, T, F)`):
+                Log-mel spectrograms in dB.
+
+        Returns:
+            `tuple[torch.FloatTensor, torch.FloatTensor]`: The embeddings `(B, E)`, and states `(B, S, C)` in float32 of
+            `S` steps that divide a clip evenly: with HTS-AT 32 steps of 0.3125 s. Their `C` numbers are those of the
+            frequency bands one after the other.
+
+        Raises:
+            `ValueError`: If `input_features` have another shape.
+        """
+        outputs = self._encode(input_features)
+        states = outputs.last_hidden_state.float().flatten(1, 2).transpose(1, 2)  # (B, C, bands, S) to (B, S, C)
+        return nn.functional.normalize(outputs.audio_embeds.float(), dim=-1), states
+
+    def _encode(self, input_features: torch.Tensor) -> ClapAudioModelOutput:
         bins = self.config.audio_config.num_mel_bins
         if input_features.ndim != 4 or (input_features.shape[1], input_features.shape[3]) != (1, bins):
             raise ValueError(
@@ -234,10 +260,10 @@ class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
         if self.audio_tower.training and self.config.spec_augment:
             mean = self.audio_tower.audio_model.audio_encoder.batch_norm.running_mean
             input_features = mask_stripes(input_features, mean)
-        embeds = self.audio_tower(input_features=input_features).audio_embeds
+        outputs = self.audio_tower(input_features=input_features)
         if self.config.audio_statistics:
-            embeds = embeds + self.audio_tower.statistics(input_features)
-        return nn.functional.normalize(embeds.float(), dim=-1)
+            outputs.audio_embeds = outputs.audio_embeds + self.audio_tower.statistics(input_features)
+        return outputs
 
     def join_inputs(
         self,

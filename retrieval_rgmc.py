@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         pass
 
 try:
+    from .captions_rgmc import find_spellings
     from .search_rgmc import (
         EmbeddingIndex,
         as_queries,
@@ -41,6 +42,7 @@ try:
         search_exactly,
     )
     from .songs_rgmc import (
+        ORIGINAL,
         as_dataset,
         as_stored,
         check_rows,
@@ -51,6 +53,7 @@ try:
         read_songs,
     )
 except ImportError:
+    from captions_rgmc import find_spellings
     from search_rgmc import (
         EmbeddingIndex,
         as_queries,
@@ -60,6 +63,7 @@ except ImportError:
         search_exactly,
     )
     from songs_rgmc import (
+        ORIGINAL,
         as_dataset,
         as_stored,
         check_rows,
@@ -77,6 +81,7 @@ ENTRIES = {  # entries of datastore.json and their types
     **{"rows": int, "embedding_size": int, "string_factory": str, "encoder_fingerprint": str, "storage": str},
     **{"search_parameters": str | None, "vocab_size": int | None, "caption_normalization": str},
 }
+SPELLING_ROWS = 100_000  # more captions take seconds at the first caption, and teach no more
 INDEX_NAME = "embeddings"  # name of the index of `CaptionDatastore.rows`
 
 
@@ -94,6 +99,8 @@ class Retrieved:
             Dot products with each query's candidates, from -1 to 1.
         sources, licenses (`list[list[str | None]]`):
             Origin and licence of each query's candidates, `None` if not known.
+        originals (`list[list[str | None]]`):
+            Each query's candidates as the corpus writes them, `None` if not known.
     """
 
     ids: list[list[str]]
@@ -102,6 +109,7 @@ class Retrieved:
     similarities: list[list[float]]
     sources: list[list[str | None]]
     licenses: list[list[str | None]]
+    originals: list[list[str | None]]
 
 
 class CaptionDatastore:
@@ -111,7 +119,8 @@ class CaptionDatastore:
     Args:
         rows (`datasets.Dataset`):
             `N` rows with the columns `id` (unique), `caption` (as the model is trained on it), `input_ids` (the
-            caption's tokens, without separator), and optionally `source` and `license`. [`make_rows`] makes them.
+            caption's tokens, without separator), and optionally `source`, `license` and `original` (the caption as the
+            corpus writes it, for people). [`make_rows`] makes them.
         embeddings (`np.ndarray` of shape `(N, E)`):
             Embeddings of their songs from [`~RGMCModel.embed_audio`], encoded by [`encode_embeddings`] or not.
         encoder_fingerprint (`str`):
@@ -178,6 +187,7 @@ class CaptionDatastore:
         _attach(index, rows)
         self.largest_token, self.longest_caption = largest_token, longest_caption
         self.rows, self.embeddings, self._row_of_id, self._index = rows, encoded, row_of_id, index
+        self._spellings: dict[tuple[str, ...], str] | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -348,7 +358,16 @@ class CaptionDatastore:
             similarities=[scores[: len(query)].tolist() for query, scores in zip(found, similarities)],
             sources=[[row["source"] for row in query] for query in found],
             licenses=[[row["license"] for row in query] for query in found],
+            originals=[[row[ORIGINAL] for row in query] for query in found],
         )
+
+    @property
+    def spellings(self) -> dict[tuple[str, ...], str]:
+        """How the corpus spells the words of captions: what [`find_spellings`] finds in the column `original`."""
+        if self._spellings is None:
+            step = max(1, len(self) // SPELLING_ROWS)
+            self._spellings = find_spellings(self.rows[ORIGINAL][::step], self.caption_normalization)
+        return self._spellings
 
     @property
     def search_parameters(self) -> str | None:

@@ -26,6 +26,7 @@ except ImportError:
 
 COLUMNS = ["id", "caption", "input_ids"]
 PROVENANCE = ["source", "license"]  # of a caption: optional columns of a corpus, `None` if not known
+ORIGINAL = "original"  # column of the captions as the corpus writes them, `None` if not known
 
 
 def make_rows(
@@ -34,12 +35,17 @@ def make_rows(
     processor,
     source: list[str | None] | None = None,
     license: list[str | None] | None = None,
+    original: list[str | None] | None = None,
 ) -> "datasets.Dataset":
-    """Makes the rows of a [`CaptionDatastore`] from captions as the model is trained on them."""
+    """
+    Makes the rows of a [`CaptionDatastore`] from captions as the model is trained on them, and as the corpus writes
+    them (`original`).
+    """
     datasets, _ = import_datasets()
     tokens = [processor.encode_candidate(caption) for caption in captions]
-    provenance = {"source": source or [None] * len(ids), "license": license or [None] * len(ids)}
-    return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **provenance})
+    others = {"source": source, "license": license, ORIGINAL: original}
+    others = {name: column or [None] * len(ids) for name, column in others.items()}
+    return datasets.Dataset.from_dict({"id": ids, "caption": captions, "input_ids": tokens, **others})
 
 
 def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["datasets.Dataset", Iterator]:
@@ -49,7 +55,7 @@ def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["da
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Audio):  # the processor decodes
                 dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-    songs: dict[str, list] = {name: [] for name in ("ids", "captions", *PROVENANCE)}
+    songs: dict[str, list] = {name: [] for name in ("ids", "captions", ORIGINAL, *PROVENANCE)}
     dataset = list(dataset) if isinstance(dataset, Iterator) else dataset  # it is read twice
     for number, row in enumerate(dataset):
         if not isinstance(row, Mapping):
@@ -65,7 +71,8 @@ def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["da
         if row_id in (None, ""):
             row_id = Path(path).name if isinstance(path, (str, os.PathLike)) else None
         captions = [text for name in ("captions", "caption") for text in _texts(row.get(name))]
-        caption = next(filter(None, map(processor.normalize, captions)), None)
+        original = next(filter(processor.normalize, captions), None)
+        caption = None if original is None else processor.normalize(original)
         for name, value in (("audio", audio), ("caption", caption), ("id", row_id)):
             if value is None:
                 raise ValueError(
@@ -74,6 +81,7 @@ def read_songs(dataset: "datasets.Dataset | list[dict]", processor) -> tuple["da
                 )
         songs["ids"].append(str(row_id))
         songs["captions"].append(caption)
+        songs[ORIGINAL].append(" ".join(original.split()))
         for name in PROVENANCE:
             if not isinstance(row.get(name), str | None):
                 raise ValueError(f"Row {number} (id {row_id!r}): expected a text as {name}, got {row[name]!r}")
@@ -140,7 +148,8 @@ def as_stored(rows: "datasets.Dataset") -> "datasets.Dataset":
     """Casts rows to the stored columns and types, without any other columns, in memory."""
     _, pyarrow = import_datasets()
     table = rows.with_format("arrow")[:]
-    types = dict.fromkeys([*COLUMNS, *PROVENANCE], pyarrow.string()) | {"input_ids": pyarrow.list_(pyarrow.int64())}
+    types = dict.fromkeys([*COLUMNS, *PROVENANCE, ORIGINAL], pyarrow.string())
+    types["input_ids"] = pyarrow.list_(pyarrow.int64())
     try:
         columns = {
             name: table[name].cast(kind) if name in table.column_names else pyarrow.nulls(len(table), kind)

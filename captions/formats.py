@@ -13,29 +13,35 @@ import pyarrow.parquet
 FORMATS = (".jsonl", ".csv", ".parquet")
 TEXT, NUMBER = pyarrow.string(), pyarrow.float64()
 CANDIDATE = {"text": TEXT, "id": TEXT, "similarity": NUMBER, "source": TEXT, "license": TEXT}
+ALTERNATIVE = {"caption": TEXT, "score": NUMBER}
 CHECKPOINT = {"name": TEXT, "revision": TEXT, "fingerprint": TEXT}
 SCHEMA = pyarrow.schema(
     {
         "path": TEXT,
         "duration": NUMBER,
+        "start": NUMBER,
         "caption": TEXT,
         "score": NUMBER,
         "flags": pyarrow.list_(TEXT),
         "candidates": pyarrow.list_(pyarrow.struct(CANDIDATE)),
+        "alternatives": pyarrow.list_(pyarrow.struct(ALTERNATIVE)),
+        "audio": TEXT,
         "checkpoint": pyarrow.struct(CHECKPOINT),
         "key": TEXT,
     }
 )
+SAID = ("caption", "score", "candidates", "alternatives")  # what is the same for the same audio
 # What spreadsheets run as a formula at the start of a cell. In a CSV such a text has an apostrophe before it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # In a CSV a list is JSON in its cell, and an empty cell is None.
-CELLS = {"duration": float, "score": float, "flags": json.loads, "candidates": json.loads, "checkpoint": json.loads}
+CELLS = dict.fromkeys(("duration", "start", "score"), float)
+CELLS |= dict.fromkeys(("flags", "candidates", "alternatives", "checkpoint"), json.loads)
 
 
-def check_format(output: str):
+def check_format(output: str, formats: tuple[str, ...] = FORMATS):
     """Raises `ValueError` for a file whose ending is not that of a format."""
-    if Path(output).suffix.lower() not in FORMATS:
-        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(FORMATS)}")
+    if Path(output).suffix.lower() not in formats:
+        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(formats)}")
 
 
 def read_captions(path: Path) -> list[dict[str, Any]]:

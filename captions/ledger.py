@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from captions.formats import read_captions, write_captions
+from captions.formats import SAID, read_captions, write_captions
 
 Existing = Literal["error", "skip", "overwrite", "append"]
 
@@ -72,27 +72,40 @@ class Ledger:
         self.before = _digest_of(self.output)
         lines = [line for journal in self.journals() for line in _whole_lines(journal)]
         # The run of this journal replaced the output but was killed before it deleted the journal.
-        finished = any(line.get("run") == self.run and line["before"] != self.before for line in lines)
-        if self.before is not None and (finished or self.existing in ("skip", "append")):
-            self.rows = read_captions(self.output)
+        self.finished = any(line.get("run") == self.run and line["before"] != self.before for line in lines)
+        if self.before is not None and (self.finished or self.existing in ("skip", "append")):
+            self.rows = self.read()
         elif self.before is not None and self.existing == "error":
             raise FileExistsError(
                 f"--output {self.output} holds captions: add --existing skip to caption only what is new or changed, "
                 "append to add rows, or overwrite to replace them"
             )
-        if finished and self.existing != "skip":
+        if self.finished and self.existing != "skip":
             self.todo = []
         elif self.existing == "skip":
             latest = {row["path"]: row["key"] for row in self.rows}
             self.todo = [path for path, key in self.keys.items() if latest.get(path) != key]
             self.stale = sum(path in latest for path in self.todo)
-        if not finished:
+        if not self.finished:
             left = [row for line in lines for row in line.get("rows", ())]
             wanted = {*self.todo}
             self.done = {
                 row["path"]: row for row in left if row["path"] in wanted and row["key"] == self.keys[row["path"]]
             }
             self.dropped = len({row["path"] for row in left} - {*self.done})
+
+    def read(self) -> list[dict[str, Any]]:
+        """Reads the rows of the output."""
+        return read_captions(self.output)
+
+    def write(self, rows: list[dict[str, Any]]):
+        """Writes the rows of the output."""
+        write_captions(self.output, rows)
+
+    @property
+    def journal(self) -> Path:
+        """The journal of the main process."""
+        return self.output.with_name(f"{self.output.name}.partial")
 
     def journals(self) -> list[Path]:
         """The journals that are there, that of the main process first."""
@@ -115,14 +128,13 @@ class Ledger:
             return
         self.output.parent.mkdir(parents=True, exist_ok=True)
         former = self.journals()
-        journal = self.output.with_name(f"{self.output.name}.partial")
         unfinished = self.output.with_name(f"{self.output.name}.unfinished")
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(_line({"run": self.run, "before": self.before}))
             file.write(_line({"rows": list(self.done.values())}))
-        os.replace(unfinished, journal)
+        os.replace(unfinished, self.journal)
         for path in former:
-            if path != journal:
+            if path != self.journal:
                 path.unlink()
 
     def record(self, rows: list[dict[str, Any]], process: int = 0):
@@ -132,19 +144,42 @@ class Ledger:
             with self.output.with_name(name).open("a", encoding="utf-8") as file:
                 file.write(_line({"rows": rows}))
 
-    def finish(self, rows: Iterable[dict[str, Any]]):
-        """Writes the output with the new `rows`, and deletes the journals; for the main process."""
+    def held(self) -> dict[str, dict[str, Any]]:
+        """The rows of `output` that hold for files of this run, by path."""
+        return {row["path"]: row for row in self.rows if self.keys.get(row["path"]) == row["key"]}
+
+    def new(self, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The new rows by path, in order: `rows`, and those of an interrupted run. The same audio has one caption."""
+        found = self.done | {row["path"]: row for row in rows}
+        first: dict[str, dict[str, Any]] = {}
+        for path in self.todo:
+            if path in found:  # several processes may have captioned the same audio
+                said = first.setdefault(found[path]["audio"], found[path])
+                found[path] = found[path] | {name: said[name] for name in SAID}
+        return {path: found[path] for path in self.todo if path in found}
+
+    def rekey(self, keys: dict[str, str]):
+        """Notes that files of this run have other keys from now on, because it has tagged them."""
+        self.keys |= keys
+        if self.output is not None:
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write(_line({"run": _digest([self.existing, list(self.keys.items())]), "before": self.before}))
+
+    def finish(self, new: dict[str, dict[str, Any]]):
+        """Writes the output with `new` rows; for the main process."""
         if self.output is None:
             return
-        new = self.done | {row["path"]: row for row in rows}
-        merged = list(self._merged({path: new[path] for path in self.todo if path in new}))
+        merged = list(self._merged(dict(new)))
         if merged != self.rows:
-            write_captions(self.output, merged)
+            self.write(merged)
+
+    def clear(self):
+        """Deletes the journals; for the main process, when the run is over."""
         for path in self.journals():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _merged(self, new: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        replaced = {*new} if self.existing == "skip" else set()
+        replaced = {*new} if self.existing == "skip" or self.finished else set()
         for row in self.rows:
             if row["path"] not in replaced:
                 yield row

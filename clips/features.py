@@ -23,11 +23,11 @@ from transformers.utils import logging
 
 from audio_rgmc import AudioError, AudioWarning
 from clips.isolation import run_isolated
-from clips.rows import usable_captions
+from clips.rows import original_captions, usable_captions
 from clips.tables import clean_caption
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from processing_rgmc import RGMCProcessor
-from songs_rgmc import PROVENANCE
+from songs_rgmc import ORIGINAL, PROVENANCE
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +50,8 @@ class ClipFeatures:
         log_mels (`Dataset`):
             One row per clip with its `log_mel`, `(T, F)` in dB, as the cache stores it.
         provenance (`dict[str, list[str | None]]`, *optional*):
-            `source` and `license` of the clips, where the corpus has them.
+            `source` and `license` of the clips, where the corpus has them, and `original`, their first captions as the
+            corpus writes them.
         normalization (`str`, defaults to `"paper"`):
             Rule by which the captions were normalised.
     """
@@ -161,6 +162,7 @@ def compute_features(
     positions = [found.positions[keys[row]] for row in good]
     usable = rows.select(good)
     provenance = {column: usable[column][:] for column in PROVENANCE if column in usable.column_names}
+    provenance[ORIGINAL] = [original_captions(texts, normalization)[0] for texts in usable["captions"]]
     good_captions = [captions[row] for row in good]
     return ClipFeatures(usable["id"][:], good_captions, found.clips.select(positions), provenance, normalization)
 

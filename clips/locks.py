@@ -1,6 +1,7 @@
 """A lock on what a run writes, so that two runs do not write it at once."""
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -8,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # of file systems that cannot lock

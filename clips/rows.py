@@ -275,6 +275,10 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
 
 def usable_captions(texts: list[str], normalization: str = "paper") -> list[str]:
     """Normalises the captions of a row without their HTML; drops placeholders and captions without words."""
-    cleaned = map(clean_caption, texts)
-    normalized = (normalize_caption(text, normalization) for text in cleaned if not is_placeholder(text))
-    return [text for text in normalized if text]
+    return [normalize_caption(text, normalization) for text in original_captions(texts, normalization)]
+
+
+def original_captions(texts: list[str], normalization: str = "paper") -> list[str]:
+    """What [`usable_captions`] normalises: the captions in the corpus's wording, each on one line."""
+    cleaned = (" ".join(clean_caption(text).split()) for text in texts)
+    return [text for text in cleaned if not is_placeholder(text) and normalize_caption(text, normalization)]

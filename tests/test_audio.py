@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
 
-from audio_rgmc import AudioError, AudioWarning, decode_audio, load_audio, prepare_waveform
+from audio_rgmc import AudioError, AudioWarning, decode_audio, load_audio, prepare_waveform, stream_audio
 from clips.isolation import SECONDS
 from feature_extraction_rgmc import RGMCFeatureExtractor, log_mel_spectrogram
 
@@ -49,6 +49,19 @@ def test_crop_has_the_content_of_its_place_in_every_format(encoded, name, start)
 def test_lossless_crop_equals_the_array(encoded, name):
     path, samples, rate = encoded(name)
     np.testing.assert_allclose(load_audio(path), prepare_waveform(samples, rate), atol=1e-4)  # 16 bit
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_stream_is_the_whole_file_piece_by_piece(encoded, name):
+    path, samples, rate = encoded(name)
+    pieces = list(stream_audio(path))
+    whole = np.concatenate(pieces)
+    assert len(pieces) > 5 and max(map(len, pieces)) < 2 * 48_000 and whole.dtype == np.float32
+    assert len(whole) / 48_000 == pytest.approx(decode_audio(path)[1], abs=0.001)
+    wanted = prepare_waveform(samples, rate, 3.7)
+    assert abs(lag(whole[round(3.7 * 48_000) :], wanted)) <= FORMATS[name][-1]
+    if name in ("pcm.wav", "lossless.flac", "lossless.m4a"):
+        np.testing.assert_allclose(whole, prepare_waveform(samples, rate, 0.0, samples.shape[1] / rate), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lossless.flac", "cbr.mp3", "vorbis.ogg", "opus.opus", "vbr_without_tag.mp3"])
@@ -316,6 +329,18 @@ def test_broken_files_are_refused_by_name_and_without_noise(tmp_path, wav, capfd
 def test_what_is_no_source_is_refused(source):
     with pytest.raises(AudioError, match="expected"):
         load_audio(source)
+
+
+def test_a_stream_refuses_what_cannot_be_used_by_name(tmp_path):
+    (tmp_path / "text.mp3").write_text("no music")
+    soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    for name, problem in {
+        "text.mp3": "unreadable",
+        "nan.wav": "NaN or infinite samples",
+        "gone": "no such file",
+    }.items():
+        with pytest.raises(AudioError, match=rf"{name}'.*{problem}"):
+            list(stream_audio(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["lossless.flac", "cbr.mp3", "vorbis.ogg", "pcm.wav", "padded_at_its_end.m4a"])

@@ -1,5 +1,6 @@
 """What caption.py promises: the pipeline's captions, any input, and output files that survive anything."""
 
+import functools
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutagen
 import numpy as np
 import pytest
 import soundfile
@@ -145,10 +147,48 @@ def test_selection_is_passed_on(command, monkeypatch):
     from captions.captioner import Captioner
 
     seen = []
-    monkeypatch.setattr(Captioner, "caption", lambda self, *args: seen.append(self.generate_kwargs) or [])
+    monkeypatch.setattr(Captioner, "caption", lambda self, *args: seen.append((self.where, self.generate_kwargs)) or [])
     command("music/0.wav", "--selection", "consensus")
-    command("music/0.wav")
-    assert seen == [{"selection": "consensus"}, {}]
+    command("music/0.wav", "--where", "3", "--alternatives", "2")
+    command("music/0.wav", "--where", "whole")
+    assert seen == [("middle", {"selection": "consensus"}), (3, {"num_return_sequences": 2}), ("whole", {})]
+
+
+def test_windows_and_alternatives_are_those_of_the_pipeline(command, captioner, place, tmp_path):
+    options = ["--where", "2", "--alternatives", "3", "--batch_size", "2"]
+    command("music", "--output", "OUT/rows.jsonl", *options)
+    for row in read_lines(tmp_path / "rows.jsonl")[:5]:
+        alone = captioner(str(place / row["path"]), where=2, num_return_sequences=3)
+        assert (row["caption"], row["start"]) == (alone["caption"], alone["start"]) and len(row["alternatives"]) == 3
+        assert [other["caption"] for other in row["alternatives"]] == [
+            other["caption"] for other in alone["alternatives"]
+        ]
+
+
+def test_the_same_audio_is_captioned_once(command, place, tmp_path, monkeypatch):
+    """Also in another format, in another batch, and in a later run."""
+    samples, rate = soundfile.read(place / "music" / "0.wav")
+    files = [str(tmp_path / name) for name in ("a.wav", "b.flac", "c.wav", "d.wav")]
+    for path in files[:3]:
+        soundfile.write(path, samples, rate, subtype="PCM_16")
+    soundfile.write(files[3], 0.5 * samples, rate)
+    captioned, forward = [], MusicCaptioningPipeline.forward
+
+    def counting(self, inputs, **kwargs):
+        captioned.extend(inputs["about"])
+        return forward(self, inputs, **kwargs)
+
+    monkeypatch.setattr(MusicCaptioningPipeline, "forward", counting)
+    output = ["--output", "OUT/rows.jsonl", "--existing", "skip", "--batch_size", "2"]
+    command(*files, *output)
+    assert len(captioned) == 2
+    soundfile.write(tmp_path / "e.wav", samples, rate, subtype="PCM_16")
+    command(*files, tmp_path / "e.wav", *output)
+    assert len(captioned) == 2
+    rows = read_lines(tmp_path / "rows.jsonl")
+    assert len({row["audio"] for row in rows}) == 2 and len({row["path"] for row in rows}) == 5
+    same = [{name: row[name] for name in ("caption", "score", "candidates", "duration", "start")} for row in rows]
+    assert same[0] == same[1] == same[2] == same[4]
 
 
 def test_opposite_phases_are_flagged(command, tmp_path):
@@ -269,6 +309,9 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, monkeypatch,
         ("music --output OUT/table.csv --existing skip", "row 1 is not a caption of this command (found a, b)"),
         ("music --output OUT/table.csv/rows.csv", "table.csv is a file; name a folder"),
         ("music --start -1", "--start -1: expected 0 or more seconds"),
+        ("music --where end", "--where end: expected middle, whole, or a number of windows from 1 up"),
+        ("music --where 2 --start 1", "--start 1 and --where 2: give one of the two"),
+        ("music --sidecar kohia", "kohia"),
         ("music --batch_size 0", "--batch_size 0: expected 1 or more"),
         ("music --model outputs/dmo", "did you mean outputs/demo?"),
     ):
@@ -311,7 +354,8 @@ def test_any_text_survives_any_format(tmp_path):
     candidates = [{"text": text, "id": text, "similarity": 0.5, "source": text, "license": None} for text in texts]
     checkpoint = {"name": "o/m", "revision": "c0ffee", "fingerprint": None}
     rows = [
-        {"path": text, "duration": 1.5, "caption": text, "score": -0.25, "flags": [text], "candidates": candidates}
+        {"path": text, "duration": 1.5, "start": 0.25, "caption": text, "score": -0.25, "flags": [text]}
+        | {"candidates": candidates, "alternatives": [{"caption": text, "score": -0.5}], "audio": "1"}
         | {"checkpoint": checkpoint, "key": "0"}
         for text in texts
     ]
@@ -387,6 +431,118 @@ def test_an_interruption_says_how_to_go_on(command, tmp_path, monkeypatch):
     status, _, err = command(*options)
     assert status == 1 and "4 captioned by an interrupted run" in err and "3 files to caption" in err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+# -- sidecars and tags -------------------------------------------------------------------------------------------------
+
+
+def songs(folder: Path, count: int = 3) -> list[Path]:
+    """Songs as FLAC, which has tags."""
+    paths = []
+    for row in range(count):
+        samples, rate = soundfile.read(write_tone(folder / "tone.wav", 110 * 2 ** (row / 3), seconds=10 + row))
+        paths.append(folder / f"{row}.flac")
+        soundfile.write(paths[-1], samples, rate)
+    (folder / "tone.wav").unlink()
+    return paths
+
+
+def test_sidecars_are_written_kept_and_renewed(command, tmp_path):
+    files = songs(tmp_path / "songs")
+    options = [*files, "--output", "OUT/rows.jsonl", "--sidecar", "kohya"]
+    assert command(*options)[0] == 0
+    rows = read_lines(tmp_path / "rows.jsonl")
+    texts = [path.with_suffix(".txt") for path in files]
+    assert [path.read_text().strip() for path in texts] == [" ".join(row["caption"].split()) for row in rows]
+    (tmp_path / "rows.jsonl").unlink()
+    status, _, err = command(*options)
+    assert status == 2 and "0.txt is there already (3 of 3)" in err and not (tmp_path / "rows.jsonl").exists()
+    texts[0].write_text("by hand")
+    texts[1].unlink()
+    status, _, err = command(*options, "--existing", "skip")
+    assert texts[0].read_text() == "by hand" and "1 file beside the songs kept" in err and texts[1].exists()
+    status, _, err = command(files[2], *options[-4:], "--existing", "skip", "--start", "0")  # a stale row's is ours
+    assert "kept" not in err
+    last = read_lines(tmp_path / "rows.jsonl")[2]
+    assert texts[2].read_text().strip() == " ".join(last["caption"].split())
+
+
+def test_a_part_of_a_folder_leaves_the_rest_in_its_table(command, tmp_path):
+    files = songs(tmp_path / "songs")
+    options = ["--output", "OUT/rows.csv", "--sidecar", "audiofolder", "--existing", "skip"]
+    command(*files, *options)
+    table = (tmp_path / "songs" / "metadata.csv").read_text()
+    assert len(table.splitlines()) == 4
+    command(files[1], *options)
+    assert (tmp_path / "songs" / "metadata.csv").read_text() == table
+
+
+def test_tagged_files_are_not_captioned_again(command, tmp_path):
+    files = songs(tmp_path / "songs")
+    options = [*files, "--output", "OUT/rows.jsonl", "--existing", "skip", "--tags"]
+    assert command(*options)[0] == 0
+    rows = read_lines(tmp_path / "rows.jsonl")
+    for path, row in zip(files, rows, strict=True):
+        assert mutagen.File(path)["RGMC_CAPTION"] == [" ".join(row["caption"].split())]
+    written = (tmp_path / "rows.jsonl").read_bytes()
+    _, _, err = command(*options)
+    assert "0 files to caption" in err and (tmp_path / "rows.jsonl").read_bytes() == written
+    assert command(*files, "--remove_tags")[0] == 0
+    assert not any("RGMC_CAPTION" in (mutagen.File(path).tags or {}) for path in files)
+    status, _, err = command("music/0.wav", "--tags")
+    assert status == 1 and "not tagged: music/0.wav: tags are written to mp3, flac, ogg, opus and m4a only" in err
+
+
+def test_a_run_killed_while_tagging_captions_nothing_again(command, tmp_path, monkeypatch):
+    files = songs(tmp_path / "songs")
+    options = [*files, "--output", "OUT/rows.jsonl", "--tags"]
+    replace = os.replace
+
+    def killed(moment, source, target):
+        if str(target).endswith(moment):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    for moment in ("1.flac", "rows.jsonl"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", functools.partial(killed, moment))
+            assert command(*options)[0] == 130
+        assert not (tmp_path / "rows.jsonl").exists()
+    monkeypatch.setattr("captions.captioner.Captioner.caption", None)  # not called
+    assert command(*options)[0] == 0
+    assert len(read_lines(tmp_path / "rows.jsonl")) == 3
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0.flac", "1.flac", "2.flac", "rows.jsonl", "songs"]
+
+
+# -- two runs ----------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from caption import _lock
+with _lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_second_run_to_the_same_output_is_told_before_it_starts(command, tmp_path):
+    output = tmp_path / "rows.jsonl"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(output)], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        status, _, err = command("music/1.wav", "--output", output)
+        assert status == 2 and "rows.jsonl is being written by another run (process " in err and err.count("\n") == 1
+        assert command("music/1.wav", "--output", output, "--dry_run")[0] == 0
+        assert command("music/1.wav", "--output", tmp_path / "others.jsonl")[0] == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert (tmp_path / ".rows.jsonl.lock").exists()  # of the killed run: it does not keep anybody out
+    assert command("music/1.wav", "--output", output)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["others.jsonl", "rows.jsonl"]
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
@@ -523,14 +679,14 @@ def written_before(command, tmp_path) -> str:
 
 
 # In the journal's line of the first batch, after that of the second, before the output is replaced, and after it.
-@pytest.mark.parametrize("existing, points", [("error", [3, 7, -4, -3]), ("skip", [7]), ("append", [-3])])
+@pytest.mark.parametrize("existing, points", [("error", [3, 7, -6, -3]), ("skip", [7]), ("append", [-3])])
 def test_a_killed_run_ends_as_an_undisturbed_one(command, place, tmp_path, existing, points):
     before = None if existing == "error" else written_before(command, tmp_path)
     folder = tmp_path / "killed"
     folder.mkdir()
     for run in killed_runs(place, folder, points, existing, before):
         assert run["killed"] and run["finished"] == (run["point"] == -3)
-        assert run["rows"] >= {3: 0, 7: 2, -4: 5, -3: 5}[run["point"]]
+        assert run["rows"] >= {3: 0, 7: 2, -6: 5, -3: 5}[run["point"]]
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "feature_extraction_rgmc.py",
         "generation_config.json",
         "generation_rgmc.py",
+        "hearing_rgmc.py",
         "layers_rgmc.py",
         "log.jsonl",
         "model.safetensors",
@@ -65,6 +66,8 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "retrieval_rgmc.py",
         "search_rgmc.py",
         "songs_rgmc.py",
+        "span_settings_rgmc.py",
+        "spans_rgmc.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
