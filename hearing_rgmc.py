@@ -111,7 +111,9 @@ def hear(
         starts = [max((duration - seconds) / 2, 0.0) if start is None else start]
         if where != "middle":
             starts = window_starts(duration, where, seconds)
-        digest, audible, log_mels = hashlib.sha256(), [], []
+        digest = hashlib.sha256()
+        audible: list[float] = []
+        log_mels: list[np.ndarray] = []
         for begin in starts:  # a long sound does not fit into memory
             samples = waveform if where == "middle" else read(begin)[0]
             digest.update(samples.tobytes())
