@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -134,8 +134,10 @@ def run(args: CaptionArguments) -> int:
     """Runs [`main`], and returns the exit status of an interruption too."""
     writes = args.output and not (args.dry_run or args.remove_tags)
     try:
-        with _lock(Path(args.output)) if writes else nullcontext():
-            return check(args) if args.check else render(args) if args.render else main(args)
+        with ExitStack() as lock:
+            if writes:
+                lock.enter_context(lock_output(Path(args.output)))
+            return check(args) if args.check else render(args) if args.render else main(args, lock)
     except KeyboardInterrupt:
         kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
         say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")
@@ -145,11 +147,11 @@ def run(args: CaptionArguments) -> int:
         return 1
 
 
-def _lock(output: Path):
+def lock_output(output: Path) -> AbstractContextManager:
     return only_run(output.parent, f"--output {output}", f".{output.name}.lock")
 
 
-def main(args: CaptionArguments) -> int:
+def main(args: CaptionArguments, lock: ExitStack) -> int:
     """Captions the files, and returns the exit status: 1 if some could not be used."""
     # 1. What there is to do, before torch is loaded
     inputs = find_inputs(args.paths, args.csv, args.column)
@@ -245,6 +247,7 @@ def main(args: CaptionArguments) -> int:
             if sidecars.kept:
                 say(f"{_files(len(sidecars.kept))} beside the songs kept, such as {sidecars.kept[0]}")
         ledger.finish(new)
+        lock.close()  # before the journals go: a kill between the two would leave the lock's file for good
         ledger.clear()
         if printer and accelerator.num_processes > 1:
             printer.show(rows, problems)

@@ -519,8 +519,8 @@ def test_a_run_killed_while_tagging_captions_nothing_again(command, tmp_path, mo
 HOLD = """
 import sys, time
 from pathlib import Path
-from caption import _lock
-with _lock(Path(sys.argv[1])):
+from caption import lock_output
+with lock_output(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(100)
 """
