@@ -68,7 +68,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         candidates: str | list[str] | Iterable[str | list[str]] | None = None,
         spans: bool | dict[str, Any] = False,
         **kwargs,
-    ) -> dict[str, Any] | Iterable[dict[str, Any]]:
+    ) -> dict[str, Any] | Iterable[dict[str, Any]] | list[list[dict[str, Any]]]:
         """
         Captions one or several clips.
 

@@ -197,7 +197,7 @@ def find_changes(values: np.ndarray, sections: np.ndarray, threshold: float, lea
     inner[least : least + len(sections)] = sections
     near = np.lib.stride_tricks.sliding_window_view(inner, 2 * least)[: len(values)]  # of `least` steps on either side
     allowed = np.where((near == sections[:, None]).all(axis=1) & (sections >= 0), values, 0.0)
-    peaks = []
+    peaks: list[int] = []
     for step in np.flatnonzero(allowed > threshold):
         around = allowed[max(step - least, 0) : step + least]
         if allowed[step] == around.max() and (not peaks or step - peaks[-1] >= least):
@@ -291,7 +291,7 @@ def find_spans(
 
 
 def _span(start: float, end: float, kind: str) -> dict[str, Any]:
-    nothing = {"caption": None, "alternatives": [], "score": None, "candidates": []}
+    nothing: dict[str, Any] = {"caption": None, "alternatives": [], "score": None, "candidates": []}
     return {"start": round(start, 3), "end": round(end, 3), "kind": kind} | nothing
 
 
