@@ -26,7 +26,7 @@ class PairResult:
         p_votes (`float`): Of the sign test of the votes, as if each were independent.
         unanimous (`int`): Songs whose raters agree.
         unanimity ([`Score`]): Their share x 100, of the songs with several votes.
-        chance (`tuple[float, float]`): Unanimity x 100 of random votes: uniform, and with the shares of the votes.
+        chance (`list[Score]`): Unanimity x 100 of random votes: uniform, and with the shares of the votes.
         agreement, kappa, alpha ([`Score`]): Pairs of raters who agree x 100, Fleiss' kappa, Krippendorff's alpha.
     """
 
@@ -42,7 +42,7 @@ class PairResult:
     p_votes: float
     unanimous: int
     unanimity: Score
-    chance: tuple[float, float]
+    chance: list[Score]
     agreement: Score
     kappa: Score
     alpha: Score
@@ -141,7 +141,6 @@ def describe_pair(counts: np.ndarray, first: str, second: str, criterion: str, s
     ahead = np.sign(counts[:, 0] - counts[:, 1])
     wins = tuple(int((ahead == sign).sum()) for sign in (1, -1, 0))
     several = counts.sum(axis=1) > 1
-    uniform, marginal = statistics.chance_unanimity(counts)
     p_songs = statistics.sign_test(wins[0], wins[1])
     return PairResult(
         first=first,
@@ -156,7 +155,9 @@ def describe_pair(counts: np.ndarray, first: str, second: str, criterion: str, s
         p_votes=statistics.sign_test(*map(int, counts.sum(axis=0)[:2])),
         unanimous=int((several & (counts.max(axis=1) == counts.sum(axis=1))).sum()),
         unanimity=score(statistics.unanimity, 100),
-        chance=(100 * uniform, 100 * marginal),
+        chance=[
+            statistics.with_interval(100 * chance, np.array([]), n) for chance in statistics.chance_unanimity(counts)
+        ],
         agreement=score(statistics.pairwise_agreement, 100),
         kappa=score(statistics.fleiss_kappa),
         alpha=score(statistics.krippendorff_alpha),

@@ -153,32 +153,16 @@ def make_study(
     asked = [asked[row] for row in generator.permutation(len(asked))]
     forward = balance([((rater, pair), (song, pair)) for rater, _, song, pair, _ in asked])
 
-    plans: list[list[Trial]] = []
     tokens = draw_tokens(generator, len(asked) + raters * repeats)
+    plans = []
     for rater in range(raters):
-        placed: dict[str, list[tuple[float, Trial]]] = {"song": [], "check": []}
+        placed: dict[str, list[tuple[int, Trial]]] = {"song": [], "check": []}
         for (who, kind, song, pair, place), as_named in zip(asked, forward):
             if who == rater:
                 left, right = pair if as_named else pair[::-1]
-                placed[kind].append((place + generator.random(), Trial(tokens.pop(), kind, song, left, right)))
-        order = [trial for _, trial in sorted(placed["song"], key=lambda entry: entry[0])]
-        first_third = order[: ceil(len(order) / 3)]
-        if repeats > len(first_third):
-            raise ValueError(
-                f"--repeats {repeats}: a rater makes {len(order)} comparisons, of which the first third can come "
-                f"again: expected {len(first_third)} or fewer"
-            )
-        again = [first_third[row] for row in generator.permutation(len(first_third))[:repeats]]
-        for place, trial in placed["check"]:
-            order.insert(round(place / len(checked) * len(order)), trial)
-        for trial in again:
-            repeated = Trial(tokens.pop(), "repeat", trial.song, trial.right, trial.left, trial.id)
-            order.insert(int(generator.integers(ceil(2 * len(order) / 3), len(order) + 1)), repeated)
-        plans.append(order)
-    codes: list[str] = []
-    while len(codes) < raters:
-        code = "".join(generator.choice(list(LETTERS), 5))
-        codes += [] if code in codes else [code]
+                placed[kind].append((place, Trial(tokens.pop(), kind, song, left, right)))
+        again = [tokens.pop() for _ in range(repeats)]
+        plans.append(order_trials(placed["song"], placed["check"], again, generator))
     shown = {song: {system: captions[system][song] for system in systems} for song in chosen}
     study = Study(
         id="",
@@ -189,7 +173,7 @@ def make_study(
         captions={**shown, **{song: {GOLD: gold[song], FOIL: foil} for song, foil in checked.items()}},
         raters_per_song=raters_per_song,
         rules={"max_failed_checks": max_failed_checks, "min_answered": min_answered},
-        raters=dict(zip(codes, plans)),
+        raters=dict(zip(draw_codes(generator, raters), plans)),
         facts={},
     )
     study.id = hashlib.sha256(json.dumps(study.to_dict()).encode()).hexdigest()[:12]  # another test, another id
@@ -230,6 +214,38 @@ def draw_checks(
                 pass
             found[song] = " ".join(scrambled)
     return found
+
+
+def order_trials(
+    songs: list[tuple[int, Trial]], checks: list[tuple[int, Trial]], again: list[str], generator: np.random.Generator
+) -> list[Trial]:
+    """
+    Orders the trials of a rater.
+
+    Args:
+        songs (`list[tuple[int, Trial]]`): Comparisons, each with the part of the test that it belongs in.
+        checks (`list[tuple[int, Trial]]`): Attention checks, each with its number: they are spread over the test.
+        again (`list[str]`): Ids of repeats. Some comparisons of the first third come again in the last third.
+        generator (`np.random.Generator`)
+
+    Raises:
+        `ValueError`: If there are too few comparisons to repeat.
+    """
+    placed = [(part + generator.random(), trial) for part, trial in songs]
+    order = [trial for _, trial in sorted(placed, key=lambda entry: entry[0])]
+    first_third = order[: ceil(len(order) / 3)]
+    if len(again) > len(first_third):
+        raise ValueError(
+            f"--repeats {len(again)}: a rater makes {len(order)} comparisons, of which the first third can come again: "
+            f"expected {len(first_third)} or fewer"
+        )
+    repeated = [first_third[row] for row in generator.permutation(len(first_third))[: len(again)]]
+    for number, trial in checks:
+        order.insert(round((number + generator.random()) / len(checks) * len(order)), trial)
+    for token, trial in zip(again, repeated):
+        repeat = Trial(token, "repeat", trial.song, trial.right, trial.left, trial.id)
+        order.insert(int(generator.integers(ceil(2 * len(order) / 3), len(order) + 1)), repeat)
+    return order
 
 
 def rotate(items: int, raters: int, per_item: int) -> list[list[int]]:
@@ -277,3 +293,11 @@ def draw_tokens(generator: np.random.Generator, count: int) -> list[str]:
     while len(tokens) < count:
         tokens[generator.bytes(6).hex()] = None
     return list(tokens)
+
+
+def draw_codes(generator: np.random.Generator, count: int) -> list[str]:
+    """Different codes for raters, of five letters and digits."""
+    codes: dict[str, None] = {}
+    while len(codes) < count:
+        codes["".join(generator.choice(list(LETTERS), 5))] = None
+    return list(codes)

@@ -51,7 +51,7 @@ def summary(results: TestResults) -> str:
         verdict = "" if pair.p_adjusted < 0.05 else ", which may be chance"
         sentences.append(
             f"{TITLES[pair.criterion]}: {better} gets {votes.value:.1f} % of the votes, {worse} {others.value:.1f} %; "
-            f"it wins {wins[0]} songs and loses {wins[1]} (p {format_p(pair.p_adjusted)}){verdict}."
+            f"it wins {wins[0]} songs and loses {wins[1]} ({format_p(pair.p_adjusted, 'p')}){verdict}."
         )
     return " ".join(sentences)
 
@@ -120,8 +120,8 @@ def agreement_table(pairs: list[PairResult], intervals: bool) -> Table:
     rows = [
         ["Unanimous songs", *(f"{pair.unanimous} of {pair.songs}" for pair in pairs)],
         ["Unanimous %", *score("unanimity")],
-        ["by chance, uniform %", *(f"{pair.chance[0]:.1f}" for pair in pairs)],
-        ["by chance, these shares %", *(f"{pair.chance[1]:.1f}" for pair in pairs)],
+        ["by chance, uniform %", *(format_score(pair.chance[0], False, ".1f") for pair in pairs)],
+        ["by chance, these shares %", *(format_score(pair.chance[1], False, ".1f") for pair in pairs)],
         ["Pairs of raters who agree %", *score("agreement")],
         ["Fleiss' kappa", *score("kappa", ".3f")],
         ["Krippendorff's alpha", *score("alpha", ".3f")],
@@ -188,6 +188,8 @@ def facts(results: TestResults, command: str) -> list[tuple[str, str]]:
     ]
 
 
-def format_p(p: float) -> str:
-    """A p value as in `.0007`."""
-    return "< .0001" if p < 0.0001 else f"{p:.4f}".removeprefix("0")
+def format_p(p: float, name: str = "") -> str:
+    """A p value as in `.0007` or, with a name, `p = .0007`."""
+    if p < 0.0001:
+        return f"{name} < .0001".strip()
+    return (f"{name} = " if name else "") + f"{p:.4f}".removeprefix("0")

@@ -47,13 +47,16 @@ def unanimity(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return (weights @ agreed) / (weights @ several)
 
 
-def chance_unanimity(counts: np.ndarray) -> tuple[float, float]:
-    """Unanimity of random votes: each answer a third of the time, and as often as all raters together chose it."""
+def chance_unanimity(counts: np.ndarray) -> list[float]:
+    """
+    Unanimity of random votes: each answer a third of the time, and as often as all raters together chose it. NaN if no
+    song has two votes.
+    """
     sizes = counts.sum(axis=1)
     sizes = sizes[sizes > 1]
     marginal = counts.sum(axis=0) / counts.sum()
-    chances = [np.mean((shares ** sizes[:, None]).sum(axis=1)) for shares in (np.full(3, 1 / 3), marginal)]
-    return float(chances[0]), float(chances[1])
+    chances = [(shares ** sizes[:, None]).sum(axis=1) for shares in (np.full(3, 1 / 3), marginal)]
+    return [float(chance.mean()) if len(sizes) else float("nan") for chance in chances]
 
 
 def pairwise_agreement(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:

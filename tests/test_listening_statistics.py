@@ -140,6 +140,7 @@ def test_statistics_of_songs_without_disagreement_or_enough_votes():
     one_each = np.array([[1, 0, 0], [2, 0, 0], [1, 1, 0]])
     assert statistics.unanimity(one_each, np.ones(3)) == 0.5  # the song with one vote has no agreement
     assert statistics.sign_test(0, 0) == 1
+    assert np.isnan(statistics.chance_unanimity(np.array([[1, 0, 0], [0, 1, 0]]))).all()
 
 
 def test_holm_is_as_computed_by_hand():
@@ -234,6 +235,14 @@ def test_raters_of_three_systems_recover_the_planted_order(tmp_path, capsys):
 
 
 # -- the raters -------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_of_one_rater_has_shares_and_no_agreement(tmp_path):
+    study = draw_study(songs=6, raters=1, raters_per_song=1)
+    listening_test.main(write_exports(tmp_path, study, answer(study, always_first)))
+    text = (tmp_path / "results" / "results.json").read_text()
+    assert json.loads(text)["pairs"][0]["shares"]["first"]["value"] == 100 and "NaN" not in text
+    assert "| by chance, uniform % | - | - |" in (tmp_path / "results" / "report.md").read_text()
 
 
 def always_first(rater, trial, criterion):
