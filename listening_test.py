@@ -112,7 +112,7 @@ class PowerArguments:
 
 
 def make(args: MakeArguments) -> Study:
-    """Writes the page, the key, the codes of the raters and the data sheet to `args.output_dir`."""
+    """Writes the page, the key, the codes of the raters and the data sheet to --output_dir."""
     from audio_rgmc import load_audio
     from listening.data_sheet import write_data_sheet
     from listening.inputs import read_material
@@ -167,7 +167,7 @@ def make(args: MakeArguments) -> Study:
 
 
 def analyse(args: AnalyseArguments):
-    """Writes `report.md`, `report.html`, `results.json` and `votes.csv` to `args.output_dir`, and prints the tables."""
+    """Writes report.md, report.html, results.json and votes.csv to --output_dir, and prints the tables."""
     from listening.analysis import analyse as analyse_votes
     from listening.answers import Vote, collect_votes, judge_raters, read_answers
     from listening.report import format_results, write_report
