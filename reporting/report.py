@@ -5,18 +5,17 @@ It opens with a plain summary and clips to listen to. Tables, plots and how it w
 """
 
 import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import attributes, listening, published, retrieval
 from reporting.markdown import markdown_table, markdown_text
 from reporting.plots import plot_lengths, plot_scores, plot_similarity
 from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
+from reporting.sound import mp3_in_base64
 from reporting.tables import (
     bootstrap_note,
     caption_table,
@@ -32,8 +31,6 @@ from reporting.tables import (
     table_notes,
     table_title,
 )
-
-SAMPLING_RATE = 48_000  # Hz
 
 
 def write_report(
@@ -104,6 +101,11 @@ def write_report(
         "plots": plots,
         "facts": _facts(results),
     }
+    render_report(output_dir, report)
+
+
+def render_report(output_dir: Path, report: dict):
+    """Writes `report.md` and `report.html` from what their templates show."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name == "report.html.jinja",
@@ -201,11 +203,9 @@ def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:
     if load_clip is None:
         return {"audio": None, "silence": None}
     try:
-        file = io.BytesIO()
-        soundfile.write(file, np.clip(load_clip(row), -1, 1), SAMPLING_RATE, format="MP3")
+        return {"audio": mp3_in_base64(load_clip(row)), "silence": None}
     except Exception as error:  # decoders raise errors of many types; the report of the other clips is worth having
         return {"audio": None, "silence": f"{type(error).__name__}: {error}"}
-    return {"audio": base64.b64encode(file.getvalue()).decode(), "silence": None}
 
 
 def _candidate_source(line: Prediction) -> str:

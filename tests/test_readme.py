@@ -25,11 +25,13 @@ from torch.distributed.run import get_args_parser
 from clips.options import OptionParser
 from corpora.demo import SAMPLE_RATE, draw_clip
 from corpora.readers import READERS
+from listening_test import COMMANDS
 from model_card_rgmc import model_card
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ["train.py", "eval.py", "caption.py", "build_datastore.py", "find_leaks.py"]
 SCRIPTS += [f"prepare.py {name}" for name in READERS]
+SCRIPTS += [f"listening_test.py {name}" for name in COMMANDS]
 MODULES = [
     "training.checkpoints",
     "evaluation.compare",
@@ -287,6 +289,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "prepare.py",
         "build_datastore.py",
         "find_leaks.py",
+        "listening_test.py",
         "-m training.checkpoints",
         "-m evaluation.compare",
         "-m evaluation.sanity",
