@@ -15,6 +15,7 @@ try:
     from .audio_rgmc import AudioError, is_one_sound
     from .captions_rgmc import list_captions, most_central, normalize_caption, present_caption
     from .configuration_rgmc import RGMCConfig  # noqa: F401
+    from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .hearing_rgmc import hear, path_of
     from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
     from .span_settings_rgmc import SpanSettings

@@ -139,7 +139,7 @@ def test_the_index_of_the_rows_shares_the_embeddings_whatever_view_of_them_is_ma
         index = rows.get_index("embeddings").faiss_index
         assert np.shares_memory(index.embeddings, datastore.embeddings)
         assert (index.ntotal, index.d, index.metric_type) == (300, 16, faiss.METRIC_INNER_PRODUCT)
-    assert datastore.rows.column_names == ["id", "caption", "input_ids", "source", "license"]
+    assert datastore.rows.column_names == ["id", "caption", "input_ids", "source", "license", "original"]
     with pytest.raises(ValueError, match="1 vectors for the index"):
         index.add(unit_vectors(1))
     with pytest.raises(ValueError, match="exact search has no parameters"):

@@ -194,8 +194,9 @@ def test_what_a_checkpoint_says_of_its_origin_is_text_in_the_card_of_the_next(ma
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-1", "'tis", "a = b", "'"])
 def test_no_text_of_a_csv_is_a_formula_and_each_is_read_back(text, tmp_path):
-    row = {"path": f"{text}.mp3", "duration": -1.5, "caption": text, "score": -0.5, "flags": [], "candidates": []}
-    row |= {"checkpoint": {"name": text, "revision": None, "fingerprint": text}, "key": text}
+    row = {"path": f"{text}.mp3", "duration": 1.5, "start": 0.5, "caption": text, "score": -0.5, "audio": text}
+    row |= {"flags": [], "candidates": [], "alternatives": [], "key": text}
+    row |= {"checkpoint": {"name": text, "revision": None, "fingerprint": text}}
     write_captions(tmp_path / "captions.csv", [row])
     assert read_captions(tmp_path / "captions.csv") == [row]
     written = (tmp_path / "captions.csv").read_bytes().decode().split("\n", 1)[1]

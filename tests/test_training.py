@@ -68,6 +68,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "songs_rgmc.py",
         "span_settings_rgmc.py",
         "spans_rgmc.py",
+        "statistics_rgmc.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
