@@ -20,6 +20,7 @@ from helpers import CAPTIONS, ROOT, read_lines, write_tone
 import caption
 from captions.formats import FORMATS, read_captions, write_captions
 from captions.inputs import find_inputs
+from captions.job import MAKE_ONE
 from captions.ledger import Ledger
 from clips.checkpoints import newest_checkpoint
 from clips.options import parse, user_errors
@@ -323,7 +324,7 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, monkeypatch,
     monkeypatch.setattr(caption, "ROOT", tmp_path)
     status, _, err = command(place / "music")
     assert status == 2 and "make one with `accelerate launch train.py configs/demo.yaml`" in err
-    assert caption.MAKE_ONE in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert MAKE_ONE in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):
