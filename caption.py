@@ -31,7 +31,7 @@ from captions.arguments import CaptionArguments
 from captions.inputs import find_inputs
 from captions.job import Job, find_job
 from captions.ledger import Ledger
-from captions.messages import Printer, announce, count, report, report_untagged, say
+from captions.messages import Printer, announce, count, is_main_process, report, report_untagged, say
 from captions.spans import load_detector, spans_of
 from captions.subtitles import check, render, write_subtitles
 from captions.tags import tag_files, write_tags
@@ -73,10 +73,12 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
     job = find_job(args, inputs)
     announce(inputs, job.ledger, f"{job.model}{job.note}")
     if args.dry_run:
-        print(*(path for batch in job.batches for path in batch), sep="\n", end="\n" if job.batches else "")
+        if is_main_process():
+            print(*(path for batch in job.batches for path in batch), sep="\n", end="\n" if job.batches else "")
         return report(inputs)
     if not (job.batches or job.resumed or job.sidecars or args.tags):
-        subtitles(args, job.ledger, [])
+        if is_main_process():
+            subtitles(args, job.ledger, [])
         return report(inputs)
 
     # 2. The processes, and what an interrupted run left to them

@@ -11,9 +11,14 @@ from captions.ledger import Ledger
 from captions.spans import show
 
 
+def is_main_process() -> bool:
+    """Whether this is the main one of the processes that share the files, before accelerate is loaded."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def say(text: str):
     """Writes a line to standard error, from the main process alone."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_process():
         print(text, file=sys.stderr)
 
 
