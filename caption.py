@@ -16,118 +16,27 @@ not be used. `accelerate launch` and `torchrun` share the files between processe
 from clips import threads  # noqa: F401
 
 # isort: split
-import functools
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from captions.formats import FORMATS, check_format
-from captions.inputs import Inputs, find_inputs
-from captions.ledger import Ledger, row_key
-from captions.sidecars import Consumer, Sidecars
-from captions.spans import SpanArguments, SpanLedger, load_detector, read_music_spans, show, spans_of
-from captions.subtitles import SubtitleArguments, check, check_targets, render, write_subtitles
-from captions.tags import check_mutagen, write_tag
-from clips.checkpoints import fingerprint, newest_checkpoint
+from captions.arguments import CaptionArguments
+from captions.inputs import find_inputs
+from captions.job import Job, find_job
+from captions.ledger import Ledger
+from captions.messages import Printer, announce, count, is_main_process, report, report_untagged, say
+from captions.spans import load_detector, spans_of
+from captions.subtitles import check, render, write_subtitles
+from captions.tags import tag_files, write_tags
 from clips.locks import only_run
-from clips.options import ROOT, ProcessArguments, check_model, check_output, parse, user_errors
-
-MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
-
-
-@dataclass
-class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
-    group = "files and captions"
-    paths: list[str] = field(
-        default_factory=list, metadata={"help": "Files, folders, patterns, lists of paths, or - for standard input."}
-    )
-    csv: str | None = field(default=None, metadata={"help": "Table of paths: csv, tsv, jsonl or parquet."})
-    column: str = field(default="path", metadata={"help": "Column of paths in --csv."})
-    model: str | None = field(
-        default=None, metadata={"help": "Checkpoint: folder or Hub id; the newest in outputs/ if unset."}
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "File of the captions: .jsonl, .csv or .parquet; they are printed if unset."}
-    )
-    existing: Literal["error", "skip", "overwrite", "append"] = field(
-        default="error",
-        metadata={"help": "If --output holds captions: skip captions only what is new or has changed since."},
-    )
-    start: float | None = field(
-        default=None, metadata={"help": "Second where the part that is heard begins; the middle is heard if unset."}
-    )
-    where: str = field(
-        default="middle",
-        metadata={"help": "What is heard of a file: middle, whole, or a number of windows spread over it."},
-    )
-    alternatives: int | None = field(
-        default=None,
-        metadata={
-            "help": "Captions per file or span, the best first; needs as many beams. 1, or 3 of spans, if unset."
-        },
-    )
-    selection: Literal["best", "consensus"] | None = field(
-        default=None, metadata={"help": "How a caption is chosen; as the checkpoint says if unset."}
-    )
-    batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
-    sidecar: Consumer | None = field(
-        default=None, metadata={"help": "Also write a file beside each song, as this program reads captions."}
-    )
-    tags: bool = field(
-        default=False, metadata={"help": "Also write the captions into the files, as the tag RGMC_CAPTION."}
-    )
-    remove_tags: bool = field(default=False, metadata={"help": "Remove these tags from the files, and stop."})
-    strict: bool = field(default=False, metadata={"help": "Stop at the first file that cannot be used."})
-    dry_run: bool = field(default=False, metadata={"help": "Print the files that would be captioned, and stop."})
-
-    def __post_init__(self):
-        SpanArguments.__post_init__(self)
-        ProcessArguments.__post_init__(self)
-        if self.alternatives is None and not self.divides:
-            self.alternatives = 1
-        self.check_least("batch_size", 1)
-        if self.alternatives is not None:
-            self.check_least("alternatives", 1)
-        self.check_spans()
-        self.check_subtitles([*self.paths, *filter(None, [self.csv])])
-        if not (self.paths or self.csv or self.render or self.check):
-            raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
-        if self.start is not None and not self.start >= 0:
-            raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
-        for name, unset in (("start", None), ("where", "middle"), ("sidecar", None), ("tags", False)):
-            if self.divides and getattr(self, name) != unset:
-                raise ValueError(
-                    f"--{name} is for one caption a file: leave it out, because spans are of the whole file"
-                )
-        if self.where not in ("middle", "whole") and not (self.where.isdecimal() and int(self.where)):
-            raise ValueError(f"--where {self.where}: expected middle, whole, or a number of windows from 1 up")
-        if self.start is not None and self.where != "middle":
-            raise ValueError(f"--start {self.start:g} and --where {self.where}: give one of the two")
-        if self.output:
-            check_format(self.output, (".jsonl",) if self.divides else FORMATS)
-            check_output(str(Path(self.output).parent), "--output")
-        if self.tags or self.remove_tags:
-            check_mutagen()
-        if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
-
-    @property
-    def divides(self) -> bool:
-        """Whether files are divided into spans: also to write subtitles."""
-        return bool(self.spans or self.writes_subtitles)
-
-    @property
-    def writes_subtitles(self) -> bool:
-        return bool((self.paths or self.csv) and (self.format or self.merge or self.embed))
+from clips.options import parse, user_errors
 
 
 def run(args: CaptionArguments) -> int:
@@ -161,39 +70,50 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
     if args.remove_tags:
         untagged = tag_files(dict.fromkeys(inputs.files))
         return report(inputs) | report_untagged(untagged)
-    model, note = (args.model, "") if args.model else find_model()
-    check_model("--model", model)
-    checkpoint = fingerprint(model)
-    settings = {name: getattr(args, name) for name in ("start", "where", "alternatives", "selection")}
-    music = None
-    if args.divides:
-        music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
-        names = ("alternatives", "selection", "music_detector")
-        settings = {name: getattr(args, name) for name in names} | asdict(args.settings())
-    own_settings = {path: settings | ({"music": music[path]} if music else {}) for path in inputs.files}
-    keys = {path: row_key(stamp, checkpoint, own_settings[path]) for path, stamp in inputs.files.items()}
-    if args.writes_subtitles:
-        check_targets([*inputs.files], args)
-    make_ledger = SpanLedger if args.divides else Ledger
-    ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
-    batches = ledger.batches(1 if args.divides else args.batch_size)
-    resumed = bool(ledger.journals())
-    sidecars = Sidecars(args.sidecar, list(keys), args.existing, resumed) if args.sidecar else None
-    announce(inputs, ledger, f"{model}{note}")
+    job = find_job(args, inputs)
+    announce(inputs, job.ledger, f"{job.model}{job.note}")
     if args.dry_run:
-        print(*(path for batch in batches for path in batch), sep="\n", end="\n" if batches else "")
+        if is_main_process():
+            print(*(path for batch in job.batches for path in batch), sep="\n", end="\n" if job.batches else "")
         return report(inputs)
-    if not (batches or resumed or sidecars or args.tags):
-        subtitles(args, ledger, [])
+    if not (job.batches or job.resumed or job.sidecars or args.tags):
+        if is_main_process():
+            subtitles(args, job.ledger, [])
         return report(inputs)
 
     # 2. The processes, and what an interrupted run left to them
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs, gather_object
-    from transformers.utils import logging
+    accelerator = start_processes(job.ledger)
 
-    from captions.captioner import Captioner
-    from model_card_rgmc import from_scratch_warning
+    # 3. The captions
+    own = job.batches[accelerator.process_index :: accelerator.num_processes]
+    captioner = load_captioner(args, job, accelerator.device) if own else None
+    printer = None if args.output or args.writes_subtitles else Printer(list(job.ledger.keys))
+    rows, problems = caption_files(args, job, own, captioner, accelerator, printer)
+    if problems and args.strict:
+        path, reason = next(iter(problems.items()))
+        print(f"{path}: {reason}", file=sys.stderr)
+        return 1
+
+    # 4. The files and the messages, by the main process
+    rows, problems = gather(rows, problems)
+    untagged = {}
+    if accelerator.is_main_process:
+        untagged = write_files(args, job, rows, lock)
+        if printer and accelerator.num_processes > 1:
+            printer.show(rows, problems)
+        subtitles(args, job.ledger, rows)
+        say_what_captions_are(rows, captioner)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    inputs.problems |= problems
+    return report(inputs) | report_untagged(untagged)
+
+
+def start_processes(ledger: Ledger):
+    """Returns the accelerator, once what an interrupted run left is in one journal."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+    from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading the weights
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
@@ -201,27 +121,36 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
     if accelerator.is_main_process:
         ledger.begin()
     accelerator.wait_for_everyone()
+    return accelerator
 
-    # 3. The captions
-    own = batches[accelerator.process_index :: accelerator.num_processes]
-    total = sum(map(len, own))
-    printer = Printer(list(keys), plain=len(keys) == 1) if not (args.output or args.writes_subtitles) else None
-    rows: list[dict] = []
-    problems: dict[str, str] = {}
-    untagged: dict[str, str] = {}
-    begun, heard = time.monotonic(), 0.0
+
+def load_captioner(args: CaptionArguments, job: Job, device):
+    """The captioner of the checkpoint, with the options of the captions."""
+    from captions.captioner import Captioner
+
     generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
     if args.alternatives and (args.alternatives > 1 or args.divides):
         generate_kwargs["num_return_sequences"] = args.alternatives
     where = args.where if args.where in ("middle", "whole") else int(args.where)
-    captioner = Captioner(model, accelerator.device, args.start, where, **generate_kwargs) if own else None
-    if captioner and not args.divides:
-        captioner.remember([*ledger.held().values(), *ledger.done.values()])
+    captioner = Captioner(job.model, device, args.start, where, **generate_kwargs)
+    if not args.divides:
+        captioner.remember([*job.ledger.held().values(), *job.ledger.done.values()])
+    return captioner
+
+
+def caption_files(
+    args: CaptionArguments, job: Job, batches: list[list[str]], captioner, accelerator, printer: Printer | None
+) -> tuple[list[dict], dict[str, str]]:
+    """Captions the batches of a process into its journal; returns the rows, and the reasons of unusable files."""
+    rows: list[dict] = []
+    problems: dict[str, str] = {}
+    begun, heard = time.monotonic(), 0.0
+    total = sum(map(len, batches))
     hidden = (total < 2 and not args.divides) or not accelerator.is_main_process
     with tqdm(total=total, unit="file", disable=hidden) as progress:
-        for found, bad in _results(args, captioner, own, music, progress):
-            found = [_finished(row, checkpoint, own_settings, keys) for row in found]
-            ledger.record(found, accelerator.process_index)
+        for found, bad in _results(args, job, batches, captioner, progress):
+            found = [_finished(row, job) for row in found]
+            job.ledger.record(found, accelerator.process_index)
             rows += found
             problems |= bad
             if printer and accelerator.num_processes == 1:
@@ -231,42 +160,11 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
             progress.set_postfix_str(f"{heard / (time.monotonic() - begun):.0f}x real time")
             if bad and args.strict:
                 break
-    if problems and args.strict:
-        path, reason = next(iter(problems.items()))
-        print(f"{path}: {reason}", file=sys.stderr)
-        return 1
-
-    # 4. The files
-    rows, problems = gather_object(rows), dict(gather_object(list(problems.items())))
-    if accelerator.is_main_process:
-        new = ledger.new(rows)
-        if args.tags:
-            untagged = write_tags(ledger, new, checkpoint, settings)
-        if sidecars:
-            sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
-            if sidecars.kept:
-                say(f"{_files(len(sidecars.kept))} beside the songs kept, such as {sidecars.kept[0]}")
-        ledger.finish(new)
-        lock.close()  # before the journals go: a kill between the two would leave the lock's file for good
-        ledger.clear()
-        if printer and accelerator.num_processes > 1:
-            printer.show(rows, problems)
-        subtitles(args, ledger, rows)
-        silent = sum("silence" in row.get("flags", ()) for row in rows)
-        if silent:
-            say(f"{_files(silent)} without a caption: silence")
-        if captioner and any(part["caption"] for row in rows for part in row.get("spans", [row])):
-            warning = from_scratch_warning(captioner.pipeline.model.config)
-            if warning:
-                say(warning)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    inputs.problems |= problems
-    return report(inputs) | report_untagged(untagged)
+    return rows, problems
 
 
 def _results(
-    args: CaptionArguments, captioner, batches: list[list[str]], music: dict | None, progress: tqdm
+    args: CaptionArguments, job: Job, batches: list[list[str]], captioner, progress: tqdm
 ) -> Iterable[tuple[list[dict], dict[str, str]]]:
     """What is said of the files, and the problems, as [`Captioner`] yields them."""
     if captioner is None:
@@ -276,7 +174,7 @@ def _results(
     return captioner.spans(
         [path for batch in batches for path in batch],
         args.settings(),
-        music,
+        job.music,
         load_detector(args.music_detector) if args.music_detector else None,
         args.batch_size,
         args.num_proc,
@@ -284,14 +182,37 @@ def _results(
     )
 
 
-def _finished(row: dict[str, Any], checkpoint: dict, settings: dict[str, dict], keys: dict[str, str]) -> dict[str, Any]:
+def _finished(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """A row with the checkpoint and what it depends on; of a file in spans, each span has them."""
-    path, duration = row["path"], row["duration"]
+    path, duration, checkpoint = row["path"], row["duration"], job.checkpoint
+    key = job.ledger.keys[path]
     if "spans" not in row:
-        return row | {"checkpoint": checkpoint, "key": keys[path]}
-    shared = {"checkpoint": checkpoint, "settings": {**settings[path], "key": keys[path]}}
+        return row | {"checkpoint": checkpoint, "key": key}
+    shared = {"checkpoint": checkpoint, "settings": {**job.settings[path], "key": key}}
     spans = [{"path": path, "duration": duration} | span | shared for span in row["spans"]]
-    return {"path": path, "duration": duration, "key": keys[path], "spans": spans}
+    return {"path": path, "duration": duration, "key": key, "spans": spans}
+
+
+def gather(rows: list[dict], problems: dict[str, str]) -> tuple[list[dict], dict[str, str]]:
+    """Those of all processes."""
+    from accelerate.utils import gather_object
+
+    return gather_object(rows), dict(gather_object(list(problems.items())))
+
+
+def write_files(args: CaptionArguments, job: Job, rows: list[dict], lock: ExitStack) -> dict[str, str]:
+    """Writes tags, sidecars and the output, and ends the run; returns the reasons of files that were not tagged."""
+    ledger, sidecars = job.ledger, job.sidecars
+    new = ledger.new(rows)
+    untagged = write_tags(ledger, new, job.checkpoint, job.settings) if args.tags else {}
+    if sidecars:
+        sidecars.write(({row["path"]: row for row in ledger.rows} | new).values(), former=ledger.rows)
+        if sidecars.kept:
+            say(f"{count(len(sidecars.kept), 'file')} beside the songs kept, such as {sidecars.kept[0]}")
+    ledger.finish(new)
+    lock.close()  # before the journals go: a kill between the two would leave the lock's file for good
+    ledger.clear()
+    return untagged
 
 
 def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
@@ -304,100 +225,17 @@ def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
         print(*write_subtitles(spans_of(found), args), sep="\n")
 
 
-def find_model() -> tuple[str, str]:
-    """The newest checkpoint in `outputs/`, of the working folder or of the repository, and how it was found."""
-    for folder in (Path("outputs"), ROOT / "outputs"):
-        found = newest_checkpoint(folder)
-        if found:
-            return str(found), f" (the newest in {folder})"
-    raise FileNotFoundError(
-        f"there is no checkpoint in outputs/: name one with --model, or make one with `{MAKE_ONE}` (about 8 minutes)"
-    )
+def say_what_captions_are(rows: list[dict], captioner):
+    """Says how many files are silent, and that a model was trained from scratch."""
+    from model_card_rgmc import from_scratch_warning
 
-
-def announce(inputs: Inputs, ledger: Ledger, model: str):
-    to_do = sum(path not in ledger.done for path in ledger.todo)
-    parts = [f"{_files(to_do)} to caption with {model}"]
-    if inputs.duplicates:
-        parts.append(f"{inputs.duplicates} named more than once")
-    if len(inputs.files) > len(ledger.todo):
-        parts.append(f"{len(inputs.files) - len(ledger.todo)} with a caption in {ledger.output}")
-    if ledger.done:
-        parts.append(f"{len(ledger.done)} captioned by an interrupted run")
-    if ledger.stale:
-        parts.append(f"{ledger.stale} again, because the file, the model or a setting has changed")
-    if ledger.dropped:
-        parts.append(f"{ledger.dropped} of an interrupted run with other files, model or settings dropped")
-    say("; ".join(parts))
-
-
-def write_tags(ledger: Ledger, new: dict[str, dict], checkpoint: dict, settings: dict) -> dict[str, str]:
-    """Tags the files of all valid rows. That changes their keys, which `new` and the journal note before a file is."""
-    valid = ledger.held() | new
-
-    def note(path: str, status: os.stat_result):
-        new[path] = valid[path] | {"key": row_key((status.st_size, status.st_mtime_ns), checkpoint, settings)}
-        ledger.record([new[path]])
-
-    problems = tag_files({path: row["caption"] for path, row in valid.items() if row["caption"] is not None}, note)
-    ledger.rekey({path: row["key"] for path, row in new.items()})
-    return problems
-
-
-def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
-    """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
-    problems = {}
-    for path, caption in captions.items():
-        try:
-            write_tag(path, caption and " ".join(caption.split()), note and functools.partial(note, path))
-        except (ValueError, OSError) as error:
-            problems[path] = str(error)
-    return problems
-
-
-def report(inputs: Inputs) -> int:
-    """Lists the files that cannot be used, and returns the exit status."""
-    if inputs.problems:
-        total = len({*inputs.files, *inputs.problems})
-        say(f"{len(inputs.problems)} of {_files(total)} could not be captioned:")
-        for path, reason in sorted(inputs.problems.items()):
-            say(f"  {path}: {reason}")
-    return int(bool(inputs.problems))
-
-
-def report_untagged(problems: dict[str, str]) -> int:
-    """Lists the files whose tags cannot be changed, and returns the exit status."""
-    for path, reason in problems.items():
-        say(f"not tagged: {path}: {reason}")
-    return int(bool(problems))
-
-
-def say(text: str):
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(text, file=sys.stderr)
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'s'[: count != 1]}"
-
-
-class Printer:
-    """Prints captions in the order of the files."""
-
-    def __init__(self, paths: list[str], plain: bool):
-        self.waiting, self.plain = deque(paths), plain
-        self.lines: dict[str, str | None] = {}
-
-    def show(self, rows: list[dict], problems: dict[str, str]):
-        for row in rows:
-            lines = show(row) if "spans" in row else [" ".join((row["caption"] or "").split())]  # one line
-            self.lines[row["path"]] = "\n".join(line if self.plain else f"{row['path']}\t{line}" for line in lines)
-        self.lines |= dict.fromkeys(problems)
-        while self.waiting and self.waiting[0] in self.lines:
-            line = self.lines[self.waiting.popleft()]
-            if line is not None:
-                tqdm.write(line, sys.stdout)  # above the progress bar
-        sys.stdout.flush()
+    silent = sum("silence" in row.get("flags", ()) for row in rows)
+    if silent:
+        say(f"{count(silent, 'file')} without a caption: silence")
+    if captioner and any(part["caption"] for row in rows for part in row.get("spans", [row])):
+        warning = from_scratch_warning(captioner.pipeline.model.config)
+        if warning:
+            say(warning)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             `ValueError`: If clips and entries of candidates do not match 1:1, if the model reads no candidates, or for
             another `where` or `errors`.
         """
-        if spans:
+        if spans or isinstance(spans, dict):  # also {}: all fields have defaults
             if candidates is not None:
                 raise ValueError("each span has candidates of its own: leave out `candidates` or `spans`")
             return self._spans(inputs, SpanSettings(**(spans if isinstance(spans, dict) else {})), **kwargs)

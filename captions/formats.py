@@ -97,6 +97,8 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _text(cell: str) -> str:
+def _text(cell: Any) -> Any:
     """The inverse of [`_cell`] for a text."""
+    if isinstance(cell, list):  # what a row, not one of ours, has beyond its columns
+        return cell
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell

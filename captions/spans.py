@@ -79,7 +79,9 @@ def read_music_spans(name: str, paths: Iterable[str]) -> dict[str, Pairs]:
             raise ValueError(f"{name}, row {number}: {row} has no times; {COLUMNS}") from error
         if not (0 <= start < end and math.isfinite(end)):
             raise ValueError(f"{name}, row {number}: from {start:g} to {end:g} s; expected 0 <= start < end")
-        path = row.get("path")
+        path = row.get("path") or None  # an empty cell
+        if path is not None and not isinstance(path, str):
+            raise ValueError(f"{name}, row {number}: path is {path!r}; expected text")
         if path is None and len(known) != 1:
             raise ValueError(f"{name}, row {number}: no path, but there are {len(known)} files; {COLUMNS}")
         places = [os.path.realpath(place) for place in (path, folder / path)] if path else [*known]
@@ -123,7 +125,21 @@ def load_detector(name: str) -> Callable[..., Iterable[tuple[float, float]]]:
 
 
 class SpanLedger(Ledger):
-    """A ledger whose rows hold the spans of a file; the output has a line for each span."""
+    """
+    A ledger whose rows hold the spans of a file; the output has a line for each span.
+
+    Raises:
+        `FileExistsError`: For `"append"`, if `output` holds spans of one of the files: it has them once.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        twice = {row["path"] for row in self.rows} & {*self.todo} if self.existing == "append" else ()
+        if twice:
+            raise FileExistsError(
+                f"--output {self.output} holds spans of {min(twice)}, and a file of spans has each file once: "
+                "add --existing skip to divide only what is new or changed, or overwrite to replace them"
+            )
 
     def read(self) -> list[dict[str, Any]]:
         groups = groupby(read_spans(self.output), key=lambda span: span.path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from captions.checking import check_cues
+from captions.messages import count
 from captions.profiles import Profile, load_profile
 from captions.rendering import Counts, make_cues
 from captions.span_rows import Span, read_spans
@@ -86,7 +87,7 @@ def check(options) -> int:
     else:
         print(*(f"{options.check}: {violation}" for violation in found), sep="\n", end="\n" if found else "")
     broken = len({violation.cue for violation in found})
-    print(f"{broken} of {_count(len(cues), 'cue')} break rules of {options.profile}", file=sys.stderr)
+    print(f"{broken} of {count(len(cues), 'cue')} break rules of {options.profile}", file=sys.stderr)
     return int(bool(found))
 
 
@@ -121,8 +122,8 @@ def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
     busy = [(cue.start, cue.end) for cue in plan.dialogue.cues] if plan.dialogue else []
     made, counts = {}, Counts()
     for path, own in by_path.items():
-        made[path], count = make_cues(own, profile, busy, options.remind, options.score_threshold)
-        counts += count
+        made[path], became = make_cues(own, profile, busy, options.remind, options.score_threshold)
+        counts += became
     texts = {
         target: merge(plan.dialogue, made[path]) if plan.dialogue else WRITERS[plan.format](made[path])
         for path, target in plan.targets.items()
@@ -211,10 +212,10 @@ def _write(target: Path, text: str):
 def _summary(counts: Counts, profile: Profile) -> str:
     told = counts.shown + counts.alternatives + counts.shortened + counts.unfit
     total = told + counts.unsure
-    parts = [f"{_count(total, 'description')} of music"]
+    parts = [f"{count(total, 'description')} of music"]
     if told:
         less = counts.shortened + counts.unfit
-        parts.append(f"{less} of {_count(told, 'caption')} shortened ({less / told:.0%})")
+        parts.append(f"{less} of {count(told, 'caption')} shortened ({less / told:.0%})")
     if counts.unfit:
         parts.append(f"{counts.unfit} of them to {profile.music}, because no phrase fits")
     if counts.alternatives:
@@ -224,7 +225,3 @@ def _summary(counts: Counts, profile: Profile) -> str:
     if counts.dropped:
         parts.append(f"{counts.dropped} left out, because the music is too short or there is no room")
     return "; ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s'[: number != 1]}"

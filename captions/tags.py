@@ -4,11 +4,14 @@ Captions in the tags of audio files, in a field of their own, `RGMC_CAPTION`: no
 mutagen, which is under the GPL, is imported here alone and only when tags are wanted.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from captions.ledger import Ledger, row_key
 
 FIELD = "RGMC_CAPTION"
 FORMATS = "mp3, flac, ogg, opus and m4a"
@@ -60,6 +63,30 @@ def write_tag(path: str | os.PathLike, caption: str | None, before: Callable[[os
         os.replace(copy, real)
     finally:
         copy.unlink(missing_ok=True)
+
+
+def write_tags(ledger: Ledger, new: dict[str, dict], checkpoint: dict, settings: dict[str, dict]) -> dict[str, str]:
+    """Tags the files of all valid rows. That changes their keys, which `new` and the journal note before a file is."""
+    valid = ledger.held() | new
+
+    def note(path: str, status: os.stat_result):
+        new[path] = valid[path] | {"key": row_key((status.st_size, status.st_mtime_ns), checkpoint, settings[path])}
+        ledger.record([new[path]])
+
+    problems = tag_files({path: row["caption"] for path, row in valid.items() if row["caption"] is not None}, note)
+    ledger.rekey({path: row["key"] for path, row in new.items()})
+    return problems
+
+
+def tag_files(captions: dict[str, str | None], note: Callable | None = None) -> dict[str, str]:
+    """Writes captions into the tags of files, or removes them; returns the reasons of files that have no such tags."""
+    problems = {}
+    for path, caption in captions.items():
+        try:
+            write_tag(path, caption and " ".join(caption.split()), note and functools.partial(note, path))
+        except (ValueError, OSError) as error:
+            problems[path] = str(error)
+    return problems
 
 
 def _open(path: str | os.PathLike) -> tuple[Any, str, Any]:

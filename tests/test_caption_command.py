@@ -20,6 +20,7 @@ from helpers import CAPTIONS, ROOT, read_lines, write_tone
 import caption
 from captions.formats import FORMATS, read_captions, write_captions
 from captions.inputs import find_inputs
+from captions.job import MAKE_ONE
 from captions.ledger import Ledger
 from clips.checkpoints import newest_checkpoint
 from clips.options import parse, user_errors
@@ -301,12 +302,14 @@ def test_what_there_is_to_do_is_said_before_torch_is_loaded(command, place, tmp_
 
 def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, monkeypatch, place):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "ragged.csv").write_text("a,b\n1,2,3\n")
     for words, said in (
         ("", "nothing to caption: name files or folders, as in python caption.py song.mp3"),
         ("musik", "musik does not exist; did you mean music?"),
         ("music --output OUT/rows.txt", "expected a file that ends in .jsonl, .csv, .parquet"),
         ("music --output OUT/table.csv", "add --existing skip to caption only what is new or changed"),
         ("music --output OUT/table.csv --existing skip", "row 1 is not a caption of this command (found a, b)"),
+        ("music --output OUT/ragged.csv --existing skip", "row 1 is not a caption of this command (found a, b, None)"),
         ("music --output OUT/table.csv/rows.csv", "table.csv is a file; name a folder"),
         ("music --start -1", "--start -1: expected 0 or more seconds"),
         ("music --where end", "--where end: expected middle, whole, or a number of windows from 1 up"),
@@ -320,10 +323,10 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, monkeypatch,
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "- is read by one process" in command("-")[2]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(caption, "ROOT", tmp_path)
+    monkeypatch.setattr("captions.job.ROOT", tmp_path)
     status, _, err = command(place / "music")
     assert status == 2 and "make one with `accelerate launch train.py configs/demo.yaml`" in err
-    assert caption.MAKE_ONE in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert MAKE_ONE in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):

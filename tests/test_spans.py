@@ -17,8 +17,8 @@ from helpers import CAPTIONS, read_lines
 import caption
 import spans_rgmc
 from captions.captioner import Captioner
-from captions.span_rows import read_spans
-from captions.spans import load_detector, read_music_spans, show
+from captions.span_rows import Span, read_spans, write_spans
+from captions.spans import SpanLedger, load_detector, read_music_spans, show
 from captions.subtitle_files import read_subtitles
 from clips.options import parse, user_errors
 from pipeline_rgmc import MusicCaptioningPipeline
@@ -276,7 +276,7 @@ def test_batches_and_a_consensus_change_no_boundary(captioner, place):
 def test_short_and_silent_files_have_one_span(captioner, tmp_path):
     soundfile.write(tmp_path / "short.wav", melody(3.0, 220, 0), RATE)
     soundfile.write(tmp_path / "silent.wav", np.zeros(3 * RATE), RATE)
-    short, silent = captioner([str(tmp_path / name) for name in ("short.wav", "silent.wav")], spans=True)
+    short, silent = captioner([str(tmp_path / name) for name in ("short.wav", "silent.wav")], spans={})
     assert [(span["start"], span["end"], span["kind"]) for span in short] == [(0, 3, "music")]
     assert [(span["start"], span["end"], span["kind"]) for span in silent] == [(0, 3, "silence")]
     assert short[0]["caption"] == captioner(str(tmp_path / "short.wav"))["caption"].strip()
@@ -422,8 +422,21 @@ def test_wrong_music_spans_name_the_row(tmp_path):
             read_music_spans(str(file), ["a.wav"])
     file.write_text("start,end\n0,5\n")
     assert read_music_spans(str(file), ["a.wav"]) == {"a.wav": [(0.0, 5.0)]}
-    with pytest.raises(ValueError, match="no path, but there are 2 files"):
-        read_music_spans(str(file), ["a.wav", "b.wav"])
+    for text in ("start,end\n0,5\n", "start,end,path\n0,5,\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="no path, but there are 2 files"):
+            read_music_spans(str(file), ["a.wav", "b.wav"])
+    (tmp_path / "music.json").write_text('[{"start": 0, "end": 5, "path": 1}]')
+    with pytest.raises(ValueError, match="row 1: path is 1; expected text"):
+        read_music_spans(str(tmp_path / "music.json"), ["a.wav"])
+
+
+def test_spans_of_a_file_are_not_appended_twice(tmp_path):
+    whole = Span(path="a.wav", duration=5, start=0, end=5, kind="silence", settings={"key": "1"})
+    write_spans(tmp_path / "spans.jsonl", [whole])
+    assert SpanLedger({"b.wav": "2"}, tmp_path / "spans.jsonl", "append").todo == ["b.wav"]
+    with pytest.raises(FileExistsError, match=r"holds spans of a\.wav, and a file of spans has each file once"):
+        SpanLedger({"b.wav": "2", "a.wav": "1"}, tmp_path / "spans.jsonl", "append")
 
 
 def test_a_detector_hears_the_file_and_says_where_music_is(command, place, tmp_path, monkeypatch):

@@ -1,0 +1,78 @@
+"""What there is to do: the files, the checkpoint, and what has been captioned already. Nothing here loads torch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from captions.arguments import CaptionArguments
+from captions.inputs import Inputs
+from captions.ledger import Ledger, row_key
+from captions.sidecars import Sidecars
+from captions.spans import Pairs, SpanLedger, read_music_spans
+from captions.subtitles import check_targets
+from clips.checkpoints import fingerprint, newest_checkpoint
+from clips.options import ROOT, check_model
+
+MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
+
+
+@dataclass
+class Job:
+    """
+    What there is to do.
+
+    Args:
+        model (`str`): The checkpoint: folder or Hub id.
+        note (`str`): How it was found, if it was not named.
+        checkpoint (`dict`): What identifies it.
+        settings (`dict[str, dict]`): What else the caption of each file depends on, by path.
+        music (`dict[str, list[tuple[float, float]]]`, *optional*): Where there is music, as `--music_spans` says.
+        ledger ([`Ledger`]): The files and their rows so far.
+        batches (`list[list[str]]`): Files to caption.
+        resumed (`bool`): Whether an interrupted run left something.
+        sidecars ([`Sidecars`], *optional*): Files to write beside the songs.
+    """
+
+    model: str
+    note: str
+    checkpoint: dict[str, str | None]
+    settings: dict[str, dict[str, Any]]
+    music: dict[str, Pairs] | None
+    ledger: Ledger
+    batches: list[list[str]]
+    resumed: bool
+    sidecars: Sidecars | None
+
+
+def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
+    """Finds what there is to do, and raises what would stop it halfway; nothing on the disk is changed."""
+    model, note = (args.model, "") if args.model else find_model()
+    check_model("--model", model)
+    checkpoint = fingerprint(model)
+    names = ("start", "where", "alternatives", "selection")
+    common, music = {name: getattr(args, name) for name in names}, None
+    if args.divides:
+        music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
+        names = ("alternatives", "selection", "music_detector")
+        common = {name: getattr(args, name) for name in names} | asdict(args.settings())
+    settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
+    keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in inputs.files.items()}
+    if args.writes_subtitles:
+        check_targets([*inputs.files], args)
+    make_ledger = SpanLedger if args.divides else Ledger
+    ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
+    batches = ledger.batches(1 if args.divides else args.batch_size)
+    resumed = bool(ledger.journals())
+    sidecars = Sidecars(args.sidecar, list(keys), args.existing, resumed) if args.sidecar else None
+    return Job(model, note, checkpoint, settings, music, ledger, batches, resumed, sidecars)
+
+
+def find_model() -> tuple[str, str]:
+    """The newest checkpoint in `outputs/`, of the working folder or of the repository, and how it was found."""
+    for folder in (Path("outputs"), ROOT / "outputs"):
+        found = newest_checkpoint(folder)
+        if found:
+            return str(found), f" (the newest in {folder})"
+    raise FileNotFoundError(
+        f"there is no checkpoint in outputs/: name one with --model, or make one with `{MAKE_ONE}` (about 8 minutes)"
+    )
