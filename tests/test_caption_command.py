@@ -17,13 +17,11 @@ import torch
 from datasets import Dataset
 from helpers import CAPTIONS, ROOT, read_lines, write_tone
 
-import caption
 from captions.formats import FORMATS, read_captions, write_captions
 from captions.inputs import find_inputs
 from captions.job import MAKE_ONE
 from captions.ledger import Ledger
 from clips.checkpoints import newest_checkpoint
-from clips.options import parse, user_errors
 from pipeline_rgmc import MusicCaptioningPipeline
 from retrieval_rgmc import CaptionDatastore
 
@@ -60,23 +58,10 @@ def captioner(make_model, processor, place):
 
 
 @pytest.fixture
-def command(captioner, place, tmp_path, monkeypatch, capsys):
+def command(captioner, place, tmp_path, caption_command, monkeypatch):
     """Runs the command in the user's folder, and returns its status and what it prints."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["caption.py"])
-
-    def run(*words) -> tuple[int, str, str]:
-        capsys.readouterr()
-        words = [str(word).replace("OUT", str(tmp_path)) for word in words]
-        try:
-            with user_errors():
-                (args,) = parse(caption.CaptionArguments, ["--num_proc", "2", *words], positional="paths")
-                status = caption.run(args)
-        except SystemExit as ended:
-            status = ended.code
-        return status, *capsys.readouterr()
-
-    return run
+    return lambda *words: caption_command("--num_proc", 2, *(str(word).replace("OUT", str(tmp_path)) for word in words))
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------

@@ -158,6 +158,22 @@ def test_captions_are_text_in_the_page(folder):
     assert HOSTILE in page.text and "LP | Music/Caps <b>" in page.text
 
 
+def test_ids_and_candidates_of_a_stranger_are_text_too(tmp_path):
+    strange = [
+        {**line, "id": f"{HOSTILE} {row}", "candidate": HOSTILE, "candidate_id": f"<b>{HOSTILE}</b>"}
+        for row, line in enumerate(make_lines())
+    ]
+    results = make_results(dataset=f"data/<b>{HOSTILE}")
+    write_report(tmp_path, results, strange, make_item_scores(), tone, num_examples=3, side_by_side=True)
+    page = Page(tmp_path / "report.html")
+    assert not page.all("script") and not page.all("b") and len(page.all("article")) == 3
+    assert page.text.count(f"{HOSTILE} ") >= 3
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for lines in markdown_tables(text):
+        assert len({count_columns(line) for line in lines}) == 1
+    assert not re.search(r"(?<!\\)<|\]\(http", text)
+
+
 def test_captions_break_no_markdown_table(folder):
     text = (folder / "report.md").read_text(encoding="utf-8")
     tables = markdown_tables(text)

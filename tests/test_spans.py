@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +13,11 @@ import torch
 from datasets import Dataset
 from helpers import CAPTIONS, read_lines
 
-import caption
 import spans_rgmc
 from captions.captioner import Captioner
 from captions.span_rows import Span, read_spans, write_spans
 from captions.spans import SpanLedger, load_detector, read_music_spans, show
 from captions.subtitle_files import read_subtitles
-from clips.options import parse, user_errors
 from pipeline_rgmc import MusicCaptioningPipeline
 from retrieval_rgmc import CaptionDatastore
 from span_settings_rgmc import SpanSettings
@@ -81,23 +78,10 @@ def captioner(make_model, processor, place):
 
 
 @pytest.fixture
-def command(captioner, place, tmp_path, monkeypatch, capsys):
+def command(captioner, place, tmp_path, caption_command, monkeypatch):
     """Runs the command in the user's folder, and returns its status and what it prints."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["caption.py"])
-
-    def run(*words) -> tuple[int, str, str]:
-        capsys.readouterr()
-        words = [str(word).replace("OUT", str(tmp_path)) for word in words]
-        try:
-            with user_errors():
-                (args,) = parse(caption.CaptionArguments, ["--num_proc", "2", *words], positional="paths")
-                status = caption.run(args)
-        except SystemExit as ended:
-            status = ended.code
-        return status, *capsys.readouterr()
-
-    return run
+    return lambda *words: caption_command("--num_proc", 2, *(str(word).replace("OUT", str(tmp_path)) for word in words))
 
 
 # -- parts of a stream -------------------------------------------------------------------------------------------------
