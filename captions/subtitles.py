@@ -167,7 +167,10 @@ def _plan(paths: Sequence[str], options) -> Plan:
             check_file("--embed", path, "a film")
             check_embeddable(Path(path))
             place = _place(path, options)
-            films[path] = place.with_name(f"{place.stem}.captioned{place.suffix}")
+            film = place.with_name(f"{place.stem}.captioned{place.suffix}")
+            if film in films.values():
+                raise ValueError(f"two films would both become {film}: write them to two --subtitle_dir")
+            films[path] = film
     return Plan(form, dialogue, targets, films)
 
 

@@ -380,3 +380,17 @@ def test_the_command_embeds(caption_command, film, tmp_path):
     status, _, err = caption_command("--render", "spans.jsonl", "--embed", "--existing", "overwrite")
     assert status == 2 and f"{film.name} cannot be copied" in err
     assert not [path for path in tmp_path.iterdir() if "unfinished" in path.name]
+
+
+def test_two_films_do_not_become_one(caption_command, film, tmp_path, monkeypatch):
+    paths = [Path("..", "a", film.name), Path("a", film.name)]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b/a"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy(film, folder)
+    monkeypatch.chdir(tmp_path / "b")
+    write_spans(Path("two.jsonl"), [span for path in paths for span in make_spans((3, "A flute."), path=str(path))])
+    status, _, err = caption_command("--render", "two.jsonl", "--embed", "--subtitle_dir", "out")
+    place = Path("out", "a", f"film.captioned{film.suffix}")
+    assert status == 2 and f"two films would both become {place}" in err
+    assert not Path("out").exists()
