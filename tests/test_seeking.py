@@ -32,9 +32,11 @@ def find(part: np.ndarray, whole: np.ndarray, expected: int, near: int) -> int:
     return -(10**12)  # nowhere
 
 
-def offsets(content: bytes) -> dict[str, float]:
-    """Measures by how many ms the crops at the start, middle and end are off, and whether a warning was given."""
-    whole, rate, _ = decode_whole(content)
+def offsets(content: bytes, whole: np.ndarray, rate: int) -> dict[str, float]:
+    """
+    Measures by how many ms the crops at the start, middle and end are off from the `whole` sound, which has `rate` Hz,
+    and whether a warning was given.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = {}
@@ -55,12 +57,12 @@ def check_table(rows: Iterator[tuple[str, str, int, str, dict]], lengths: list[f
         for seconds in lengths:
             try:
                 content = encode(codec, muxer, rate, layout, noise(seconds, rate), options)
-                whole, _, _ = decode_whole(content)
+                whole, decoded_rate, _ = decode_whole(content)
             except (OSError, av.FFmpegError):  # FFmpeg cannot write so much: GXF does not support such a length
                 continue
             if len(whole) < seconds / 2 * rate:
                 continue
-            found, count = offsets(content), count + 1
+            found, count = offsets(content, whole, decoded_rate), count + 1
             name = f"{codec:18}{muxer + '*' * bool(options):22}{rate:6}{seconds:6.0f}"
             print(name + "".join(f"{found[place]:10.2f}" for place in START), "counted" * found["from its start"])
             if any(abs(found[place]) > LARGEST_ERROR * 1000 for place in START):
@@ -78,11 +80,6 @@ def test_crop_lies_where_a_full_decode_has_it_in_every_container_and_codec():
     assert check_table(readable(possible_pairs()), [12, 140]) > 600
 
 
-@pytest.mark.slow
-def test_crop_of_an_hour_lies_where_a_full_decode_has_it():
-    assert check_table(readable(COMMON + WITH_OPTIONS), [3600]) >= 50
-
-
 def test_a_large_tag_and_joined_files_do_not_move_the_crop():
     samples = noise(70.0, 8_000)
     mp3 = encode("libmp3lame", "mp3", 8_000, "mono", samples, {"write_xing": "0", "id3v2_version": "0"})
@@ -90,8 +87,9 @@ def test_a_large_tag_and_joined_files_do_not_move_the_crop():
     tag = b"ID3\4\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
     ogg = [encode("vorbis", "ogg", 8_000, "stereo", half) for half in np.split(samples, 2)]
     for content in (tag + mp3, b"".join(ogg)):
-        assert len(decode_whole(content)[0]) > 69 * 8_000
-        found = offsets(content)
+        whole, rate, _ = decode_whole(content)
+        assert len(whole) > 69 * 8_000
+        found = offsets(content, whole, rate)
         assert max(abs(found[place]) for place in START) <= LARGEST_ERROR * 1000
 
 
@@ -114,5 +112,6 @@ def test_times_that_do_not_agree_with_the_samples_are_not_believed():
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = 2 * packet.pts, 2 * packet.dts, stream
                 target.mux(packet)
-    found = offsets(file.getvalue())
+    whole, decoded_rate, _ = decode_whole(file.getvalue())
+    found = offsets(file.getvalue(), whole, decoded_rate)
     assert found == {"start": 0, "middle": 0, "end": 0, "from its start": True}
