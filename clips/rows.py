@@ -7,7 +7,7 @@ or the id of a Hub dataset.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -275,10 +275,18 @@ def _find_split(names: list[str], splits: list[str], dataset: str) -> str:
 
 def usable_captions(texts: list[str], normalization: str = "paper") -> list[str]:
     """Normalises the captions of a row without their HTML; drops placeholders and captions without words."""
-    return [normalize_caption(text, normalization) for text in original_captions(texts, normalization)]
+    return [normalized for _, normalized in _usable(texts, normalization)]
 
 
 def original_captions(texts: list[str], normalization: str = "paper") -> list[str]:
     """What [`usable_captions`] normalises: the captions in the corpus's wording, each on one line."""
-    cleaned = (" ".join(clean_caption(text).split()) for text in texts)
-    return [text for text in cleaned if not is_placeholder(text) and normalize_caption(text, normalization)]
+    return [original for original, _ in _usable(texts, normalization)]
+
+
+def _usable(texts: list[str], normalization: str) -> Iterator[tuple[str, str]]:
+    """The usable captions as the corpus writes them, and normalised."""
+    for text in texts:
+        original = " ".join(clean_caption(text).split())
+        normalized = "" if is_placeholder(original) else normalize_caption(original, normalization)
+        if normalized:
+            yield original, normalized
