@@ -16,7 +16,6 @@ not be used. `accelerate launch` and `torchrun` share the files between processe
 from clips import threads  # noqa: F401
 
 # isort: split
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -32,7 +31,7 @@ from captions.inputs import find_inputs
 from captions.job import Job, find_job
 from captions.ledger import Ledger
 from captions.messages import Printer, announce, count, is_main_process, report, report_untagged, say
-from captions.spans import load_detector, spans_of
+from captions.spans import spans_of
 from captions.subtitles import check, render, write_subtitles
 from captions.tags import tag_files, write_tags
 from clips.locks import only_run
@@ -51,9 +50,6 @@ def run(args: CaptionArguments) -> int:
         kept = f": what is done is kept in {args.output}.partial, and the same command resumes"
         say(f"interrupted{kept if args.output else '; with --output it could be resumed'}")
         return 130
-    except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def lock_output(output: Path) -> AbstractContextManager:
@@ -175,7 +171,7 @@ def _results(
         [path for batch in batches for path in batch],
         args.settings(),
         job.music,
-        load_detector(args.music_detector) if args.music_detector else None,
+        job.detector,
         args.batch_size,
         args.num_proc,
         lambda path, share: progress.set_postfix_str(f"{Path(path).name} {share:.0%}"),
@@ -194,7 +190,7 @@ def _finished(row: dict[str, Any], job: Job) -> dict[str, Any]:
 
 
 def gather(rows: list[dict], problems: dict[str, str]) -> tuple[list[dict], dict[str, str]]:
-    """Those of all processes."""
+    """Collects the rows and the problems of all processes."""
     from accelerate.utils import gather_object
 
     return gather_object(rows), dict(gather_object(list(problems.items())))

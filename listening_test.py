@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
 
-from clips.options import check_dataset, check_file, check_output, did_you_mean, fail, parse, user_errors
+from clips.options import check_dataset, check_file, check_output, choose, parse, user_errors
 from listening.design import Study, Variant, make_study
 from listening.power import MOST_SONGS, power_of, preference_needed, songs_needed
 
@@ -232,13 +232,8 @@ COMMANDS = {"make": (make, MakeArguments), "analyse": (analyse, AnalyseArguments
 
 
 def main(argv: list[str]):
-    name = argv[0] if argv else ""
-    if name in ("-h", "--help"):
-        print(f"usage: listening_test.py {' | '.join(COMMANDS)} --option value ...\n{__doc__}")
-        raise SystemExit
-    if name not in COMMANDS:
-        found = f"'{name}'" if name else "nothing"
-        fail(f"expected one of {', '.join(COMMANDS)}, found {found}{did_you_mean(name, COMMANDS)}", "listening_test.py")
+    usage = f"usage: listening_test.py {' | '.join(COMMANDS)} --option value ...\n{__doc__}"
+    name = choose(argv, COMMANDS, "listening_test.py", usage)
     run, arguments = COMMANDS[name]
     positional = "answers" if name == "analyse" else None
     (args,) = parse(arguments, argv[1:], run.__doc__, prog=f"listening_test.py {name}", positional=positional)

@@ -125,6 +125,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         if spans or isinstance(spans, dict):  # also {}: all fields have defaults
             if candidates is not None:
                 raise ValueError("each span has candidates of its own: leave out `candidates` or `spans`")
+            if unused := {"sampling_rate", "start", "where", "errors"} & kwargs.keys():
+                raise ValueError(f"`spans` are of whole files: leave out {', '.join(sorted(unused))}")
             return self._spans(inputs, SpanSettings(**(spans if isinstance(spans, dict) else {})), **kwargs)
         listed = isinstance(inputs, (list, tuple))
         one = is_one_sound(inputs) and not isinstance(inputs, Dataset)

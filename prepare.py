@@ -29,8 +29,7 @@ from clips.options import (
     check_file,
     check_folder,
     check_output,
-    did_you_mean,
-    fail,
+    choose,
     parse,
     user_errors,
 )
@@ -222,13 +221,8 @@ def write_lines(path: Path, lines: list[dict]):
 
 def parse_arguments(argv: list[str]) -> tuple[str, Any, PrepareArguments]:
     """Parses the name of a corpus, the options of its reader, and what to do with it."""
-    name = argv[0] if argv else ""
-    if name in ("-h", "--help"):
-        print(f"{__doc__}\nThe corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one.")
-        raise SystemExit
-    if name not in READERS:
-        found = f"'{name}'" if name else "nothing"
-        fail(f"expected one of {', '.join(READERS)}, found {found}{did_you_mean(name, READERS)}", "prepare.py")
+    corpora = f"The corpora: {', '.join(READERS)}. `python prepare.py any --help` lists the options of one."
+    name = choose(argv, READERS, "prepare.py", f"{__doc__}\n{corpora}")
     source_class, _, defaults = READERS[name]
     return name, *parse(
         (source_class, PrepareArguments), argv[1:], __doc__, defaults=defaults, prog=f"prepare.py {name}"

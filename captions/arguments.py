@@ -81,6 +81,8 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
             raise ValueError(f"--where {self.where}: expected middle, whole, or a number of windows from 1 up")
         if self.start is not None and self.where != "middle":
             raise ValueError(f"--start {self.start:g} and --where {self.where}: give one of the two")
+        if self.output and (self.render or self.check):
+            raise ValueError("--output is for captions: subtitles are beside their files, or in --subtitle_dir")
         if self.output:
             check_format(self.output, (".jsonl",) if self.divides else FORMATS)
             check_output(str(Path(self.output).parent), "--output")

@@ -1,5 +1,9 @@
-"""What there is to do: the files, the checkpoint, and what has been captioned already. Nothing here loads torch."""
+"""
+What there is to do: the files, the checkpoint, and what has been captioned already. Nothing here loads torch, unless
+a `--music_detector` does.
+"""
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ from captions.arguments import CaptionArguments
 from captions.inputs import Inputs
 from captions.ledger import Ledger, row_key
 from captions.sidecars import Sidecars
-from captions.spans import Pairs, SpanLedger, read_music_spans
+from captions.spans import Pairs, SpanLedger, load_detector, read_music_spans
 from captions.subtitles import check_targets
 from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, check_model
@@ -27,6 +31,7 @@ class Job:
         checkpoint (`dict`): What identifies it.
         settings (`dict[str, dict]`): What else the caption of each file depends on, by path.
         music (`dict[str, list[tuple[float, float]]]`, *optional*): Where there is music, as `--music_spans` says.
+        detector (`Callable`, *optional*): What finds the music, as `--music_detector` says.
         ledger ([`Ledger`]): The files and their rows so far.
         batches (`list[list[str]]`): Files to caption.
         resumed (`bool`): Whether an interrupted run left something.
@@ -38,6 +43,7 @@ class Job:
     checkpoint: dict[str, str | None]
     settings: dict[str, dict[str, Any]]
     music: dict[str, Pairs] | None
+    detector: Callable[..., Iterable[tuple[float, float]]] | None
     ledger: Ledger
     batches: list[list[str]]
     resumed: bool
@@ -55,6 +61,7 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
         music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
         names = ("alternatives", "selection", "music_detector")
         common = {name: getattr(args, name) for name in names} | asdict(args.settings())
+    detector = load_detector(args.music_detector) if args.music_detector else None
     settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
     keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in inputs.files.items()}
     if args.writes_subtitles:
@@ -64,7 +71,7 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
     batches = ledger.batches(1 if args.divides else args.batch_size)
     resumed = bool(ledger.journals())
     sidecars = Sidecars(args.sidecar, list(keys), args.existing, resumed) if args.sidecar else None
-    return Job(model, note, checkpoint, settings, music, ledger, batches, resumed, sidecars)
+    return Job(model, note, checkpoint, settings, music, detector, ledger, batches, resumed, sidecars)
 
 
 def find_model() -> tuple[str, str]:

@@ -308,10 +308,16 @@ def user_errors():
     """
     Wraps a script: an error that this repository raises ends it as [`fail`] does, because its message tells the user
     what to change. Errors of the program and of libraries keep their traceback. With `TRANSFORMERS_VERBOSITY=debug` all
-    errors do.
+    errors do. A reader of its output that ends early, such as `head`, ends it without a message.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TRANSFORMERS_VERBOSITY") == "debug" or not _is_raised_here(error):
             raise
@@ -324,6 +330,18 @@ def _is_raised_here(error: Exception) -> bool:
     file = Path(last.filename).resolve()
     ours = file.is_relative_to(ROOT) and "site-packages" not in file.parts
     return ours and re.match(r"raise \w+\(", last.line or "") is not None
+
+
+def choose(argv: list[str], names: Iterable[str], prog: str, usage: str) -> str:
+    """The first argument, which must be one of `names`; `--help` in its place prints `usage` and ends the script."""
+    name, names = argv[0] if argv else "", list(names)
+    if name in ("-h", "--help"):
+        print(usage)
+        raise SystemExit
+    if name not in names:
+        found = f"'{name}'" if name else "nothing"
+        fail(f"expected one of {', '.join(names)}, found {found}{did_you_mean(name, names)}", prog)
+    return name
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -329,6 +329,20 @@ def test_a_script_ends_in_one_line_whatever_it_is_that_the_user_can_mend(folder)
         assert done.returncode == 2 and line.startswith(expected)
 
 
+@pytest.mark.parametrize("line", ["", "import sys; sys.exit(3)"])
+def test_a_reader_that_ends_early_ends_a_script_without_a_message(line):
+    script = f"from clips.options import user_errors\nwith user_errors():\n    print('a' * 9)\n    {line or 'pass'}"
+    first, second = os.pipe()
+    os.close(first)  # as `head` does
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=second, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(second)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_of_several_processes_the_main_one_speaks(monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))

@@ -266,6 +266,12 @@ def test_short_and_silent_files_have_one_span(captioner, tmp_path):
     assert short[0]["caption"] == captioner(str(tmp_path / "short.wav"))["caption"].strip()
 
 
+@pytest.mark.parametrize("option", [{"start": 1.0}, {"where": "whole"}, {"errors": "return"}, {"sampling_rate": 8000}])
+def test_what_spans_would_ignore_is_refused(captioner, option):
+    with pytest.raises(ValueError, match=f"`spans` are of whole files: leave out {next(iter(option))}"):
+        captioner("any.wav", spans=True, **option)
+
+
 def test_equal_neighbours_are_one_span():
     def span(start, end, text, kind="music", score=-1.0):
         return {"start": start, "end": end, "kind": kind, "caption": text, "score": score}
@@ -368,10 +374,11 @@ def test_wrong_options_are_refused_before_anything_is_captioned(command, tmp_pat
         ("--where", "whole"): "--where is for one caption a file",
         ("--music_spans", "nothing.csv"): "--music_spans nothing.csv does not exist",
         ("--music_detector", "json"): "expected module:function",
-        ("--music_detector", "json:nothing"): "json has no function nothing",
+        ("--music_detector", "json:nothing", "--output", "OUT/spans.jsonl"): "json has no function nothing",
     }.items():
         status, _, err = command("track.wav", "--spans", *words)
         assert status == 2 and problem in err, err
+    assert not [*tmp_path.iterdir()]
 
 
 # -- music and other sound ---------------------------------------------------------------------------------------------

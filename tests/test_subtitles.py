@@ -385,6 +385,7 @@ def test_options_that_do_not_go_together_are_refused(caption_command, tmp_path):
     (tmp_path / "spans.jsonl").write_text("")
     for words, said in (
         ("--render spans.jsonl --check spans.jsonl", "--render and --check: expected one of them"),
+        ("--render spans.jsonl --output x.jsonl", "--output is for captions: subtitles are beside their files"),
         ("--render spans.jsonl song.mp3", "--render and PATH: expected one of them"),
         (
             "--render span.jsonl",
