@@ -335,9 +335,9 @@ def test_a_reader_that_ends_early_ends_a_script_without_a_message(line):
     first, second = os.pipe()
     os.close(first)  # as `head` does
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, stdout=second, stderr=subprocess.PIPE, text=True
-        )
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as usual: written when the script ends
+        options = {"cwd": ROOT, "env": buffered, "stdout": second, "stderr": subprocess.PIPE, "text": True}
+        done = subprocess.run([sys.executable, "-c", script], **options)
     finally:
         os.close(second)
     assert (done.returncode, done.stderr) == (1, "")
