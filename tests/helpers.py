@@ -18,6 +18,8 @@ from transformers import ClapConfig, ClapModel
 import prepare as prepare_script
 import train
 from captions.span_rows import Span
+from modeling_rgmc import RGMCModel
+from pipeline_rgmc import MusicCaptioningPipeline
 from retrieval_rgmc import CaptionDatastore
 
 ROOT = Path(__file__).parent.parent
@@ -224,3 +226,19 @@ def make_spans(*parts: tuple, path: str = "film.mp4", duration: float | None = N
         spans.append(Span(path=path, duration=duration, start=start, end=end, kind=kind, **fields))
         start = end
     return spans
+
+
+def vary_captions(model: RGMCModel):
+    """Gives a decoder weights with which the captions of different clips differ, in words and in length."""
+    for weight in model.text_model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.generation_config.eos_token_id = [0, *range(270, 290)]
+
+
+def saved_pipeline(model: RGMCModel, processor, folder: Path) -> MusicCaptioningPipeline:
+    """A pipeline, which is also saved to a folder unless that is there."""
+    made = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+    if not folder.exists():
+        made.save_pretrained(folder)
+    return made

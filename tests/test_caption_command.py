@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from helpers import CAPTIONS, ROOT, read_lines, write_tone
+from helpers import CAPTIONS, ROOT, read_lines, saved_pipeline, vary_captions, write_tone
 
 from captions.formats import FORMATS, read_captions, write_captions
 from captions.inputs import find_inputs
@@ -41,20 +41,14 @@ def place(tmp_path_factory):
 def captioner(make_model, processor, place):
     """The pipeline of the checkpoint `outputs/demo`, whose captions differ in words and length."""
     model = make_model(max_new_tokens=12)
-    for weight in model.text_model.parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=0.5)
-    model.generation_config.eos_token_id = [0, *range(270, 290)]
+    vary_captions(model)
     files = [str(place / "music" / f"{row}.wav") for row in range(5)]
     with torch.no_grad():
         embeddings = model.embed_audio(processor(audio=files)["input_features"]).numpy()
     tokens = [processor.encode_candidate(text) for text in CAPTIONS[:5]]
     rows = {"id": list("abcde"), "caption": CAPTIONS[:5], "input_ids": tokens, "license": ["CC0-1.0", *[None] * 4]}
     model.set_datastore(CaptionDatastore(Dataset.from_dict(rows), embeddings, model.encoder_fingerprint()))
-    made = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
-    if not (place / "outputs" / "demo").exists():
-        made.save_pretrained(place / "outputs" / "demo")
-    return made
+    return saved_pipeline(model, processor, place / "outputs" / "demo")
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from helpers import CAPTIONS, read_lines
+from helpers import CAPTIONS, read_lines, saved_pipeline, vary_captions
 
 import spans_rgmc
 from captions.captioner import Captioner
 from captions.span_rows import Span, read_spans, write_spans
 from captions.spans import SpanLedger, load_detector, read_music_spans, show
 from captions.subtitle_files import read_subtitles
-from pipeline_rgmc import MusicCaptioningPipeline
 from retrieval_rgmc import CaptionDatastore
 from span_settings_rgmc import SpanSettings
 from spans_rgmc import average_states, cut, divide, find_changes, find_silences, merge_equal, novelty, window_starts
@@ -62,19 +61,13 @@ def place(tmp_path_factory):
 def captioner(make_model, processor, place):
     """The pipeline of the checkpoint `outputs/demo`, whose captions differ."""
     model = make_model(max_new_tokens=12)
-    for weight in model.text_model.parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=0.5)
-    model.generation_config.eos_token_id = [0, *range(270, 290)]
+    vary_captions(model)
     model.set_log_mel_statistics(torch.full((64,), -40.0), torch.full((64,), 400.0))
     vectors = torch.nn.functional.normalize(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), dim=1)
     tokens = [processor.encode_candidate(text) for text in CAPTIONS[:5]]
     rows = Dataset.from_dict({"id": list("abcde"), "caption": CAPTIONS[:5], "input_ids": tokens})
     model.set_datastore(CaptionDatastore(rows, vectors.numpy(), model.encoder_fingerprint()))
-    made = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
-    if not (place / "outputs" / "demo").exists():
-        made.save_pretrained(place / "outputs" / "demo")
-    return made
+    return saved_pipeline(model, processor, place / "outputs" / "demo")
 
 
 @pytest.fixture
