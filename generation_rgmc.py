@@ -1,6 +1,7 @@
 """What `generate` needs beside the decoder's own: its defaults, and consensus decoding."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ except ImportError:
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
 SELECTIONS = ("best", "consensus")
+LEAST_PROBABILITY = 0.01  # of a word, so that a single one does not decide alone
 UNSUPPORTED = ("num_return_sequences", "return_dict_in_generate", "streamer")
 
 
@@ -51,7 +53,7 @@ def generate_consensus(
     attention_mask: torch.Tensor | None = None,
     exclude_ids: list[str | None] | None = None,
     consensus_neighbors: int = 5,
-    word_weight: float = 0.5,
+    word_weight: float = 1.0,
     tokenizer=None,
     **kwargs,
 ) -> torch.Tensor:
@@ -59,8 +61,8 @@ def generate_consensus(
     Captions each clip from the caption of each of its nearest songs in turn, keeps all beams, and chooses the caption
     that is most similar to the others. A beam counts as much as its song is similar to the clip.
 
-    A model with a word head also knows how probable words are, given the sound. With a `tokenizer`, the mean over the
-    words of a caption, times `word_weight`, is added to the caption's similarity to the others.
+    A model with a word head also knows how probable words are, given the sound. With a `tokenizer`, the mean of their
+    logarithms over the words of a caption, times `word_weight`, is added to the caption's similarity to the others.
 
     Decoding takes as many times longer as there are songs. Nothing is drawn, and captions do not depend on the batch.
 
@@ -69,8 +71,8 @@ def generate_consensus(
             As in [`~RGMCModel.generate`]. With `input_ids` the choice is among the beams of these candidates.
         consensus_neighbors (`int`, defaults to 5):
             How many songs are used in turn. A model of several candidates is given each with those that follow it.
-        word_weight (`float`, defaults to 0.5):
-            Weight of the words' probability (0 to 1) beside the similarity to the other captions (0 to 1).
+        word_weight (`float`, defaults to 1.0):
+            Weight of the words' mean log-probability beside the similarity to the other captions, 0 to 1.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The processor's: reads the words of a caption.
 
@@ -112,8 +114,8 @@ def generate_consensus(
         probabilities = model.word_head.logits(audio_embeds).sigmoid().tolist()
         bonuses = [
             [
-                word_weight * mean_probability(model.config, values, tokenizer.decode(tokens, skip_special_tokens=True))
-                for tokens in said
+                word_weight * mean_log_probability(model.config, values, text)
+                for text in tokenizer.batch_decode(said, skip_special_tokens=True)
             ]
             for values, said in zip(probabilities, hypotheses)
         ]
@@ -122,12 +124,15 @@ def generate_consensus(
     return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
 
 
-def mean_probability(config: RGMCConfig, probabilities: list[float], caption: str) -> float:
-    """The mean probability of the words of a caption; 0 for one without any of `config.words`."""
+def mean_log_probability(config: RGMCConfig, probabilities: list[float], caption: str) -> float:
+    """
+    The mean log-probability of the words of a caption, each at least `LEAST_PROBABILITY`; that of the least probable
+    word for a caption without any of `config.words`.
+    """
     columns = {word: column for column, word in enumerate(config.words)}
     words = {*normalize_caption(caption, config.caption_normalization).split()}
-    found = [probabilities[columns[word]] for word in sorted(words) if word in columns]
-    return sum(found) / len(found) if found else 0.0
+    found = [probabilities[columns[word]] for word in sorted(words) if word in columns] or [0.0]
+    return sum(math.log(max(probability, LEAST_PROBABILITY)) for probability in found) / len(found)
 
 
 def neighbor_prompts(

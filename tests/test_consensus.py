@@ -1,5 +1,6 @@
 """What the consensus of captions promises: the one that shares most with the others, whatever order they are in."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import GenerationConfig
 
 from captions_rgmc import caption_similarity, left_pad, most_central, normalize_caption
 from evaluation.captioning import conditioned_on
-from generation_rgmc import mean_probability, neighbor_prompts
+from generation_rgmc import mean_log_probability, neighbor_prompts
 from modeling_rgmc import RGMCModel
 from retrieval_rgmc import CaptionDatastore
 from songs_rgmc import make_rows
@@ -169,11 +170,12 @@ def test_a_checkpoint_says_how_it_chooses(songs, tmp_path):
     assert RGMCModel.from_pretrained(tmp_path).generate(audio_embeds=embeds).equal(chosen)
 
 
-def test_the_probability_of_a_caption_is_the_mean_over_its_words(make_config):
+def test_the_log_probability_of_a_caption_is_the_mean_over_its_words(make_config):
     config = make_config(words=["sad", "piano", "guitar"], caption_normalization="music")
-    assert mean_probability(config, [0.1, 0.2, 0.4], "A sad, sad piano!") == pytest.approx(0.15)
-    assert mean_probability(config, [0.1, 0.2, 0.4], "guitar") == 0.4
-    assert mean_probability(config, [0.1, 0.2, 0.4], "drums") == 0.0
+    assert mean_log_probability(config, [0.1, 0.2, 0.4], "A sad, sad piano!") == pytest.approx(math.log(0.02) / 2)
+    assert mean_log_probability(config, [0.1, 0.2, 0.4], "guitar") == pytest.approx(math.log(0.4))
+    assert mean_log_probability(config, [0.1, 0.2, 0.0], "guitar") == pytest.approx(math.log(0.01))
+    assert mean_log_probability(config, [0.1, 0.2, 0.4], "drums") == pytest.approx(math.log(0.01))
 
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "gemma2"])
