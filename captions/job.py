@@ -18,6 +18,7 @@ from clips.checkpoints import fingerprint, newest_checkpoint
 from clips.options import ROOT, check_model
 
 MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
+BUNDLED = ROOT / "checkpoints" / "demo"  # what this command once made
 
 
 @dataclass
@@ -75,11 +76,16 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
 
 
 def find_model() -> tuple[str, str]:
-    """The newest checkpoint in `outputs/`, of the working folder or of the repository, and how it was found."""
+    """
+    The newest checkpoint in `outputs/`, of the working folder or of the repository, or else the one that is part of the
+    repository, and how it was found.
+    """
     for folder in (Path("outputs"), ROOT / "outputs"):
         found = newest_checkpoint(folder)
         if found:
             return str(found), f" (the newest in {folder})"
+    if (BUNDLED / "config.json").is_file():
+        return str(BUNDLED), " (part of this repository: it knows only synthesised tunes, see README.md)"
     raise FileNotFoundError(
         f"there is no checkpoint in outputs/: name one with --model, or make one with `{MAKE_ONE}` (about 8 minutes)"
     )

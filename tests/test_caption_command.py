@@ -303,6 +303,7 @@ def test_mistakes_end_with_one_line_and_status_2(command, tmp_path, monkeypatch,
     assert "- is read by one process" in command("-")[2]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captions.job.ROOT", tmp_path)
+    monkeypatch.setattr("captions.job.BUNDLED", tmp_path / "checkpoints")
     status, _, err = command(place / "music")
     assert status == 2 and "make one with `accelerate launch train.py configs/demo.yaml`" in err
     assert MAKE_ONE in (ROOT / "README.md").read_text(encoding="utf-8")
