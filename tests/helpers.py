@@ -142,10 +142,15 @@ def run_script(script: str, options: Sequence[str], cwd: Path, environment: dict
     for number, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{output}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = [script, *options]
-    if script.startswith("-m "):
-        runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+    status = None
+    try:
+        if script.startswith("-m "):
+            runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:  # with its frames go the workers of loaders, for which multiprocessing would wait
+        status = ended.code
+    sys.exit(status)
 
 
 class Script:
