@@ -1,5 +1,6 @@
 """Audio files of every container and codec that PyAV's FFmpeg can write."""
 
+import functools
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ NO_FILES |= {"webm_dash_manifest"}
 NO_SOUND = {"anull", "comfortnoise"}  # encoders that discard their input
 RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000]  # the lowest available one is the fastest
 ASKED_FOR = {11_025, 16_000, 48_000}  # that some containers require
-BIT_RATES = {"g723_1": "6300", "wmav1": "32000", "wmav2": "32000"}
+BIT_RATES = {"aac": "32000", "g723_1": "6300", "wmav1": "32000", "wmav2": "32000"}
+FAST = {"aac": {"aac_coder": "fast"}, "libmp3lame": {"compression_level": "9"}, "libopus": {"compression_level": "0"}}
 # Formats that people have, and some in which FFmpeg seeks wrongly.
 COMMON = [(codec, "wav") for codec in ("pcm_s16le", "pcm_alaw", "pcm_mulaw", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf")]
 COMMON += [(codec, "wav") for codec in ("adpcm_yamaha", "g722", "g726", "libmp3lame", "libopencore_amrnb")]
@@ -36,6 +38,7 @@ WITH_OPTIONS = [
 ]
 
 
+@functools.lru_cache(maxsize=8)
 def noise(seconds: float, rate: int) -> np.ndarray:
     return 0.2 * np.random.default_rng(0).standard_normal(round(seconds * rate), np.float32)
 
@@ -44,7 +47,9 @@ def encode(codec: str, muxer: str, rate: int, layout: str, samples: np.ndarray, 
     file = io.BytesIO()
     sample_format = (av.Codec(codec, "w").audio_formats or [av.AudioFormat("s16")])[0].name
     with av.open(file, "w", format=muxer, options=options or {}) as container:
-        codec_options = {"strict": "-2"} | ({"b": BIT_RATES[codec]} if codec in BIT_RATES else {})
+        codec_options = {"strict": "-2", **FAST.get(codec, {})} | (
+            {"b": BIT_RATES[codec]} if codec in BIT_RATES else {}
+        )
         stream = container.add_stream(codec, rate=rate, layout=layout, options=codec_options)
         stream.codec_context.format = sample_format
         resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)
@@ -80,6 +85,7 @@ def decode_whole(content: bytes) -> tuple[np.ndarray, int, tuple[str, str]]:
     return whole.astype(np.float32), rate, names
 
 
+@functools.cache
 def choices(codec: str) -> list[tuple[int, str]]:
     """Lists rates and layouts of an encoder: the lowest, which is the fastest, and some that containers require."""
     found = []

@@ -1,10 +1,20 @@
 """Helpers of several test modules: paths, tiny configurations, small corpora of tones, and ways to run the scripts."""
 
+import functools
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas
@@ -108,16 +118,85 @@ def run(folder: Path, corpus: Path, *options: str, name: str = "checkpoint") -> 
 
 def run_in_two_processes(folder: Path, corpus: Path, *options: str, name: str = "two") -> Path:
     """Trains a tiny model in two processes, and returns the checkpoint's folder."""
-    in_two_processes("train.py", str(config_file(folder, corpus, name)), *options, cwd=ROOT)
+    in_two_processes("train.py", str(config_file(folder, corpus, name)), *options, output=folder / f"{name}.log")
     return folder / name
 
 
-def in_two_processes(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs a script of the repository in two processes, which must succeed, and returns what they printed."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launch, *options]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+@functools.cache
+def processes() -> ForkServerContext:
+    """Makes processes that have imported the scripts and their libraries already, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers", "train"])
+    with mock.patch.dict(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}"):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def run_script(script: str, options: Sequence[str], cwd: Path, environment: dict[str, str], output: Path):
+    """Does in this process what `python <script> <options>` does in a new one; `-m <module>` is a script, too."""
+    multiprocessing.set_start_method(None, force=True)  # as in a new process
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{output}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = [script, *options]
+    status = None
+    try:
+        if script.startswith("-m "):
+            runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:  # with its frames go the workers of loaders, for which multiprocessing would wait
+        status = ended.code
+    sys.exit(status)
+
+
+class Script:
+    """
+    A running script of the repository, or of any other path, in several processes of which each has imported the
+    libraries already. They know of each other what torchrun tells. `output` is where they write what they print.
+    """
+
+    def __init__(
+        self, script: str, *options: str, output: Path, cwd: Path = ROOT, world_size: int = 1, **variables: str
+    ):
+        environment = {**os.environ, **variables, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        if world_size > 1:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            environment |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+        self.output, self.processes = output, []
+        for rank in map(str, range(world_size)):
+            ranks = {"RANK": rank, "LOCAL_RANK": rank} if world_size > 1 else {}
+            arguments = (script, options, cwd, environment | ranks, output)
+            self.processes.append(processes().Process(target=run_script, args=arguments))
+            self.processes[-1].start()
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Waits for the processes, of which one that fails ends the others, and returns what they printed."""
+        until = time.monotonic() + timeout
+        while self.is_alive():
+            if time.monotonic() > until or any(process.exitcode for process in self.processes):
+                self.kill()
+            connection.wait([process.sentinel for process in self.processes if process.is_alive()], timeout=1)
+        status = next((process.exitcode for process in self.processes if process.exitcode), 0)
+        printed = (Path(f"{self.output}.{stream}").read_text() for stream in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(self.processes, status, *printed)
+
+    def is_alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def in_two_processes(script: str, *options: str, output: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a script in two processes, which must succeed, and returns what they printed."""
+    done = Script(script, *options, output=output, world_size=2, **variables).wait()
     assert done.returncode == 0, done.stderr
     return done
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from helpers import CAPTIONS, ROOT, read_lines, saved_pipeline, vary_captions, write_tone
+from helpers import CAPTIONS, ROOT, Script, read_lines, saved_pipeline, vary_captions, write_tone
 
 from captions.formats import FORMATS, read_captions, write_captions
 from captions.inputs import find_inputs
@@ -635,14 +635,9 @@ for choice in points:
 def killed_runs(place: Path, folder: Path, points: list, existing: str, before: str | None) -> list[dict]:
     words = ["music", "--output", str(folder / "rows.jsonl"), "--batch_size", "2", "--num_proc", "1"]
     settings = json.dumps([[*words, "--existing", existing], str(folder), points, before])
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLS, settings],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    driver = folder.parent / "driver.py"
+    driver.write_text(KILLS)
+    ended = Script(str(driver), settings, cwd=place, output=folder.parent / "log").wait(500)
     assert ended.returncode == 0, ended.stderr
     runs = [json.loads(line) for line in ended.stdout.splitlines()]
     assert len(runs) == len(points)
@@ -685,20 +680,8 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(command, place, t
 
 def test_two_processes_write_what_one_writes(command, place, tmp_path):
     command("music", "--output", "OUT/one.jsonl", "--batch_size", "2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = ["music", "--output", str(tmp_path / "two.jsonl"), "--batch_size", "2", "--num_proc", "1"]
-    log = tmp_path / "log.txt"
-    with log.open("w") as file:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*launch, str(ROOT / "caption.py"), *words],
-            cwd=place,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            timeout=120,
-        )
-    said = log.read_text()
+    said = Script("caption.py", *words, cwd=place, output=tmp_path / "log", world_size=2).wait().stderr
     assert said.count("7 files to caption") == 1 and said.count("music/text.mp3: unreadable") == 1
     assert "4/4 [" in said  # two of the four batches, by the main process
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()

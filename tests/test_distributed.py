@@ -1,16 +1,14 @@
 """What training promises under FSDP: the numbers and the checkpoint of a single process, and resuming."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from helpers import ROOT, SPLITS, config_file, read_lines, run, write_corpus
+from helpers import ROOT, SPLITS, config_file, in_two_processes, read_lines, run, write_corpus
 from safetensors.torch import load_file
 
 from modeling_rgmc import RGMCModel
@@ -53,22 +51,11 @@ def train_sharded(corpus, alone, tmp_path):
     driver = tmp_path / "sharded.py"
     driver.write_text(SHARDED)
 
-    def start(name: str, *options: str) -> str:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver)]
+    def start(name: str, *options: str) -> CompletedProcess:
         argv = [str(config_file(tmp_path, corpus, name)), *OPTIONS, "--cache_dir", str(alone.parent / "cache")]
         variables = {key.upper(): str(value) for key, value in settings.items()}
-        environment = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **environment, **variables, "PYTHONPATH": str(ROOT)}
-        log = tmp_path / f"{name}.txt"
-        with log.open("w") as file:
-            process = subprocess.Popen([*launch, *argv, *options], cwd=ROOT, env=environment, stdout=file, stderr=file)
-        try:
-            process.wait(timeout=120)
-        except subprocess.TimeoutExpired:  # they wait for each other; the launcher ends them within 30 seconds
-            process.terminate()
-            process.wait()
-        assert process.returncode == 0, log.read_text()
-        return log.read_text()
+        log = tmp_path / f"{name}-{len(options)}.log"
+        return in_two_processes(str(driver), *argv, *options, output=log, ACCELERATE_USE_FSDP="true", **variables)
 
     return start
 
@@ -76,7 +63,7 @@ def train_sharded(corpus, alone, tmp_path):
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream(), "record_event"), reason="this torch has no FSDP2 on a CPU")
 def test_fsdp_trains_saves_and_resumes_as_one_process(train_sharded, corpus, alone, tmp_path):
     train_sharded("sharded", "--num_train_epochs", "1")
-    assert "step 4, epoch 2" in train_sharded("sharded", "--resume_from_checkpoint", "last")
+    assert "step 4, epoch 2" in train_sharded("sharded", "--resume_from_checkpoint", "last").stdout
     sharded = tmp_path / "sharded"
     assert (sharded / "checkpoint-8" / "pytorch_model_fsdp_0" / ".metadata").exists()
 

@@ -353,7 +353,7 @@ def test_two_processes_caption_each_clip_once_as_one_does(run, corpus, checkpoin
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
     options += ["--statistics_neighbor", "true", "--oracle", "true"]
     options += ["--cache_dir", str(corpus.parent / "cache"), "--bootstrap", "20"]
-    done = in_two_processes("eval.py", *options, cwd=tmp_path)
+    done = in_two_processes("eval.py", *options, output=tmp_path / "log")
     assert done.stdout.count("Table 3") == 1
     assert re.search("Captioning: .* 3/3 ", done.stderr) and not re.search("Captioning: .* 5/5 ", done.stderr)
     lines = (tmp_path / "two" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()

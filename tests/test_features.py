@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Dataset
-from helpers import ROOT, write_corpus, write_tone
+from helpers import Script, write_corpus, write_tone
 from torch.nn.functional import normalize
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
 
@@ -179,6 +177,7 @@ def test_several_processes_give_the_features_of_one(compute, monkeypatch, tmp_pa
 
 KILLED_AT_CLIP_6 = """
 import os, signal, sys
+os.setsid()
 import clips.features, clips.rows
 from feature_extraction_rgmc import RGMCFeatureExtractor
 
@@ -200,9 +199,10 @@ clips.features.compute_features(rows, RGMCFeatureExtractor(), "train", skipped, 
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_a_killed_run_goes_on_where_it_was(compute, decoded, corpus, tmp_path, num_proc):
-    arguments = [sys.executable, "-c", KILLED_AT_CLIP_6, str(corpus), str(tmp_path / "cache"), str(num_proc)]
-    killed = subprocess.run(arguments, cwd=ROOT, start_new_session=True, capture_output=True, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (tmp_path / "driver.py").write_text(KILLED_AT_CLIP_6)
+    arguments = [str(corpus), str(tmp_path / "cache"), str(num_proc)]
+    killed = Script(str(tmp_path / "driver.py"), *arguments, output=tmp_path / "log").wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     features = compute()
     finished = 6 // (2 * num_proc) * 2 * num_proc
     assert decoded == [f"{row}.wav" for row in range(finished, CLIPS)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, Script
 
 import build_datastore
 import eval as evaluation_script
@@ -323,8 +323,7 @@ def test_a_script_ends_in_one_line_whatever_it_is_that_the_user_can_mend(folder)
         (["--max_step", "2"], "train.py: error: unknown option --max_step; did you mean --max_steps?"),
         (["--overwrite_output_dir", "no"], "train.py: error: outputs/demo holds a run (config.json): "),
     ):
-        command = [sys.executable, ROOT / "train.py", "configs/demo.yaml", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        done = Script("train.py", "configs/demo.yaml", *words, cwd=folder, output=folder / words[0]).wait()
         (line,) = done.stderr.splitlines()
         assert done.returncode == 2 and line.startswith(expected)
 

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from helpers import ROOT, write_clap, write_tone
+from helpers import ROOT, Script, write_clap, write_tone
 from torch.distributed.run import get_args_parser
 
 from clips.options import OptionParser
@@ -294,18 +294,8 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "-m evaluation.compare",
         "-m evaluation.sanity",
     ]
-    running = [
-        subprocess.Popen(
-            [sys.executable, *script.split(), "--help"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for script in scripts
-    ]
-    for script, process in zip(scripts, running):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0 and len(out.splitlines()) > 5, (script, err)
-        assert f"usage: {script.replace('-m ', 'python -m ')}" in out or script == "prepare.py"
-        assert "Traceback" not in err
+    for script in scripts:
+        done = Script(script, "--help", output=tmp_path / script).wait()
+        assert done.returncode == 0 and len(done.stdout.splitlines()) > 5, (script, done.stderr)
+        assert f"usage: {script.replace('-m ', 'python -m ')}" in done.stdout or script == "prepare.py"
+        assert "Traceback" not in done.stderr

@@ -442,7 +442,7 @@ def test_two_processes_evaluate_several_checkpoints_as_one_does(evaluate, checkp
     options = ["--model", *checkpoints[:2], "--dataset", str(corpus), "--output_dir", str(tmp_path / "two")]
     options += ["--table", "3", "4", "--masked", "false", "--meteor", "false", "--clap_model", "none"]
     options += ["--cache_dir", str(one.parent / "cache"), "--bootstrap", "30"]
-    done = in_two_processes("eval.py", *options, cwd=tmp_path)
+    done = in_two_processes("eval.py", *options, output=tmp_path / "log")
     assert done.stdout.count("Table 3") == 1 and " ± " in done.stdout
     found, wanted = (read_json(folder / "results.json") for folder in (tmp_path / "two", one))
     assert found["systems"] == wanted["systems"] and found["checkpoints"] == wanted["checkpoints"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features
-from helpers import CAPTIONS, ROOT, SHARED, SPLITS, config_file, read_lines, run, write_corpus
+from helpers import CAPTIONS, ROOT, SHARED, SPLITS, Script, config_file, read_lines, run, write_corpus
 
 import train
 from clips.batches import TeacherForcingCollator, load_batches
@@ -180,7 +180,8 @@ def test_a_validation_clip_that_is_trained_on_is_not_its_own_candidate(corpus, t
 
 
 def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
-    # torchrun, because `accelerate launch --cpu --num_processes 2` silently runs a single process.
+    # torchrun, because `accelerate launch --cpu --num_processes 2` silently runs a single process. Other tests start
+    # the processes as it does, without importing everything three times.
     options = ["--learning_rate", "3e-4", "--num_train_epochs", "2", "--test_split", "test"]
     alone = run(tmp_path, corpus, *options)
     config = config_file(tmp_path, corpus, "two")
@@ -341,8 +342,8 @@ def test_options_are_checked_and_the_command_line_wins(tmp_path, capsys):
 
 
 def test_embeddings_of_a_mixed_precision_run_are_those_of_captioning(corpus, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), str(config_file(tmp_path, corpus, "bf16"))]
-    done = subprocess.run([*command, "--mixed_precision", "bf16"], capture_output=True, text=True, timeout=300)
+    options = [str(config_file(tmp_path, corpus, "bf16")), "--mixed_precision", "bf16"]
+    done = Script("train.py", *options, output=tmp_path / "log").wait()
     assert done.returncode == 0, done.stderr
     checkpoint = tmp_path / "bf16"
     model, processor = RGMCModel.from_pretrained(checkpoint), RGMCProcessor.from_pretrained(checkpoint)
