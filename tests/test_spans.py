@@ -20,7 +20,16 @@ from captions.spans import SpanLedger, load_detector, read_music_spans, show
 from captions.subtitle_files import read_subtitles
 from retrieval_rgmc import CaptionDatastore
 from span_settings_rgmc import SpanSettings
-from spans_rgmc import average_states, cut, divide, find_changes, find_silences, merge_equal, novelty, window_starts
+from spans_rgmc import (
+    average_states,
+    cut,
+    divide,
+    find_changes,
+    find_silences,
+    merge_equal,
+    novelty,
+    overlapping_starts,
+)
 
 RATE = 16_000
 # Silence, A, silence, B, noise, with their ends in seconds.
@@ -131,8 +140,8 @@ def test_a_hop_at_which_the_encoder_folds_time_is_refused():
 
 
 def test_windows_cover_a_track_and_keep_its_tail():
-    assert window_starts(100, 10, 31) == [0, 31, 62, 90]
-    assert window_starts(10, 10, 3) == [0] and window_starts(4, 10, 3) == [0]
+    assert overlapping_starts(100, 10, 31) == [0, 31, 62, 90]
+    assert overlapping_starts(10, 10, 3) == [0] and overlapping_starts(4, 10, 3) == [0]
 
 
 def test_the_encoders_steps_are_in_the_order_of_time(make_model, log_mels):

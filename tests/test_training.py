@@ -59,6 +59,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "model_card_rgmc.py",
         "modeling_rgmc.py",
         "neighbors.jsonl",
+        "noise_rgmc.py",
         "pipeline_rgmc.py",
         "pretrained_rgmc.py",
         "processing_rgmc.py",
