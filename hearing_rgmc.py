@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 try:
-    from .audio_rgmc import OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
+    from .audio_rgmc import FROM_THE_START, OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
     from .feature_extraction_rgmc import RGMCFeatureExtractor
     from .noise_rgmc import is_noise
 except ImportError:
-    from audio_rgmc import OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
+    from audio_rgmc import FROM_THE_START, OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
     from feature_extraction_rgmc import RGMCFeatureExtractor
     from noise_rgmc import is_noise
 
@@ -36,8 +36,8 @@ class Heard:
             Of the whole sound, in s.
         flags (`list[str]`):
             `"silence"` if all windows are below -70 dB of full scale, `"no music"` if all are steady noise or silent,
-            `"opposite phase"` where the channels cancel each other out, and `"short"` for less sound than the model
-            hears, which is then repeated.
+            `"opposite phase"` where the channels cancel each other out, `"short"` for less sound than the model hears,
+            which is then repeated, and `"decoded from its start"` for a file whose own times are not exact.
         digest (`str`):
             16 hexadecimal digits of a digest of the windows' samples.
     """
@@ -127,12 +127,16 @@ def hear(
             has_noise |= noisy
             log_mels.append(log_mel[:0] if silent or noisy else log_mel)
             kept += [] if silent or noisy else [round(begin, 3)]
+    for warning in caught:
+        if not isinstance(warning.message, AudioWarning):
+            warnings.warn(warning.message, stacklevel=2)
     kinds = {warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)}
     flags = {
         "silence": not kept and not has_noise,
         "no music": not kept and has_noise,
         "opposite phase": OPPOSITE_PHASE in kinds,
         "short": duration - (start or 0.0) < seconds,
+        "decoded from its start": FROM_THE_START in kinds,
     }
     return Heard(
         np.concatenate(log_mels),

@@ -11,8 +11,8 @@ import numpy as np
 SEGMENT = 0.24  # seconds
 EDGES = np.concatenate([np.arange(100, 900, 200), np.geomspace(900, 14_000, 9)])  # of the bands, in Hz
 FLOOR = 50.0  # dB below the loudest band and segment, below which levels do not count
-FLATNESS = -6.0  # dB; of noise -2.5 on average and -5.2 at least
-STEADINESS = 2.2  # dB, standard deviation
+FLATNESS = -6.0  # dB, of each segment at least
+STEADINESS = 2.0  # dB, standard deviation of each band's level over the segments at most
 SHORTEST = 3.0  # seconds
 
 
@@ -55,12 +55,22 @@ def find_noise(
             Which segments are not silent.
     """
     found = []
-    for first, end in runs((flatness > FLATNESS) & audible):
+    for first, end in runs((smooth(flatness) > FLATNESS) & audible):
         inner = levels[first + 1 : end - 1]  # the first and the last may be noise in part
-        if (end - first) * SEGMENT >= SHORTEST:
-            if np.maximum(inner, inner.max() - FLOOR).std(axis=0).max() <= STEADINESS:
-                found.append((first * SEGMENT, end * SEGMENT))
+        if (end - first) * SEGMENT >= SHORTEST and deviation(inner) <= STEADINESS:
+            found.append((first * SEGMENT, end * SEGMENT))
     return found
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """The median of each segment and its two neighbours; the first axis is that of the segments."""
+    padded = np.concatenate([values[:1], values, values[-1:]])
+    return np.median(np.stack([padded[:-2], values, padded[2:]]), axis=0)
+
+
+def deviation(levels: np.ndarray) -> float:
+    """The largest standard deviation, over the segments, of a band's levels `(segments, bands)` in dB."""
+    return float(np.maximum(smooth(levels), levels.max() - FLOOR).std(axis=0).max())
 
 
 def is_noise(samples: np.ndarray, sampling_rate: int, silence: float) -> bool:

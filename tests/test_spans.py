@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from datasets import Dataset
+from encoders import write_film
 from helpers import CAPTIONS, read_lines, saved_pipeline, vary_captions
 
 import spans_rgmc
@@ -225,16 +227,31 @@ def test_changes_are_peaks_apart_from_each_other_and_from_the_ends():
 
 def test_music_starts_changes_and_stops_within_half_a_second(captioner, place):
     spans = captioner(str(place / "track.wav"), spans=True)
-    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music", "music"]
+    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music", "other"]
     assert [span["end"] for span in spans] == pytest.approx(EDGES, abs=0.5)
     assert [span["end"] for span in spans][:3] == pytest.approx(EDGES[:3], abs=0.021)
     assert spans[0]["start"] == 0 and all(before["end"] == after["start"] for before, after in pairwise(spans))
     for span in spans:
-        if span["kind"] == "silence":
+        if span["kind"] != "music":
             assert not (span["caption"] or span["score"] or span["alternatives"] or span["candidates"])
         else:
             assert span["caption"] and span["score"] < 0 and 1 <= len(span["alternatives"]) <= 2
             assert span["caption"] not in span["alternatives"]
+
+
+def test_spans_of_a_film_whose_sound_starts_late_are_on_its_clock(captioner, tmp_path):
+    sound = soxr.resample(np.concatenate([melody(8, 110, 1), np.zeros(2 * RATE), melody(8, 440, 2)]), RATE, 48_000)
+    write_film(tmp_path / "film.mp4", sound, delay=3.3)
+    spans = captioner(str(tmp_path / "film.mp4"), spans=True)
+    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music"]
+    assert [span["end"] for span in spans] == pytest.approx([3.3, 11.3, 13.3, 21.3], abs=0.1)
+
+
+def test_a_change_of_the_music_is_found_within_half_a_second(captioner, tmp_path):
+    soundfile.write(tmp_path / "two.wav", np.concatenate([melody(20.3, 110, 1), melody(20, 440, 2)]), RATE)
+    spans = captioner(str(tmp_path / "two.wav"), spans=True)
+    assert [span["kind"] for span in spans] == ["music", "music"]
+    assert spans[0]["end"] == pytest.approx(20.3, abs=0.5)
 
 
 def test_a_span_is_captioned_like_a_file_of_its_own(captioner, place, tmp_path):
@@ -354,11 +371,14 @@ def test_an_interrupted_run_resumes_with_the_next_file(command, place, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["spans.jsonl"]
 
 
-def test_one_command_makes_subtitles_without_a_cue_in_silence(command, tmp_path):
+def test_one_command_makes_subtitles_without_a_cue_in_silence_and_noise(command, tmp_path):
     status, out, _ = command("track.wav", "--format", "vtt", "--profile", "netflix", "--subtitle_dir", "OUT")
     assert status == 0 and out == f"{tmp_path / 'track.vtt'}\n"
     cues = [cue for cue in read_subtitles(tmp_path / "track.vtt").cues if "music stops" not in " ".join(cue.lines)]
-    assert cues and all(4.0 <= cue.start / 1000 < cue.end / 1000 <= 24.03 or cue.start / 1000 >= 28.27 for cue in cues)
+    times = [(cue.start / 1000, cue.end / 1000) for cue in cues]
+    assert len(times) == 2 and all(
+        (4.0 <= start and end <= 24.03) or (start >= 28.27 and end <= 50.6) for start, end in times
+    )
 
 
 def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_path, monkeypatch):
@@ -366,6 +386,15 @@ def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_pat
     monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
     status, _, err = command("track.wav", "--format", "vtt", "--subtitle_dir", "OUT")
     assert status == 2 and "track.vtt exists: --existing overwrite replaces it" in err
+
+
+@pytest.mark.parametrize("existing", ["error", "skip", "append"])
+def test_a_copied_film_that_exists_is_found_before_the_model_runs(command, tmp_path, monkeypatch, existing):
+    (tmp_path / "film.mp4").touch()
+    (tmp_path / "film.captioned.mp4").touch()
+    monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
+    status, _, err = command("OUT/film.mp4", "--embed", "--existing", existing)
+    assert status == 2 and "film.captioned.mp4 exists: --existing overwrite replaces it" in err
 
 
 def test_wrong_options_are_refused_before_anything_is_captioned(command, tmp_path):
