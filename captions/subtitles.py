@@ -47,7 +47,11 @@ class SubtitleArguments:
         default=None, metadata={"help": "Say every so many seconds that the music continues; never if unset."}
     )
     score_threshold: float | None = field(
-        default=None, metadata={"help": "Do not show captions with a lower score, but only that there is music."}
+        default=None,
+        metadata={
+            "help": "Do not show captions with a lower score, but only that there is music; if unset, as the profile "
+            "or the checkpoint says."
+        },
     )
     check: str | None = field(
         default=None, metadata={"help": "List where this VTT or SRT file breaks the rules of --profile."}

@@ -381,6 +381,21 @@ def test_one_command_makes_subtitles_without_a_cue_in_silence_and_noise(command,
     )
 
 
+def test_the_checkpoint_says_below_which_score_a_cue_is_only_music(command, captioner, place, tmp_path):
+    config = place / "outputs" / "demo" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"score_threshold": -0.001}))
+    try:
+        _, _, err = command("track.wav", "--format", "vtt", "--subtitle_dir", "OUT", "--output", "OUT/spans.jsonl")
+        assert "2 only [music], because the score is below the threshold" in err
+        assert {row["settings"]["score_threshold"] for row in read_lines(tmp_path / "spans.jsonl")} == {-0.001}
+        option = ["--score_threshold", "-100", "--existing", "overwrite"]
+        _, _, err = command("--render", tmp_path / "spans.jsonl", "--subtitle_dir", "OUT", *option)
+        assert "below the threshold" not in err
+    finally:
+        config.write_text(before)
+
+
 def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_path, monkeypatch):
     (tmp_path / "track.vtt").write_text("WEBVTT")
     monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
