@@ -5,10 +5,11 @@ Divides a track or the sound of a film into spans, and captions those of music.
     spans = captioner("film.mp4", spans=True)  # [{"start": 0.0, "end": 12.5, "kind": "music", "caption": …}, …]
 
 The file is decoded three times, a second at a time, so that the memory does not depend on its length. The level of
-short frames says where there is silence. The audio encoder hears overlapping windows, and where its states after a
-moment differ from those before, the music has changed. Then the middle 10 seconds of each span are captioned.
+short frames says where there is silence. Where the log-mel spectrogram after a moment differs from that before, the
+music has changed; the states of the audio encoder can be compared instead. Then the middle 10 seconds of each span are
+captioned.
 
-Shape letters: `B` clips, `N` samples, `S` steps of the encoder, `C` numbers of its state, `T` mel frames, `F` mel bins.
+Shape letters: `B` clips, `N` samples, `S` steps of 0.3125 s, `C` numbers of a state, `T` mel frames, `F` mel bins.
 """
 
 import itertools
@@ -34,6 +35,7 @@ HYSTERESIS = 6.0  # dB by which sound after silence is louder than the level of 
 SHORTEST = 0.5  # seconds of sound; what is shorter, such as a click, belongs to the silence around it
 ALTERNATIVES = 3  # captions of a span, the best one included
 SLIVER = 0.1  # seconds; a shorter part belongs to its neighbour
+STEPS = 32  # of a window
 
 
 # -- silence and noise ------------------------------------------------------------------------------------------------
@@ -340,10 +342,11 @@ def track_changes(
     extractor = captioner.processor.feature_extractor
     rate, length = extractor.sampling_rate, extractor.duration
     size = round(length * rate)
+    hop = round(settings.hop * rate) if settings.changes == "encoder" else size
     sounding = [part[:2] for part in parts if part[2] == "music" and part[1] - part[0] >= 2 * settings.min_span]
     starts = [
         first
-        for first in overlapping_starts(samples, size, round(settings.hop * rate))
+        for first in overlapping_starts(samples, size, hop)
         if any(start * rate < first + size and first < end * rate for start, end in sounding)
     ]
     if not starts:
@@ -353,8 +356,11 @@ def track_changes(
         clips = zip(starts, cut(stream_audio(source, rate), ((first, first + size) for first in starts)))
         while batch := list(itertools.islice(clips, batch_size)):
             log_mels = extractor([repeat_pad(clip, size) for _, clip in batch], sampling_rate=rate)["input_features"]
-            with torch.no_grad():
-                _, states = captioner.model.embed_steps(log_mels)
+            if settings.changes == "encoder":
+                with torch.no_grad():
+                    _, states = captioner.model.embed_steps(log_mels)
+            else:
+                states = torch.nn.functional.adaptive_avg_pool2d(log_mels[:, 0], (STEPS, log_mels.shape[-1]))
             yield from ((first / rate, of_clip) for (first, _), of_clip in zip(batch, states.cpu().numpy()))
             advance(batch[-1][0] / rate)
 
