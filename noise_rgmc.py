@@ -1,5 +1,5 @@
 """
-Finds steady noise, such as hiss, wind or an empty room, which has no music in it. It is told from two signs alone: the
+Finds steady noise, such as hiss, rain or an empty room, which has no music in it. It is told from two signs alone: the
 spectrum is flat within each band, so no tone stands out, and the levels of the bands stay the same. Tones that do not
 change, such as hum, are not found, nor is noise that swells or fades.
 

@@ -44,7 +44,6 @@ from audio_rgmc import stream_audio
 from captions.captioner import Captioner
 from captions.inputs import find_inputs
 from clips.options import available_cpus
-from span_settings_rgmc import SpanSettings
 
 RESULTS = Path(__file__).parent / "results" / "captioning.json"
 MEMORY = RESULTS.with_name("captioning-memory.json")
@@ -97,9 +96,9 @@ def write_music(paths: list[str], target: Path, seconds: float):
                 left -= len(block[:left])
 
 
-def peak_of_spans(model: str, path: str, hop: float) -> float:
+def peak_of_spans(model: str, path: str) -> float:
     """The largest resident memory in MiB, of this process and of its child, while a file is divided and captioned."""
-    list(Captioner(model).spans([path], SpanSettings(hop=hop)))
+    list(Captioner(model).spans([path]))
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
 
 
@@ -111,11 +110,11 @@ def measure_memory(args):
             target = Path(folder, "music.wav")
             write_music(paths, target, seconds)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                peaks[name] = alone.submit(peak_of_spans, args.model, str(target), args.hop).result()
+                peaks[name] = alone.submit(peak_of_spans, args.model, str(target)).result()
             print(f"{name:<8}{peaks[name]:8.0f} MiB", flush=True)
     short, long = peaks.values()
     print(f"ratio {long / short:.3f}")
-    results = {"model": Path(args.model).name, "hop": args.hop, "peak_mib": peaks, "ratio": round(long / short, 3)}
+    results = {"model": Path(args.model).name, "peak_mib": peaks, "ratio": round(long / short, 3)}
     results |= {"versions": {name: version(name) for name in ("torch", "transformers", "av", "soxr")}}
     MEMORY.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -129,7 +128,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--memory", action="store_true", help="Measure memory of spans, not speed.")
-    parser.add_argument("--hop", type=float, default=SpanSettings().hop, help="Of --memory: as in caption.py.")
     args = parser.parse_args()
     if args.memory:
         return measure_memory(args)

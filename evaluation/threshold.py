@@ -1,10 +1,10 @@
 """
 The score below which timed captions say only that there is music.
 
-It is the 10 % quantile of the scores of validation captions: a caption is held back if it scores lower than those of
-nine in ten clips that the model has not trained on but is meant for. That asks for no judgement of the captions, and
-costs at most a tenth of the good ones. `train.py` stores it in the checkpoint's `config.json`, where `caption.py` reads
-it.
+It is the 10 % quantile of the scores of validation captions: a caption is held back if the model is less sure of it
+than of nine in ten captions of clips that it is meant for. It marks music that is unlike the corpus, and costs a tenth
+of the captions of music that is like it. `train.py` stores it in the checkpoint's `config.json`, where `caption.py`
+reads it.
 """
 
 import json

@@ -306,7 +306,7 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(captioner, tmp_path):
         soundfile.write(tmp_path / "long.wav", np.tile(melody(20.0, 220, 0), repeats), RATE)
         tracemalloc.start()
         try:
-            captioner(str(tmp_path / "long.wav"), spans=True, batch_size=4)
+            captioner(str(tmp_path / "long.wav"), spans=True, batch_size=2)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
