@@ -118,6 +118,7 @@ def decode_audio(
 def stream_audio(source: Source, sampling_rate: int = 48_000, stream: int | None = None) -> Iterator[np.ndarray]:
     """
     Decodes a whole local audio or video file to mono, a piece at a time: the memory does not depend on its length.
+    Where the sound of a film starts after its picture, silence comes first, so that times are those of the film.
 
     Args:
         source, stream:
@@ -135,6 +136,9 @@ def stream_audio(source: Source, sampling_rate: int = 48_000, stream: int | None
     with _open_binary(source, name) as file, _stream(file, name, stream) as found:
         _check_rate(found.rate, name)
         resample = _resampler(found.rate, sampling_rate)
+        late = round(found.delay() * sampling_rate)
+        for first in range(0, late, sampling_rate):
+            yield np.zeros(min(late - first, sampling_rate), np.float32)
         for last, samples in found.blocks():
             mono = _mix(_to_float32(samples), found.mix)
             _check_peak(np.abs(mono).max(initial=0), name)
@@ -318,6 +322,7 @@ class _AudioStream:
         self.channels = first.layout.nb_channels
         self.mix = _mix_of([channel.name for channel in first.layout.channels])
         self.origin = first.pts or 0
+        self.begin = float(self.origin * first.time_base)  # s
         self.samples_per_tick = float(first.time_base * first.sample_rate)
         container, codec = self.container.format.name, self.stream.codec.name
         self.exact = container in EXACT or (container in EXACT_WITH_PCM and codec.startswith("pcm_"))
@@ -351,6 +356,14 @@ class _AudioStream:
                 pieces = []
             pieces.append(_samples_of(frame))
         yield True, np.concatenate(pieces, axis=1)
+
+    def delay(self) -> float:
+        """Seconds by which the sound of a film starts late; 0 for less than 50 ms, such as what encoders add."""
+        picture = self.av.stream.Disposition.attached_pic
+        if all(stream.disposition & picture for stream in self.container.streams.video):
+            return 0.0
+        late = self.begin - (self.container.start_time or 0) / 1e6
+        return late if TIME_ERROR < late < (self.container.duration or 0) / 1e6 else 0.0
 
     def close(self) -> None:
         if self.container:

@@ -222,12 +222,13 @@ def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
 
 
 def say_what_captions_are(rows: list[dict], captioner):
-    """Says how many files are silent, and that a model was trained from scratch."""
+    """Says how many files have no music, and that a model was trained from scratch."""
     from model_card_rgmc import from_scratch_warning
 
-    silent = sum("silence" in row.get("flags", ()) for row in rows)
-    if silent:
-        say(f"{count(silent, 'file')} without a caption: silence")
+    for flag in ("silence", "no music"):
+        files = sum(flag in row.get("flags", ()) for row in rows)
+        if files:
+            say(f"{count(files, 'file')} without a caption: {flag}")
     if captioner and any(part["caption"] for row in rows for part in row.get("spans", [row])):
         warning = from_scratch_warning(captioner.pipeline.model.config)
         if warning:

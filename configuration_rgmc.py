@@ -82,6 +82,8 @@ class RGMCConfig(PreTrainedConfig):
         selection (`str`, defaults to `"best"`):
             How `generate` chooses a caption unless it is told otherwise: `"best"` is the paper's beam search,
             `"consensus"` that of [`generate_consensus`].
+        score_threshold (`float`, *optional*):
+            Score below which timed captions say only that there is music, in mean log probability of a token.
         words (`list[str]`, *optional*):
             Words of captions that a word head predicts from the audio embedding while the encoder is trained. The paper
             has none.
@@ -112,6 +114,7 @@ class RGMCConfig(PreTrainedConfig):
     audio_statistics: bool = False
     caption_normalization: Literal["paper", "music"] = "paper"
     selection: Literal["best", "consensus"] = "best"
+    score_threshold: float | None = None
     words: list[str] | None = None
     datastore_rows: int = 0
     audio_model_source: dict | None = None

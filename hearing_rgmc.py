@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 try:
-    from .audio_rgmc import OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
+    from .audio_rgmc import FROM_THE_START, OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
     from .feature_extraction_rgmc import RGMCFeatureExtractor
+    from .noise_rgmc import is_noise
 except ImportError:
-    from audio_rgmc import OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
+    from audio_rgmc import FROM_THE_START, OPPOSITE_PHASE, AudioWarning, decode_audio, prepare_waveform
     from feature_extraction_rgmc import RGMCFeatureExtractor
+    from noise_rgmc import is_noise
 
 SILENCE = -70.0  # dB of full scale, root mean square: more than 16-bit dither, less than quiet music
 
@@ -27,14 +29,15 @@ class Heard:
 
     Args:
         log_mels (`np.ndarray` of shape `(W, T, F)`):
-            Of the windows that are not silent, in dB.
+            Of the windows that may hold music, in dB.
         starts (`list[float]`):
             Where these windows begin, in s.
         duration (`float`):
             Of the whole sound, in s.
         flags (`list[str]`):
-            `"silence"` if all windows are below -70 dB of full scale, `"opposite phase"` where the channels cancel each
-            other out, and `"short"` for less sound than the model hears, which is then repeated.
+            `"silence"` if all windows are below -70 dB of full scale, `"no music"` if all are steady noise or silent,
+            `"opposite phase"` where the channels cancel each other out, `"short"` for less sound than the model hears,
+            which is then repeated, and `"decoded from its start"` for a file whose own times are not exact.
         digest (`str`):
             16 hexadecimal digits of a digest of the windows' samples.
     """
@@ -112,24 +115,32 @@ def hear(
         if where != "middle":
             starts = window_starts(duration, where, seconds)
         digest = hashlib.sha256()
-        audible: list[float] = []
+        kept: list[float] = []
+        has_noise = False
         log_mels: list[np.ndarray] = []
         for begin in starts:  # a long sound does not fit into memory
             samples = waveform if where == "middle" else read(begin)[0]
             digest.update(samples.tobytes())
             log_mel = feature_extractor(samples, sampling_rate=rate)["input_features"][0].numpy()  # (1, T, F)
-            is_audible = _level(samples) >= SILENCE
-            log_mels.append(log_mel if is_audible else log_mel[:0])
-            audible += [round(begin, 3)] * is_audible
+            sound_itself = samples[: max(round((duration - begin) * rate), 0)]  # without what repeats it
+            silent, noisy = _level(samples) < SILENCE, is_noise(sound_itself, rate, SILENCE)
+            has_noise |= noisy
+            log_mels.append(log_mel[:0] if silent or noisy else log_mel)
+            kept += [] if silent or noisy else [round(begin, 3)]
+    for warning in caught:
+        if not isinstance(warning.message, AudioWarning):
+            warnings.warn(warning.message, stacklevel=2)
     kinds = {warning.message.kind for warning in caught if isinstance(warning.message, AudioWarning)}
     flags = {
-        "silence": not audible,
+        "silence": not kept and not has_noise,
+        "no music": not kept and has_noise,
         "opposite phase": OPPOSITE_PHASE in kinds,
         "short": duration - (start or 0.0) < seconds,
+        "decoded from its start": FROM_THE_START in kinds,
     }
     return Heard(
         np.concatenate(log_mels),
-        audible,
+        kept,
         round(duration, 3),
         [name for name, holds in flags.items() if holds],
         digest.hexdigest()[:16],

@@ -103,10 +103,11 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
 
             - `path` (`str`), `duration` (`float`, s), `start` (`float`, s): of the file, if it is one; of the whole
               sound; and where the window of the caption begins;
-            - `caption` (`str`): as [`present_caption`] writes it, None for silence;
+            - `caption` (`str`): as [`present_caption`] writes it, None for silence and for steady noise;
             - `score` (`float`): mean log probability of the caption's tokens and its end, given the sound and the
-              candidates; after a beam search this equals the `sequences_scores` of `generate`; None for silence;
-            - `flags` (`list[str]`): `"silence"`, `"opposite phase"` and `"short"`, as [`Heard`] says;
+              candidates; after a beam search this equals the `sequences_scores` of `generate`; None without a caption;
+            - `flags` (`list[str]`): `"silence"`, `"no music"`, `"opposite phase"`, `"short"` and `"decoded from its
+              start"`, as [`Heard`] says;
             - `candidates` (`list[dict]`): the captions that the decoder was given, the most similar first, each with
               `text` (in the corpus's wording, where the datastore has it), `id`, `similarity` (dot product, -1 to 1),
               and the `source` and `license` of the datastore. All but `text` are `None` for candidates from the caller;

@@ -5,10 +5,11 @@ Divides a track or the sound of a film into spans, and captions those of music.
     spans = captioner("film.mp4", spans=True)  # [{"start": 0.0, "end": 12.5, "kind": "music", "caption": …}, …]
 
 The file is decoded three times, a second at a time, so that the memory does not depend on its length. The level of
-short frames says where there is silence. The audio encoder hears overlapping windows, and where its states after a
-moment differ from those before, the music has changed. Then the middle 10 seconds of each span are captioned.
+short frames says where there is silence. Where the log-mel spectrogram after a moment differs from that before, the
+music has changed; the states of the audio encoder can be compared instead. Then the middle 10 seconds of each span are
+captioned.
 
-Shape letters: `B` clips, `N` samples, `S` steps of the encoder, `C` numbers of its state, `T` mel frames, `F` mel bins.
+Shape letters: `B` clips, `N` samples, `S` steps of 0.3125 s, `C` numbers of a state, `T` mel frames, `F` mel bins.
 """
 
 import itertools
@@ -22,9 +23,11 @@ import torch
 
 try:
     from .audio_rgmc import Source, repeat_pad, stream_audio
+    from .noise_rgmc import SEGMENT, find_noise, measure_spectrum, runs
     from .span_settings_rgmc import SpanSettings
 except ImportError:
     from audio_rgmc import Source, repeat_pad, stream_audio
+    from noise_rgmc import SEGMENT, find_noise, measure_spectrum, runs
     from span_settings_rgmc import SpanSettings
 
 FRAME = 0.02  # seconds, of which the level is measured
@@ -32,32 +35,43 @@ HYSTERESIS = 6.0  # dB by which sound after silence is louder than the level of 
 SHORTEST = 0.5  # seconds of sound; what is shorter, such as a click, belongs to the silence around it
 ALTERNATIVES = 3  # captions of a span, the best one included
 SLIVER = 0.1  # seconds; a shorter part belongs to its neighbour
+STEPS = 32  # of a window
 
 
-# -- silence ----------------------------------------------------------------------------------------------------------
+# -- silence and noise ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Levels:
-    """The levels of a track's frames of 20 ms, `(frames,)` in dB of full scale, and its length in samples."""
+    """
+    What is measured of a track without the model.
+
+    Args:
+        decibels (`np.ndarray` of shape `(frames,)`): The level of each frame of 20 ms, in dB of full scale.
+        samples (`int`): Length of the track.
+        spectrum (`tuple[np.ndarray, np.ndarray]`): As [`measure_spectrum`] returns it, of the whole track.
+    """
 
     decibels: np.ndarray
     samples: int
+    spectrum: tuple[np.ndarray, np.ndarray]
 
 
 def measure_levels(source: Source, sampling_rate: int = 48_000) -> Levels:
-    """Measures the level of each frame of a file."""
-    size = round(FRAME * sampling_rate)
-    powers, rest, samples = [], np.zeros(0, np.float32), 0
+    """Measures the levels and the spectrum of a file."""
+    size, segment = round(FRAME * sampling_rate), round(SEGMENT * sampling_rate)
+    powers, spectra, rest, samples = [], [], np.zeros(0, np.float32), 0
     for block in stream_audio(source, sampling_rate):
         samples += len(block)
         rest = np.concatenate([rest, block])
-        whole = len(rest) // size * size
+        whole = len(rest) // segment * segment  # and so of frames, too
         powers.append(np.square(rest[:whole].reshape(-1, size), dtype=np.float64).mean(axis=1))
+        spectra.append(measure_spectrum(rest[:whole], sampling_rate))
         rest = rest[whole:]
-    if len(rest):
-        powers.append(np.square(rest, dtype=np.float64).mean(keepdims=True))
-    return Levels(10 * np.log10(np.maximum(np.concatenate(powers), 1e-20)), samples)
+    for first in range(0, len(rest), size):
+        powers.append(np.square(rest[first : first + size], dtype=np.float64).mean(keepdims=True))
+    levels, flatness = map(np.concatenate, zip(*spectra))
+    return Levels(10 * np.log10(np.maximum(np.concatenate(powers), 1e-20)), samples, (levels, flatness))
 
 
 def find_silences(decibels: np.ndarray, level: float, min_length: float) -> list[tuple[float, float]]:
@@ -66,7 +80,7 @@ def find_silences(decibels: np.ndarray, level: float, min_length: float) -> list
     by 6 dB for half a second; it lasts `min_length` seconds or more.
     """
     silences: list[tuple[int, int]] = []
-    for first, end in _runs(decibels < level + HYSTERESIS):
+    for first, end in runs(decibels < level + HYSTERESIS):
         below = np.flatnonzero(decibels[first:end] < level)
         if len(below):
             first += int(below[0])
@@ -76,10 +90,26 @@ def find_silences(decibels: np.ndarray, level: float, min_length: float) -> list
     return [(first * FRAME, end * FRAME) for first, end in silences if (end - first) * FRAME >= min_length - 1e-9]
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and end of each run of true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+def find_music(
+    spectrum: tuple[np.ndarray, np.ndarray], duration: float, silences: list[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """
+    What of a track is not steady noise, in seconds. Noise of 3 s and more is found, to a quarter of a second; half a
+    second of other sound between noise, such as a click, belongs to it.
+    """
+    segments = SEGMENT * np.arange(len(spectrum[1]))
+    audible = np.ones(len(segments), bool)
+    for start, end in silences:
+        audible &= (segments < start) | (segments + SEGMENT > end)
+    noises = find_noise(*spectrum, audible)
+    if not noises:
+        return [(0.0, duration)]
+    places = [0.0, duration, *itertools.chain(*silences)]
+    edges = [0.0, *itertools.chain(*noises), duration]
+    for number, edge in enumerate(edges):  # noise ends with the silence or the track beside it, and not a segment away
+        nearest = min(places, key=lambda place: abs(place - edge))
+        edges[number] = nearest if abs(nearest - edge) < SEGMENT else edge
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2]) if end - start >= SHORTEST]
 
 
 # -- changes ----------------------------------------------------------------------------------------------------------
@@ -96,7 +126,7 @@ def cut(blocks: Iterable[np.ndarray], parts: Iterable[tuple[int, int]]) -> Itera
         yield held[first - position : end - position].copy()
 
 
-def window_starts(samples: int, size: int, hop: int) -> list[int]:
+def overlapping_starts(samples: int, size: int, hop: int) -> list[int]:
     """First samples of windows that cover a track; the last one ends with it."""
     last = max(samples - size, 0)
     return [*range(0, last, hop), last]
@@ -259,7 +289,7 @@ def find_spans(
         levels ([`Levels`], *optional*):
             As [`measure_levels`] returns them, if they are known.
         music (`list[tuple[float, float]]`, *optional*):
-            Start and end in seconds of what is music; by default all sound is.
+            Start and end in seconds of what is music; by default all sound that is not steady noise.
         batch_size (`int`, defaults to 16):
             Clips per forward pass.
         advance (`Callable[[float], None]`, *optional*):
@@ -280,7 +310,8 @@ def find_spans(
     extractor = captioner.processor.feature_extractor
     levels = levels or measure_levels(source, extractor.sampling_rate)
     duration = levels.samples / extractor.sampling_rate
-    parts = divide(duration, find_silences(levels.decibels, settings.silence, settings.min_silence), music)
+    silences = find_silences(levels.decibels, settings.silence, settings.min_silence)
+    parts = divide(duration, silences, find_music(levels.spectrum, duration, silences) if music is None else music)
     changes = track_changes(captioner, source, levels.samples, parts, settings, batch_size, advance)
     spans = []
     for start, end, kind in parts:
@@ -311,10 +342,11 @@ def track_changes(
     extractor = captioner.processor.feature_extractor
     rate, length = extractor.sampling_rate, extractor.duration
     size = round(length * rate)
+    hop = round(settings.hop * rate) if settings.changes == "encoder" else size
     sounding = [part[:2] for part in parts if part[2] == "music" and part[1] - part[0] >= 2 * settings.min_span]
     starts = [
         first
-        for first in window_starts(samples, size, round(settings.hop * rate))
+        for first in overlapping_starts(samples, size, hop)
         if any(start * rate < first + size and first < end * rate for start, end in sounding)
     ]
     if not starts:
@@ -324,8 +356,11 @@ def track_changes(
         clips = zip(starts, cut(stream_audio(source, rate), ((first, first + size) for first in starts)))
         while batch := list(itertools.islice(clips, batch_size)):
             log_mels = extractor([repeat_pad(clip, size) for _, clip in batch], sampling_rate=rate)["input_features"]
-            with torch.no_grad():
-                _, states = captioner.model.embed_steps(log_mels)
+            if settings.changes == "encoder":
+                with torch.no_grad():
+                    _, states = captioner.model.embed_steps(log_mels)
+            else:
+                states = torch.nn.functional.adaptive_avg_pool2d(log_mels[:, 0], (STEPS, log_mels.shape[-1]))
             yield from ((first / rate, of_clip) for (first, _), of_clip in zip(batch, states.cpu().numpy()))
             advance(batch[-1][0] / rate)
 

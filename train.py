@@ -38,6 +38,7 @@ from clips.features import ClipFeatures
 from clips.locks import only_run
 from clips.options import user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
+from evaluation.threshold import score_threshold, store_threshold
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -485,9 +486,13 @@ def run_training(arguments: tuple, accelerator: Accelerator):
         f"validation loss {state.best_loss:.4f}"
     )
 
-    # 4. The table of the test split, and the Hub
+    # 4. The threshold of captions, the table of the test split, and the Hub
     if args.test_split:
         torch.set_float32_matmul_precision("highest")  # as in eval.py, which must print the same table
+        if accelerator.is_main_process:
+            finding = (run.validation, args.batch_size, accelerator.device)
+            store_threshold(args.output_dir, score_threshold(args.output_dir, *finding))
+        accelerator.wait_for_everyone()
         evaluate_checkpoint(
             EvaluationArguments(
                 model=args.output_dir,

@@ -10,18 +10,18 @@ and without gaps. A folder of `--tracks` holds tracks and a `sections.json`: lis
 seconds by file name, or such a list if there is one track. Neighbours with the same label are one section.
 
 Scores are the precision, recall and F1 of `mir_eval.segment.detection` (trimmed: start and end of the track do not
-count) within 0.5 s and 3 s, means over tracks. The floors are no changes at all, windows of 10 s, equal parts as many
-as were found, and equal parts as many as there are. `log-mel` is the same novelty of the log-mel spectrogram, without
-the model. Intervals are 95 %, from 2,000 resamples of the tracks; differences are paired.
+count) within 0.5 s and 3 s, means over tracks. `log-mel` and `encoder` are the two choices of `--changes`; the floors
+are no changes at all, windows of 10 s, equal parts as many as the default finds, and equal parts as many as there are.
+Intervals are 95 %, from 2,000 resamples of the tracks; differences of the default to the others are paired.
 """
 
 import itertools
 import json
-import math
 import tempfile
 import time
 import warnings
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 import mir_eval
@@ -33,15 +33,13 @@ from benchmarks.train import machine
 from captions.captioner import Captioner
 from corpora.files import AUDIO
 from evaluation.intervals import draw_clips, with_interval
-from feature_extraction_rgmc import log_mel_spectrogram
-from span_settings_rgmc import SpanSettings
-from spans_rgmc import divide, find_changes, find_silences, measure_levels, novelty, track_changes
+from span_settings_rgmc import CHANGES, SpanSettings
+from spans_rgmc import divide, find_silences, measure_levels, track_changes
 
 RESULTS = Path(__file__).parent / "results"
 RATE = 48_000
 WINDOWS = {"0.5 s": 0.5, "3 s": 3.0}
 SAMPLES = 2000
-STEP = 0.3125  # seconds of the log-mel's steps, as of the encoder's
 
 Track = tuple[Path, list[float]]  # and where it changes, in seconds
 
@@ -86,19 +84,6 @@ def read_sections(folder: Path) -> list[Track]:
     ]
 
 
-def log_mel_changes(path: Path, settings: SpanSettings) -> list[float]:
-    """The changes by the same novelty of the mean log-mel of each step."""
-    sound = np.concatenate(list(stream_audio(path, RATE)))
-    frames = log_mel_spectrogram(sound).numpy()
-    steps = math.ceil(len(sound) / RATE / STEP - 0.5)
-    edges = np.round(np.arange(steps + 1) * STEP * RATE / 480).astype(int)  # in frames
-    states = np.stack([frames[first : max(end, first + 1)].mean(axis=0) for first, end in itertools.pairwise(edges)])
-    sections = np.zeros(steps, int)
-    values = novelty([(0, states)], sections, round(settings.kernel / STEP))
-    found = find_changes(values, sections, settings.change_threshold, round(settings.min_span / STEP))
-    return [step * STEP for step in found]
-
-
 def estimates(captioner: Captioner, track: Track, settings: SpanSettings) -> tuple[float, dict[str, list[float]]]:
     """The track's length in seconds, and where it changes by each method."""
     path, changes = track
@@ -106,17 +91,17 @@ def estimates(captioner: Captioner, track: Track, settings: SpanSettings) -> tup
     duration = levels.samples / RATE
     parts = divide(duration, find_silences(levels.decibels, settings.silence, settings.min_silence))
     inner = [end for _, end, _ in parts[:-1]]
-    found = sorted([*inner, *track_changes(captioner.pipeline, path, levels.samples, parts, settings)])
+    tracking = (captioner.pipeline, path, levels.samples, parts)
+    found = {name: sorted([*inner, *track_changes(*tracking, replace(settings, changes=name))]) for name in CHANGES}
 
     def equal(count: int) -> list[float]:
         return [duration * (part + 1) / (count + 1) for part in range(count)]
 
     return duration, {
-        "spans": found,
-        "log-mel": log_mel_changes(path, settings),
+        **found,
         "no changes": [],
         "windows of 10 s": [float(time) for time in np.arange(10, duration - 1, 10)],
-        "equal parts, as many as found": equal(len(found)),
+        "equal parts, as many as found": equal(len(found[settings.changes])),
         "equal parts, as many as there are": equal(len(changes)),
     }
 
@@ -133,7 +118,7 @@ def score(changes: list[float], found: list[float], duration: float) -> dict[str
 
 
 def evaluate(captioner: Captioner, tracks: list[Track], settings: SpanSettings, seed: int) -> dict:
-    """The scores of each method over some tracks, and how much better the spans are than each other method."""
+    """The scores of each method over some tracks, and how much better the default is than each other method."""
     begun, seconds = time.perf_counter(), 0.0
     scores: dict[str, list[dict]] = {}
     for track in tracks:
@@ -147,28 +132,30 @@ def evaluate(captioner: Captioner, tracks: list[Track], settings: SpanSettings, 
     for method in scores:
         result["methods"][method] = {}
         for window in WINDOWS:
-            values, own = (np.array([of_track[window] for of_track in scores[name]]) for name in (method, "spans"))
+            values, own = (
+                np.array([of_track[window] for of_track in scores[name]]) for name in (method, settings.changes)
+            )
             f1 = with_interval(float(values[:, 2].mean()), draws @ values[:, 2])
             gain = with_interval(float((own - values)[:, 2].mean()), draws @ (own - values)[:, 2])
             result["methods"][method][window] = {
                 "precision": float(values[:, 0].mean()),
                 "recall": float(values[:, 1].mean()),
                 "f1": [f1.value, f1.low, f1.high],
-                "spans_minus_this": [gain.value, gain.low, gain.high],
+                "default_minus_this": [gain.value, gain.low, gain.high],
             }
     return result
 
 
-def show(name: str, result: dict):
+def show(name: str, result: dict, default: str):
     print(f"\n{name}: {result['tracks']} tracks, {result['changes']} changes, {result['seconds'] / 60:.0f} min")
     for method, windows in result["methods"].items():
         parts = []
         for window, found in windows.items():
             value, low, high = found["f1"]
-            gain, least, most = found["spans_minus_this"]
+            gain, least, most = found["default_minus_this"]
             parts.append(f"{window}: F1 {value:.2f} [{low:.2f}, {high:.2f}]")
-            if method != "spans":
-                parts.append(f"spans {gain:+.2f} [{least:+.2f}, {most:+.2f}]")
+            if method != default:
+                parts.append(f"{default} {gain:+.2f} [{least:+.2f}, {most:+.2f}]")
         print(f"  {method:34} {'  '.join(parts)}")
 
 
@@ -193,7 +180,7 @@ def main():
             else:
                 tracks = read_sections(folder)
             results[name] = evaluate(captioner, tracks, settings, args.seed)
-        show(name, results[name])
+        show(name, results[name], settings.changes)
     written = {
         "command": "python -m benchmarks.boundaries",
         "model": Path(args.model).name,

@@ -10,31 +10,45 @@ a batch. Both have loaded the same checkpoint, use its generation settings and a
 the rounds counts. (b) is also run with other batches and processes, and all captions are compared.
 
 Name a folder of whole tracks, as people have them: for short clips there is less to save.
+
+    python -m benchmarks.captioning --model outputs/demo --music my_music --memory
+
+measures instead how much memory `caption.py --spans` takes at most for 10 minutes and for 2 hours of the same music,
+each in a process of its own, with the process that decodes; `benchmarks/results/captioning-memory.json`.
 """
 
 from clips import threads  # noqa: F401
 
 # isort: split
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
+import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
 import soxr
 import torch
 
+from audio_rgmc import stream_audio
 from captions.captioner import Captioner
 from captions.inputs import find_inputs
 from clips.options import available_cpus
 
 RESULTS = Path(__file__).parent / "results" / "captioning.json"
+MEMORY = RESULTS.with_name("captioning-memory.json")
+LENGTHS = {"10 min": 600, "2 h": 7200}  # s
+RATE = 48_000
 Captions = dict[str, str | None]
 
 
@@ -72,6 +86,39 @@ def timed(function: Callable[..., Captions], *args) -> tuple[float, Captions]:
     return time.perf_counter() - begun, captions
 
 
+def write_music(paths: list[str], target: Path, seconds: float):
+    """Writes the files after one another, again and again, as one of the given length."""
+    left = round(seconds * RATE)
+    with soundfile.SoundFile(target, "w", RATE, 1) as file:
+        while left:
+            for block in (block for path in paths for block in stream_audio(path, RATE)):
+                file.write(block[:left])
+                left -= len(block[:left])
+
+
+def peak_of_spans(model: str, path: str) -> float:
+    """The largest resident memory in MiB, of this process and of its child, while a file is divided and captioned."""
+    list(Captioner(model).spans([path]))
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+
+
+def measure_memory(args):
+    paths = [*find_inputs([args.music]).files]
+    peaks: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, seconds in LENGTHS.items():
+            target = Path(folder, "music.wav")
+            write_music(paths, target, seconds)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                peaks[name] = alone.submit(peak_of_spans, args.model, str(target)).result()
+            print(f"{name:<8}{peaks[name]:8.0f} MiB", flush=True)
+    short, long = peaks.values()
+    print(f"ratio {long / short:.3f}")
+    results = {"model": Path(args.model).name, "peak_mib": peaks, "ratio": round(long / short, 3)}
+    results |= {"versions": {name: version(name) for name in ("torch", "transformers", "av", "soxr")}}
+    MEMORY.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
 def main():
     parser = ArgumentParser(description="Measures how fast a library is captioned.")
     parser.add_argument("--model", default="outputs/demo", help="Checkpoint: folder or Hub id.")
@@ -80,7 +127,10 @@ def main():
     parser.add_argument("--num_proc", type=int, default=available_cpus(), help="Processes that decode.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--memory", action="store_true", help="Measure memory of spans, not speed.")
     args = parser.parse_args()
+    if args.memory:
+        return measure_memory(args)
 
     captioner = Captioner(args.model)
     found = as_a_library(captioner, [*find_inputs([args.music]).files], args.batch_size, args.num_proc)  # warms up

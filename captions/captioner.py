@@ -84,7 +84,7 @@ class Captioner:
             `tuple[list[dict], dict[str, str]]`: For each batch, as they become ready, the rows of its files and the
             reasons of those that cannot be used, by path. A row holds `path`, `duration` (s), `start` (s), `caption`,
             `score`, `flags`, `candidates`, `alternatives` and `audio`, the digest of what was heard; `start`, `caption`
-            and `score` are None for silence. The same audio is captioned once.
+            and `score` are None for silence and for steady noise. The same audio is captioned once.
         """
         paths = [path for batch in batches for path in batch]
         batch_of = [number for number, batch in enumerate(batches) for _ in batch]
@@ -120,7 +120,7 @@ class Captioner:
             settings ([`SpanSettings`], *optional*):
                 How they are divided.
             music (`dict[str, list[tuple[float, float]]]`, *optional*):
-                Starts and ends of what is music, in s, by path; by default all sound is.
+                Starts and ends of what is music, in s, by path; by default all sound but steady noise is.
             detector (`Callable`, *optional*):
                 Called with an iterator over the waveform, float32 arrays of about a second, and its rate in Hz; returns
                 such starts and ends.

@@ -2,13 +2,14 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+
+from clips.outputs import replaced_whole
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 TEXT, NUMBER = pyarrow.string(), pyarrow.float64()
@@ -77,10 +78,10 @@ OTHER_FILE = "choose another --output, or --existing overwrite"
 
 def write_captions(path: Path, rows: Iterable[dict[str, Any]]):
     """Writes rows with the columns of `SCHEMA`, in this order; the file appears whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    if path.suffix.lower() == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), SCHEMA), unfinished)
-    else:
+    with replaced_whole(path) as unfinished:
+        if path.suffix.lower() == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), SCHEMA), unfinished)
+            return
         with unfinished.open("w", encoding="utf-8", newline="") as file:
             if path.suffix.lower() == ".csv":
                 writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # also a "\r"
@@ -88,7 +89,6 @@ def write_captions(path: Path, rows: Iterable[dict[str, Any]]):
                 writer.writerows([_cell(row[name]) for name in SCHEMA.names] for row in rows)
             else:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(unfinished, path)
 
 
 def _cell(value: Any) -> Any:

@@ -81,7 +81,7 @@ def find_inputs(paths: list[str], table: str | None = None, column: str = "path"
 def _expand(paths: list[str], found: Inputs) -> Iterator[str]:
     for path in paths:
         if path == "-":
-            text = sys.stdin.read()
+            text = _read_standard_input()
             yield from _entries(text.split("\0") if "\0" in text else text.splitlines(), None, found)
         elif os.path.isdir(path):
             yield from _files_of(path, found)
@@ -96,6 +96,16 @@ def _expand(paths: list[str], found: Inputs) -> Iterator[str]:
         else:
             hint = near_path(path) if "://" not in path else ": URLs are not fetched, so download it first"
             raise FileNotFoundError(f"{path} does not exist{hint}")
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        found = f"{error.object[error.start : error.start + 1]!r} after {error.object[: error.start][-40:]!r}"
+        raise ValueError(
+            f"standard input is not {error.encoding.upper()}: found {found}; expected paths in it"
+        ) from error
 
 
 def _entries(lines: list[str], source: str | None, found: Inputs) -> Iterator[str]:

@@ -14,7 +14,7 @@ from captions.ledger import Ledger, row_key
 from captions.sidecars import Sidecars
 from captions.spans import Pairs, SpanLedger, load_detector, read_music_spans
 from captions.subtitles import check_targets
-from clips.checkpoints import fingerprint, newest_checkpoint
+from clips.checkpoints import fingerprint, newest_checkpoint, score_threshold
 from clips.options import ROOT, check_model
 
 MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
@@ -62,6 +62,8 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
         music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
         names = ("alternatives", "selection", "music_detector")
         common = {name: getattr(args, name) for name in names} | asdict(args.settings())
+        threshold = score_threshold(model)
+        common |= {} if threshold is None else {"score_threshold": threshold}
     detector = load_detector(args.music_detector) if args.music_detector else None
     settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
     keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in inputs.files.items()}

@@ -8,7 +8,6 @@ changed, the row is stale. While a run lasts, each of its processes writes its r
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captions.formats import SAID, read_captions, write_captions
+from clips.outputs import replaced_whole
 
 Existing = Literal["error", "skip", "overwrite", "append"]
 
@@ -128,11 +128,9 @@ class Ledger:
             return
         self.output.parent.mkdir(parents=True, exist_ok=True)
         former = self.journals()
-        unfinished = self.output.with_name(f"{self.output.name}.unfinished")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(_line({"run": self.run, "before": self.before}))
-            file.write(_line({"rows": list(self.done.values())}))
-        os.replace(unfinished, self.journal)
+        with replaced_whole(self.journal) as unfinished:
+            header, rows = {"run": self.run, "before": self.before}, {"rows": list(self.done.values())}
+            unfinished.write_text(_line(header) + _line(rows), encoding="utf-8")
         for path in former:
             if path != self.journal:
                 path.unlink()

@@ -1,6 +1,5 @@
 """Subtitles in a copy of a film, whose streams are copied bit by bit."""
 
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import av
 
 from captions.rendering import Cue
+from clips.outputs import replaced_whole
 
 CODECS = {".mp4": "mov_text", ".m4v": "mov_text", ".mkv": "subrip"}
 MILLISECOND = Fraction(1, 1000)
@@ -36,10 +36,13 @@ def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
     """
     check_embeddable(film)
     codec = CODECS[film.suffix.lower()]
-    unfinished = target.with_name(f"{target.name}.unfinished")
     form = "matroska" if codec == "subrip" else "mp4"
     try:
-        with av.open(str(film)) as source, av.open(str(unfinished), "w", format=form) as copy:
+        with (
+            replaced_whole(target) as unfinished,
+            av.open(str(film)) as source,
+            av.open(str(unfinished), "w", format=form) as copy,
+        ):
             chapters = source.chapters()
             copy.metadata.update(source.metadata)
             copy.set_chapters(chapters)
@@ -74,11 +77,8 @@ def embed(film: Path, target: Path, cues: Sequence[Cue], title: str = "Music"):
                 copy.mux_one(packet)
             while waiting:
                 copy.mux_one(waiting.pop())
-        os.replace(unfinished, target)
     except av.error.FFmpegError as error:
         raise ValueError(f"--embed: {film} cannot be copied to {target}: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _packet(cue: Cue, codec: str, track) -> av.Packet:

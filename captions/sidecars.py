@@ -7,12 +7,13 @@ Each function of `CONSUMERS` turns rows into files and their text. Rows without 
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from clips.outputs import replaced_whole
 
 Row = dict[str, Any]
 Files = dict[Path, str]
@@ -126,9 +127,8 @@ class Sidecars:
             if found is not None and found != before.get(path) and self.existing != "overwrite":
                 self.kept.append(path)
                 continue
-            unfinished = path.with_name(f".{path.name}.unfinished")
-            unfinished.write_text(text, encoding="utf-8")
-            os.replace(unfinished, path)
+            with replaced_whole(path) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
 
     def _files(self, rows: Iterable[Row]) -> Files:
         spoken = ({**row, "caption": " ".join(row["caption"].split())} for row in rows if row["caption"] is not None)

@@ -7,11 +7,12 @@ Subtitles are made from these rows alone; nothing here loads torch.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from clips.outputs import replaced_whole
 
 KINDS = ("music", "silence", "other")
 STEP = 0.001  # seconds, to which times are rounded
@@ -115,10 +116,8 @@ def read_spans(path: Path) -> list[Span]:
 
 def write_spans(path: Path, spans: Iterable[Span]):
     """Writes spans as JSONL; the file appears whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with replaced_whole(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         file.writelines(json.dumps(asdict(span), ensure_ascii=False, allow_nan=False) + "\n" for span in spans)
-    os.replace(unfinished, path)
 
 
 def _check_follows(span: Span, before: Span | None, latest: Span | None):

@@ -1,7 +1,6 @@
 """Subtitles on the command line: written from spans without a model, put among dialogue or into a film, and checked."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from captions.rendering import Counts, make_cues
 from captions.span_rows import Span, read_spans
 from captions.subtitle_files import WRITERS, SubtitleFile, merge, read_subtitles
 from clips.options import check_file, check_output
+from clips.outputs import replaced_whole
 
 # A song.txt or song.json beside a song.mp3 is an annotation to other programs.
 ENDINGS = {"vtt": ".vtt", "srt": ".srt", "ttml": ".ttml", "txt": ".cues.txt", "json": ".cues.json"}
@@ -47,7 +47,11 @@ class SubtitleArguments:
         default=None, metadata={"help": "Say every so many seconds that the music continues; never if unset."}
     )
     score_threshold: float | None = field(
-        default=None, metadata={"help": "Do not show captions with a lower score, but only that there is music."}
+        default=None,
+        metadata={
+            "help": "Do not show captions with a lower score, but only that there is music; if unset, as the profile "
+            "or the checkpoint says."
+        },
     )
     check: str | None = field(
         default=None, metadata={"help": "List where this VTT or SRT file breaks the rules of --profile."}
@@ -93,12 +97,12 @@ def check(options) -> int:
 
 def check_targets(paths: Sequence[str], options):
     """
-    For before the captioning: raises what [`write_subtitles`] would raise for these files. With `existing="error"` any
-    file in the place of subtitles is an error.
+    For before the captioning: raises what [`write_subtitles`] would raise for these files. Whether subtitles that are
+    there would stay the same is not known yet; with `existing="error"` any are an error.
     """
     plan = _plan(paths, options)
-    if options.existing == "error":
-        _check_existing([*plan.targets.values(), *plan.films.values()], {}, options)
+    targets = [*plan.targets.values()] if options.existing == "error" else []
+    _check_existing([*targets, *plan.films.values()], {}, options)
 
 
 def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
@@ -207,9 +211,8 @@ def _check_existing(targets: Sequence[Path], texts: dict[Path, str], options):
 
 def _write(target: Path, text: str):
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    unfinished.write_bytes(text.encode())
-    os.replace(unfinished, target)
+    with replaced_whole(target) as unfinished:
+        unfinished.write_bytes(text.encode())
 
 
 def _summary(counts: Counts, profile: Profile) -> str:

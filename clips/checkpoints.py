@@ -32,6 +32,11 @@ def fingerprint(name: str) -> dict[str, str | None]:
     return {"name": name, "revision": None, "fingerprint": hashlib.sha256(digests.encode()).hexdigest()[:16]}
 
 
+def score_threshold(name: str) -> float | None:
+    """The score below which captions of a checkpoint are not shown; None if it does not say."""
+    return json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8")).get("score_threshold")
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint in a folder of runs that was written last, or None. Incomplete ones are left out."""
     found = [

@@ -8,6 +8,20 @@ from pathlib import Path
 
 
 @contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """
+    Yields a path to write a file to, which then takes the place of `path`: that file is whole at any time. After an
+    error it is as it was.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
 def replaced_together(folder: Path, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
     """
     Yields an empty folder to write a run's files to, and moves them to `folder` once they are all there. If an error

@@ -3,6 +3,7 @@
 import functools
 import io
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -194,6 +195,21 @@ FORMATS = {
     "transport_stream.ts": ("aac", "fltp", RATE, {"b": "160000"}, {}, 1200),
     "lossless.m4a": ("alac", "s16p", RATE, {}, {}, 0),
 }
+
+
+def write_film(path: Path, sound: np.ndarray, codec: str = "aac", delay: float = 0.0):
+    """Writes a film whose mono sound at 48 kHz starts `delay` seconds after its picture."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=5, width=32, height=32, pix_fmt="yuv420p")
+        stream = container.add_stream(codec, rate=48_000, layout="mono")
+        for _ in range(round(5 * (delay + len(sound) / 48_000))):
+            container.mux(picture.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(picture.encode(None))
+        frame = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, round(48_000 * delay), Fraction(1, 48_000)
+        resampler = av.AudioResampler(stream.format, "mono", 48_000, stream.frame_size)
+        for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(piece))
 
 
 def clap(waveform: np.ndarray) -> np.ndarray:

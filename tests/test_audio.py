@@ -14,7 +14,7 @@ import soundfile
 import soxr
 import torch
 from av.stream import Disposition
-from encoders import FORMATS, NO_XING_TAG, RATE, clap, encode_file, is_usable, music, stereo_noise
+from encoders import FORMATS, NO_XING_TAG, RATE, clap, encode_file, is_usable, music, stereo_noise, write_film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import fftconvolve
@@ -129,7 +129,18 @@ def test_frames_of_another_kind_in_between_are_left_out(tmp_path):
     assert is_usable(load_audio(stereo + mono + stereo))
 
 
-def write_film(path: Path, default: int = 0) -> Path:
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts", "opus.mkv"])
+@pytest.mark.parametrize("delay", [0.0, 1.7])
+def test_a_stream_of_sound_is_on_the_clock_of_the_film(tmp_path, name, delay):
+    """A tone from 0.5 s of the sound on; the codec's own delay is no part of it."""
+    sound = 0.5 * np.sin(2 * np.pi * 440 * np.arange(96_000) / 48_000) * (np.arange(96_000) >= 24_000)
+    write_film(tmp_path / name, sound, "libopus" if "opus" in name else "aac", delay)
+    heard = np.concatenate(list(stream_audio(tmp_path / name)))
+    assert np.flatnonzero(np.abs(heard) > 0.25)[0] / 48_000 == pytest.approx(delay + 0.5, abs=0.05)
+    assert len(heard) / 48_000 == pytest.approx(delay + 2, abs=0.1)
+
+
+def write_film_of_two_streams(path: Path, default: int = 0) -> Path:
     """Writes 12 s of film with two audio streams, one constantly 0.25 and one constantly -0.5."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p")
@@ -150,7 +161,7 @@ def write_film(path: Path, default: int = 0) -> Path:
 def test_default_audio_stream_of_a_video_is_used_or_the_one_asked_for(tmp_path):
     first, second = np.full((2, 480_000), [[0.25], [-0.5]], np.float32)
     for default, expected in enumerate((first, second)):
-        path = write_film(tmp_path / f"{default}.mkv", default)
+        path = write_film_of_two_streams(tmp_path / f"{default}.mkv", default)
         np.testing.assert_array_equal(load_audio(path), expected)
         np.testing.assert_array_equal(load_audio(path, stream=0), first)
         np.testing.assert_array_equal(load_audio(path, stream=1), second)

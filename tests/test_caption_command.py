@@ -226,6 +226,19 @@ def test_lists_tables_and_standard_input_name_files(library, monkeypatch):
         assert [*find_inputs(["-"]).files] == ["a.wav", "b/10.flac", "b/2.MP3", "b/cd 2/x.mkv"]
 
 
+def test_standard_input_that_is_not_text_is_an_error_that_says_where(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a.wav\nCafé.mp3\n".encode("latin-1")), "utf-8"))
+    with pytest.raises(ValueError, match=r"standard input is not UTF-8: found b'\\xe9' after b'a.wav\\nCaf'"):
+        find_inputs(["-"])
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("former")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_captions(tmp_path / "rows.jsonl", [{"path": "a.wav"}, {"path": object()}])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["former"]
+
+
 def test_paths_that_do_not_exist_are_errors_that_name_them(library):
     for path, words in (("a.wave", "a.wave does not exist; did you mean a.wav"), ("*.ogg", r"\*.ogg matches no file")):
         with pytest.raises(FileNotFoundError, match=words):

@@ -223,6 +223,23 @@ def test_silence_has_a_flag_and_no_caption(make_captioner, files, tmp_path):
     assert silent["caption"] is silent["score"] is silent["start"] is None and silent["candidates"] == []
 
 
+def test_steady_noise_has_a_flag_and_no_caption(make_captioner, files, tmp_path):
+    captioner = make_captioner()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(96_000)
+    soundfile.write(tmp_path / "noise.wav", noise, 8_000)
+    music, noisy = captioner([files[0], str(tmp_path / "noise.wav")], batch_size=2)
+    assert music["caption"] == captioner(files[0])["caption"] and music["flags"] == []
+    assert noisy["flags"] == ["no music"] and noisy["error"] is None
+    assert noisy["caption"] is noisy["score"] is noisy["start"] is None and noisy["candidates"] == []
+
+
+def test_a_file_without_exact_times_has_a_flag(make_captioner, files, tmp_path):
+    samples = np.tile(soundfile.read(files[0])[0], 3)
+    for ending, flags in (("nist", ["decoded from its start"]), ("wav", [])):
+        soundfile.write(tmp_path / f"long.{ending}", samples, 8_000)
+        assert make_captioner()(str(tmp_path / f"long.{ending}"))["flags"] == flags
+
+
 def test_start_and_where_choose_what_is_heard(make_captioner, files, tmp_path):
     """A file of three parts: A A B, each 10 s; most of its windows sound like A."""
     captioner = make_captioner()

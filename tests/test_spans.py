@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from datasets import Dataset
+from encoders import write_film
 from helpers import CAPTIONS, read_lines, saved_pipeline, vary_captions
 
 import spans_rgmc
@@ -20,7 +22,16 @@ from captions.spans import SpanLedger, load_detector, read_music_spans, show
 from captions.subtitle_files import read_subtitles
 from retrieval_rgmc import CaptionDatastore
 from span_settings_rgmc import SpanSettings
-from spans_rgmc import average_states, cut, divide, find_changes, find_silences, merge_equal, novelty, window_starts
+from spans_rgmc import (
+    average_states,
+    cut,
+    divide,
+    find_changes,
+    find_silences,
+    merge_equal,
+    novelty,
+    overlapping_starts,
+)
 
 RATE = 16_000
 # Silence, A, silence, B, noise, with their ends in seconds.
@@ -131,8 +142,8 @@ def test_a_hop_at_which_the_encoder_folds_time_is_refused():
 
 
 def test_windows_cover_a_track_and_keep_its_tail():
-    assert window_starts(100, 10, 31) == [0, 31, 62, 90]
-    assert window_starts(10, 10, 3) == [0] and window_starts(4, 10, 3) == [0]
+    assert overlapping_starts(100, 10, 31) == [0, 31, 62, 90]
+    assert overlapping_starts(10, 10, 3) == [0] and overlapping_starts(4, 10, 3) == [0]
 
 
 def test_the_encoders_steps_are_in_the_order_of_time(make_model, log_mels):
@@ -216,16 +227,31 @@ def test_changes_are_peaks_apart_from_each_other_and_from_the_ends():
 
 def test_music_starts_changes_and_stops_within_half_a_second(captioner, place):
     spans = captioner(str(place / "track.wav"), spans=True)
-    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music", "music"]
+    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music", "other"]
     assert [span["end"] for span in spans] == pytest.approx(EDGES, abs=0.5)
     assert [span["end"] for span in spans][:3] == pytest.approx(EDGES[:3], abs=0.021)
     assert spans[0]["start"] == 0 and all(before["end"] == after["start"] for before, after in pairwise(spans))
     for span in spans:
-        if span["kind"] == "silence":
+        if span["kind"] != "music":
             assert not (span["caption"] or span["score"] or span["alternatives"] or span["candidates"])
         else:
             assert span["caption"] and span["score"] < 0 and 1 <= len(span["alternatives"]) <= 2
             assert span["caption"] not in span["alternatives"]
+
+
+def test_spans_of_a_film_whose_sound_starts_late_are_on_its_clock(captioner, tmp_path):
+    sound = soxr.resample(np.concatenate([melody(8, 110, 1), np.zeros(2 * RATE), melody(8, 440, 2)]), RATE, 48_000)
+    write_film(tmp_path / "film.mp4", sound, delay=3.3)
+    spans = captioner(str(tmp_path / "film.mp4"), spans=True)
+    assert [span["kind"] for span in spans] == ["silence", "music", "silence", "music"]
+    assert [span["end"] for span in spans] == pytest.approx([3.3, 11.3, 13.3, 21.3], abs=0.1)
+
+
+def test_a_change_of_the_music_is_found_within_half_a_second(captioner, tmp_path):
+    soundfile.write(tmp_path / "two.wav", np.concatenate([melody(20.3, 110, 1), melody(20, 440, 2)]), RATE)
+    spans = captioner(str(tmp_path / "two.wav"), spans=True)
+    assert [span["kind"] for span in spans] == ["music", "music"]
+    assert spans[0]["end"] == pytest.approx(20.3, abs=0.5)
 
 
 def test_a_span_is_captioned_like_a_file_of_its_own(captioner, place, tmp_path):
@@ -280,7 +306,7 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(captioner, tmp_path):
         soundfile.write(tmp_path / "long.wav", np.tile(melody(20.0, 220, 0), repeats), RATE)
         tracemalloc.start()
         try:
-            captioner(str(tmp_path / "long.wav"), spans=True, batch_size=4)
+            captioner(str(tmp_path / "long.wav"), spans=True, batch_size=2)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -345,11 +371,29 @@ def test_an_interrupted_run_resumes_with_the_next_file(command, place, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["spans.jsonl"]
 
 
-def test_one_command_makes_subtitles_without_a_cue_in_silence(command, tmp_path):
+def test_one_command_makes_subtitles_without_a_cue_in_silence_and_noise(command, tmp_path):
     status, out, _ = command("track.wav", "--format", "vtt", "--profile", "netflix", "--subtitle_dir", "OUT")
     assert status == 0 and out == f"{tmp_path / 'track.vtt'}\n"
     cues = [cue for cue in read_subtitles(tmp_path / "track.vtt").cues if "music stops" not in " ".join(cue.lines)]
-    assert cues and all(4.0 <= cue.start / 1000 < cue.end / 1000 <= 24.03 or cue.start / 1000 >= 28.27 for cue in cues)
+    times = [(cue.start / 1000, cue.end / 1000) for cue in cues]
+    assert len(times) == 2 and all(
+        (4.0 <= start and end <= 24.03) or (start >= 28.27 and end <= 50.6) for start, end in times
+    )
+
+
+def test_the_checkpoint_says_below_which_score_a_cue_is_only_music(command, captioner, place, tmp_path):
+    config = place / "outputs" / "demo" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"score_threshold": -0.001}))
+    try:
+        _, _, err = command("track.wav", "--format", "vtt", "--subtitle_dir", "OUT", "--output", "OUT/spans.jsonl")
+        assert "2 only [music], because the score is below the threshold" in err
+        assert {row["settings"]["score_threshold"] for row in read_lines(tmp_path / "spans.jsonl")} == {-0.001}
+        option = ["--score_threshold", "-100", "--existing", "overwrite"]
+        _, _, err = command("--render", tmp_path / "spans.jsonl", "--subtitle_dir", "OUT", *option)
+        assert "below the threshold" not in err
+    finally:
+        config.write_text(before)
 
 
 def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_path, monkeypatch):
@@ -357,6 +401,15 @@ def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_pat
     monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
     status, _, err = command("track.wav", "--format", "vtt", "--subtitle_dir", "OUT")
     assert status == 2 and "track.vtt exists: --existing overwrite replaces it" in err
+
+
+@pytest.mark.parametrize("existing", ["error", "skip", "append"])
+def test_a_copied_film_that_exists_is_found_before_the_model_runs(command, tmp_path, monkeypatch, existing):
+    (tmp_path / "film.mp4").touch()
+    (tmp_path / "film.captioned.mp4").touch()
+    monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
+    status, _, err = command("OUT/film.mp4", "--embed", "--existing", existing)
+    assert status == 2 and "film.captioned.mp4 exists: --existing overwrite replaces it" in err
 
 
 def test_wrong_options_are_refused_before_anything_is_captioned(command, tmp_path):

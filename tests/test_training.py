@@ -19,6 +19,7 @@ from clips.features import ClipFeatures
 from clips.rows import load_captions
 from eval import EvaluationArguments, evaluate_checkpoint
 from modeling_rgmc import RGMCModel
+from pipeline_rgmc import MusicCaptioningPipeline
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 
@@ -37,6 +38,14 @@ def checkpoint(corpus, tmp_path_factory):
 
 
 # -- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_of_captions_is_a_quantile_of_validation_scores(checkpoint, corpus):
+    model, processor = RGMCModel.from_pretrained(checkpoint).eval(), RGMCProcessor.from_pretrained(checkpoint)
+    captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+    clips = load_captions(str(corpus), "validation")["audio"]
+    scores = [captioner(clip)["score"] for clip in clips]
+    assert model.config.score_threshold == pytest.approx(np.quantile(scores, 0.1), abs=0.01)
 
 
 def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
@@ -59,6 +68,7 @@ def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
         "model_card_rgmc.py",
         "modeling_rgmc.py",
         "neighbors.jsonl",
+        "noise_rgmc.py",
         "pipeline_rgmc.py",
         "pretrained_rgmc.py",
         "processing_rgmc.py",
