@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from captions.formats import SAID, read_captions, write_captions
+from captions.formats import EXPLANATION, SAID, read_captions, write_captions
 
 Existing = Literal["error", "skip", "overwrite", "append"]
 
@@ -155,7 +155,7 @@ class Ledger:
         for path in self.todo:
             if path in found:  # several processes may have captioned the same audio
                 said = first.setdefault(found[path]["audio"], found[path])
-                found[path] = found[path] | {name: said[name] for name in SAID}
+                found[path] = found[path] | {name: said[name] for name in (*SAID, EXPLANATION) if name in said}
         return {path: found[path] for path in self.todo if path in found}
 
     def rekey(self, keys: dict[str, str]):

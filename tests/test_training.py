@@ -42,6 +42,7 @@ def checkpoint(corpus, tmp_path_factory):
 def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "README.md",
+        "attribution_rgmc.py",
         "audio_rgmc.py",
         "captions_rgmc.py",
         "checkpoint-8",
