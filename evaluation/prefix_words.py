@@ -84,6 +84,7 @@ def _middle(model) -> int:
     return -(-model.config.text_config.num_hidden_layers // 2)
 
 
+@torch.no_grad()
 def prefix_states(model, embeds: torch.Tensor) -> torch.Tensor:
     """States `(B, P, D)` of the prefixes of sounds `(B, E)` after the middle layer of the decoder."""
     prefix = model.mapper(embeds.to(model.device, model.mapper.linear1.weight.dtype))
@@ -91,6 +92,7 @@ def prefix_states(model, embeds: torch.Tensor) -> torch.Tensor:
     return model.text_model(inputs_embeds=inputs, output_hidden_states=True).hidden_states[_middle(model)].float()
 
 
+@torch.no_grad()
 def contextual_states(captioner: Captioner, seed: int) -> tuple[torch.Tensor, list[str]]:
     """
     States `(S, D)` of the last token of each content word in the datastore's captions, after the middle layer of the
