@@ -217,7 +217,8 @@ def _explain(
     for songs in drawn:
         sounds = None
         if audio_embeds is not None:
-            sounds = torch.from_numpy(model.datastore.read_embeddings(np.array([rows[0] for rows in songs])))
+            first = np.array([rows[0] for rows in songs])
+            sounds = torch.from_numpy(model.datastore.read_embeddings(first)).to(model.device)
         rows_of = model.datastore.rows
         prompts = [join_candidates([rows_of[row]["input_ids"] for row in rows], separator) for rows in songs]
         other = left_pad(prompts, separator) if model.config.uses_candidate else no_candidate
