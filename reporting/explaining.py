@@ -7,7 +7,7 @@ KINDS_TITLE = "Where the words come from"
 LENSES_TITLE = "Words of the prefix"
 WATCHED_TITLE = "Words to look at twice"
 CONFIDENCE_TITLE = "Confidence"
-UNTRAINED = {"candidate": "without its sound", "audio": "without candidates", "nothing": "with neither"}
+UNTRAINED = {"candidate": "without its sound", "audio": "without candidates", "nothing": "without both"}
 CURVES = {"both": "Both, the weaker", "log_prob": "Log-probability", "similarity": "Similarity"}
 MOST_WATCHED = 200  # rows of the list in the report; results.json has all
 
