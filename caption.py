@@ -27,6 +27,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from captions.arguments import CaptionArguments
+from captions.explaining import explain_note
 from captions.inputs import find_inputs
 from captions.job import Job, find_job
 from captions.ledger import Ledger
@@ -127,6 +128,8 @@ def load_captioner(args: CaptionArguments, job: Job, device):
     generate_kwargs: dict = {"selection": args.selection} if args.selection else {}
     if args.alternatives and (args.alternatives > 1 or args.divides):
         generate_kwargs["num_return_sequences"] = args.alternatives
+    if args.explain:
+        generate_kwargs["explain"] = True
     where = args.where if args.where in ("middle", "whole") else int(args.where)
     captioner = Captioner(job.model, device, args.start, where, **generate_kwargs)
     if not args.divides:
@@ -222,13 +225,16 @@ def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
 
 
 def say_what_captions_are(rows: list[dict], captioner):
-    """Says how many files have no music, and that a model was trained from scratch."""
+    """Says how many files have no music, how to read explanations, and that a model was trained from scratch."""
     from model_card_rgmc import from_scratch_warning
 
     for flag in ("silence", "no music"):
         files = sum(flag in row.get("flags", ()) for row in rows)
         if files:
             say(f"{count(files, 'file')} without a caption: {flag}")
+    explained = next((row["explanation"] for row in rows if row.get("explanation")), None)
+    if explained:
+        say(explain_note(explained))
     if captioner and any(part["caption"] for row in rows for part in row.get("spans", [row])):
         warning = from_scratch_warning(captioner.pipeline.model.config)
         if warning:

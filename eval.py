@@ -41,6 +41,7 @@ from configuration_rgmc import RGMCConfig
 from evaluation.arguments import EvaluationArguments, check_paths
 from evaluation.attributes import find_facts, read_attributes
 from evaluation.captioning import Captioner
+from evaluation.explaining import explanation_lines, measure_explanation, score_explanation
 from evaluation.intervals import LEVEL
 from evaluation.leak_free import read_leaks, score_without_leaks
 from evaluation.listening import measure_listening, score_listening
@@ -60,8 +61,10 @@ from evaluation.systems import (
     read_predictions,
     rows_of,
 )
+from evaluation.word_sources import BIAS_FILE
 from model_card_rgmc import from_scratch_warning
 from reporting.attributes import format_attributes
+from reporting.explaining import format_explanation
 from reporting.listening import format_listening
 from reporting.model_card import update_model_card, write_eval_results
 from reporting.report import write_report
@@ -96,7 +99,9 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     rule = check_checkpoints(args.model[0], checkpoints)
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     lexicon = read_attributes(args.attributes, rule)
+    watched = read_attributes(args.watched_words, rule, "--watched_words", BIAS_FILE) if args.explain else None
     load_split = partial(load_rows, args)
+    validation = load_split(args.validation_split) if args.explain else None
     split = load_split(args.split, args.attribute_columns)
     leaks = read_leaks(args.leakage, args.split, split.rows) if args.leakage else None
     load = partial(
@@ -121,6 +126,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     )
     heard = [measure_listening(captioner, args.seed)] if args.listening else []
     systems, lines = make(captioner, checkpoints=checkpoints, neighbors=neighbors, predictions=others)
+    explained = measure_explanation(captioner, lines, validation, args.seed) if args.explain else None
     seeds, neighbors_of_others = [captioner.checkpoint], []
     for name in args.model[1:]:
         other = load(name)
@@ -159,6 +165,9 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     retrieval, of_retrieval = score_retrieval(
         neighbors, references, args.recall_threshold, *resampling, neighbors_of_others
     )
+    explanation = explained and score_explanation(
+        explained, lines, lexicon, watched, item_scores["rgmc"]["cider_d"], *resampling
+    )
     said = {row: [systems[key].captions for key in keys] for row, keys in keys_of_rows(systems).items()}
     if not args.meteor:
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
@@ -178,6 +187,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
         attributes=attributes.describe(said),
         listening=listening,
         retrieval=retrieval,
+        explanation=explanation,
         consensus_time=consensus_time(captioner),
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
@@ -188,6 +198,8 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     warning = from_scratch_warning(captioner.model.config)
     with replaced_together(output_dir, last="results.json") as staging:
         write_lines(staging / "predictions.jsonl", lines)
+        if explained:
+            write_lines(staging / "explanations.jsonl", explanation_lines(explained, lines))
         write_resamples(staging, resamples, of_listening, of_retrieval)
         (staging / "results.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
         write_report(
@@ -293,6 +305,8 @@ def print_tables(args: EvaluationArguments, results: EvaluationResults, lines: l
     if results.listening:
         print(format_listening(results))
     print(format_retrieval(results))
+    if results.explanation:
+        print(format_explanation(results))
     print(f"{Path(args.output_dir) / 'report.html'} has intervals, plots and clips to listen to")
 
 

@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 try:
     # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
+    from .attribution_rgmc import ExplainsCaptions
     from .audio_rgmc import AudioError  # noqa: F401
     from .captions_rgmc import join_candidates, left_pad
     from .configuration_rgmc import RGMCConfig
@@ -47,6 +48,7 @@ try:
     from .statistics_rgmc import RGMCAudioStatistics
 except ImportError:
     import pipeline_rgmc  # noqa: F401
+    from attribution_rgmc import ExplainsCaptions
     from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
     from generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
@@ -62,7 +64,7 @@ logger = logging.get_logger(__name__)
 KEEPS_POSITIONS = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
-class RGMCModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
+class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationMixin):
     """
     Captions music from its sound and from the caption of the most similar song in a datastore.
 

@@ -12,6 +12,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 try:
+    from .attribution_rgmc import caption_log_probs, caption_mask
     from .audio_rgmc import AudioError, is_one_sound
     from .captions_rgmc import list_captions, most_central, normalize_caption, present_caption
     from .configuration_rgmc import RGMCConfig  # noqa: F401
@@ -21,6 +22,7 @@ try:
     from .span_settings_rgmc import SpanSettings
     from .spans_rgmc import find_spans
 except ImportError:
+    from attribution_rgmc import caption_log_probs, caption_mask
     from audio_rgmc import AudioError, is_one_sound
     from captions_rgmc import list_captions, most_central, normalize_caption, present_caption
     from hearing_rgmc import hear, path_of
@@ -95,6 +97,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
             errors (`str`, *optional*):
                 `"raise"` to raise an error for a clip that cannot be used; `"return"` to return it as the clip's
                 `error`. By default the error of a single clip is raised, and one of several is returned.
+            explain (`bool`, defaults to `False`):
+                Whether to say of each word what the sound and the candidates add to it.
             generate_kwargs (`dict`, *optional*):
                 Arguments of `generate`, such as `selection="consensus"`. They can also be given directly.
 
@@ -114,6 +118,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
               `source` and `license` also if not known;
             - `alternatives` (`list[dict]`): with `num_return_sequences=n`, the n best captions and their scores, the
               caption itself first;
+            - `explanation` (`dict`): with `explain`, what [`Explanation.to_dict`] returns; None for silence;
             - `error` (`str`): why the clip cannot be used; None for one that can.
 
             With `spans`, what [`find_spans`] returns for a file, or a list of it for several.
@@ -126,7 +131,7 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         if spans or isinstance(spans, dict):  # also {}: all fields have defaults
             if candidates is not None:
                 raise ValueError("each span has candidates of its own: leave out `candidates` or `spans`")
-            if unused := {"sampling_rate", "start", "where", "errors"} & kwargs.keys():
+            if unused := {"sampling_rate", "start", "where", "errors", "explain"} & kwargs.keys():
                 raise ValueError(f"`spans` are of whole files: leave out {', '.join(sorted(unused))}")
             return self._spans(inputs, SpanSettings(**(spans if isinstance(spans, dict) else {})), **kwargs)
         listed = isinstance(inputs, (list, tuple))
@@ -191,7 +196,9 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         about |= {"duration": heard.duration, "flags": heard.flags, "starts": heard.starts}
         return {"input_features": torch.from_numpy(heard.log_mels)[:, None], "about": about, **inputs}
 
-    def _forward(self, inputs: dict[str, Any], **generate_kwargs) -> dict[str, list[dict[str, Any]]]:
+    def _forward(
+        self, inputs: dict[str, Any], explain: bool = False, **generate_kwargs
+    ) -> dict[str, list[dict[str, Any]]]:
         about = inputs["about"]
         about = [about] if isinstance(about, dict) else about  # one clip, or a batch
         counts = torch.tensor([len(clip["starts"]) for clip in about])  # windows of each clip
@@ -205,11 +212,17 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
                 clips = clip_of[windows]
                 prompt = {name: inputs[name][clips.to(inputs[name].device)] for name in PROMPT}
                 prompt["candidates"] = [given[clip] for clip in clips]
-            said += self._caption(inputs["input_features"][windows], prompt, generate_kwargs)
-        return {"clips": [_result(clip, list(windows)) for clip, windows in zip(about, _cut(said, counts.tolist()))]}
+            said += self._caption(inputs["input_features"][windows], prompt, explain, generate_kwargs)
+        clips = [_result(clip, list(windows)) for clip, windows in zip(about, _cut(said, counts.tolist()))]
+        return {"clips": [{**clip, "explanation": clip.get("explanation")} for clip in clips] if explain else clips}
 
-    def _caption(self, input_features: torch.Tensor, prompt: dict[str, Any], generate_kwargs: dict[str, Any]):
-        """Captions windows `(B, 1, T, F)`: for each a dict of `caption`, `score`, `candidates` and `alternatives`."""
+    def _caption(
+        self, input_features: torch.Tensor, prompt: dict[str, Any], explain: bool, generate_kwargs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """
+        Captions windows `(B, 1, T, F)`: for each a dict of `caption`, `score`, `candidates`, `alternatives` and, with
+        `explain`, `explanation`.
+        """
         model = self.model
         audio_embeds = model.embed_audio(input_features)
         if prompt:
@@ -230,6 +243,10 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         given_prompt = {} if consensus and not prompt else ids  # a consensus retrieves more songs
         tokens = model.generate(audio_embeds=audio_embeds, **given_prompt, **options)
         each = len(tokens) // len(audio_embeds)  # captions of a window: `num_return_sequences`
+        further: list[dict[str, Any]] = [{} for _ in shown]
+        if explain:
+            explained = model.explain(audio_embeds=audio_embeds, tokens=tokens[::each], **ids)
+            further = [{"explanation": found.to_dict(self.processor.tokenizer)} for found in explained]
         ids = {name: rows.repeat_interleave(each, 0) for name, rows in ids.items()}
         scores = self._score(tokens, audio_embeds.repeat_interleave(each, 0), **ids).tolist()
         spellings = {} if model.datastore is None else model.datastore.spellings
@@ -239,8 +256,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         ]
         alternatives = [{"caption": text, "score": score} for text, score in zip(captions, scores)]
         return [
-            {**best, "candidates": candidates, "alternatives": [best, *others] if others else []}
-            for (best, *others), candidates in zip(_cut(alternatives, [each] * len(shown)), shown)
+            {**best, "candidates": candidates, "alternatives": [best, *others] if others else [], **more}
+            for (best, *others), candidates, more in zip(_cut(alternatives, [each] * len(shown)), shown, further)
         ]
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -254,17 +271,8 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
         Computes the mean log probability `(B,)` of each caption's tokens `(B, L)` up to its EOS. One pass does it;
         `generate` would keep the scores of every word in every beam at every step.
         """
-        ends = torch.isin(tokens, torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device))
-        kept = (ends.cumsum(1) - ends.long() == 0).long()  # padding comes after the first EOS
-        logits = self.model(
-            input_ids=torch.cat([input_ids, tokens], dim=1),
-            attention_mask=torch.cat([attention_mask, kept], dim=1),
-            audio_embeds=audio_embeds,
-            logits_to_keep=tokens.shape[1] + 1,
-            use_cache=False,
-        ).logits[:, :-1]  # (B, L, vocabulary)
-        chosen = logits.float().log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2)  # (B, L)
-        return (chosen * kept).sum(1) / kept.sum(1)
+        log_probs = caption_log_probs(self.model, tokens, audio_embeds, input_ids, attention_mask)
+        return log_probs.sum(1) / caption_mask(self.model, tokens).sum(1)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
         """

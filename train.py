@@ -372,6 +372,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     captions = [captions[0] for captions in train.captions]
     processor = build_processor(model_args, captions)
     model = build_model(model_args, processor, train, predicts_words=args.word_loss_weight > 0)
+    model.config.candidate_dropout, model.config.prefix_dropout = args.candidate_dropout, args.prefix_dropout
     saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
     model = model.to(accelerator.device)
     if args.gradient_checkpointing:

@@ -47,6 +47,9 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     selection: Literal["best", "consensus"] | None = field(
         default=None, metadata={"help": "How a caption is chosen; as the checkpoint says if unset."}
     )
+    explain: bool = field(
+        default=False, metadata={"help": "Also say of each word what the sound and the candidate add to it."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
     sidecar: Consumer | None = field(
         default=None, metadata={"help": "Also write a file beside each song, as this program reads captions."}
@@ -72,7 +75,8 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
             raise ValueError("nothing to caption: name files or folders, as in python caption.py song.mp3")
         if self.start is not None and not self.start >= 0:
             raise ValueError(f"--start {self.start:g}: expected 0 or more seconds")
-        for name, unset in (("start", None), ("where", "middle"), ("sidecar", None), ("tags", False)):
+        alone = {"start": None, "where": "middle", "sidecar": None, "tags": False, "explain": False}
+        for name, unset in alone.items():
             if self.divides and getattr(self, name) != unset:
                 raise ValueError(
                     f"--{name} is for one caption a file: leave it out, because spans are of the whole file"
@@ -84,7 +88,7 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
         if self.output and (self.render or self.check):
             raise ValueError("--output is for captions: subtitles are beside their files, or in --subtitle_dir")
         if self.output:
-            check_format(self.output, (".jsonl",) if self.divides else FORMATS)
+            check_format(self.output, (".jsonl",) if self.divides or self.explain else FORMATS)
             check_output(str(Path(self.output).parent), "--output")
         if self.tags or self.remove_tags:
             check_mutagen()

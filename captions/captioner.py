@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from audio_rgmc import AudioError, stream_audio
-from captions.formats import SAID, SCHEMA
+from captions.formats import EXPLANATION, SAID, SCHEMA
 from clips.isolation import run_isolated
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from hearing_rgmc import Heard, hear
@@ -49,7 +49,7 @@ class Captioner:
         where (`str` or `int`, defaults to `"middle"`):
             What is heard of a file, as in [`hear`].
         generate_kwargs:
-            Arguments of `generate`, such as `selection="consensus"`.
+            Arguments of `generate`, such as `selection="consensus"`; `explain=True` adds explanations to the rows.
     """
 
     def __init__(
@@ -174,9 +174,12 @@ class Captioner:
         return [_row(path, sound, self.said.get(sound.digest)) for path, sound in sounds.items()], problems
 
     def remember(self, rows: Iterable[dict[str, Any]]):
-        """Takes the captions of rows for the same audio as theirs."""
+        """Takes the captions of rows for the same audio as theirs, if they have the explanation that is asked for."""
+        names = ("start", *SAID, *([EXPLANATION] if self.generate_kwargs.get("explain") else []))
         self.said |= {
-            row["audio"]: {name: row[name] for name in ("start", *SAID)} for row in rows if row["caption"] is not None
+            row["audio"]: {name: row[name] for name in names}
+            for row in rows
+            if row["caption"] is not None and {*names} <= {*row}
         }
 
 
@@ -191,7 +194,17 @@ def _rounded(result: dict[str, Any]) -> dict[str, Any]:
         "score": score,
         "candidates": _candidates(result["candidates"]),
         "alternatives": alternatives,
+        **({EXPLANATION: _round_all(result[EXPLANATION])} if EXPLANATION in result else {}),
     }
+
+
+def _round_all(value: Any) -> Any:
+    """Rounds all numbers in dicts and lists."""
+    if isinstance(value, dict):
+        return {name: _round_all(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [*map(_round_all, value)]
+    return round(value, DIGITS) if isinstance(value, float) else value
 
 
 def _candidates(shown: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -219,7 +232,7 @@ NOTHING = {"start": None, "caption": None, "score": None, "candidates": [], "alt
 def _row(path: str, sound: Heard, said: dict[str, Any] | None) -> dict[str, Any]:
     start = {"start": sound.starts[0]} if len(sound.starts) == 1 else {}  # its own, in a longer file of the same audio
     row = {"path": path, **_about(sound), **(said or NOTHING), **start, "audio": sound.digest}
-    return {name: row[name] for name in SCHEMA.names if name in row}
+    return {name: row[name] for name in (*SCHEMA.names, EXPLANATION) if name in row}
 
 
 def read_ahead(items: Iterable, size: int) -> Iterator:

@@ -31,6 +31,7 @@ SCHEMA = pyarrow.schema(
         "key": TEXT,
     }
 )
+EXPLANATION = "explanation"  # a further column of JSONL, after a run with --explain
 SAID = ("caption", "score", "candidates", "alternatives")  # what is the same for the same audio
 # What spreadsheets run as a formula at the start of a cell. In a CSV such a text has an apostrophe before it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -67,7 +68,7 @@ def read_captions(path: Path) -> list[dict[str, Any]]:
     except (ValueError, TypeError, csv.Error, pyarrow.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({error}): {OTHER_FILE}") from error
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or list(row) != SCHEMA.names:
+        if not isinstance(row, dict) or [name for name in row if name != EXPLANATION] != SCHEMA.names:
             columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise ValueError(f"{path}, row {number} is not a caption of this command (found {columns}): {OTHER_FILE}")
     return rows

@@ -58,6 +58,8 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
     checkpoint = fingerprint(model)
     names = ("start", "where", "alternatives", "selection")
     common, music = {name: getattr(args, name) for name in names}, None
+    if args.explain:
+        common["explain"] = True
     if args.divides:
         music = read_music_spans(args.music_spans, inputs.files) if args.music_spans else None
         names = ("alternatives", "selection", "music_detector")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from captions.formats import SAID, read_captions, write_captions
+from captions.formats import EXPLANATION, SAID, read_captions, write_captions
 from clips.outputs import replaced_whole
 
 Existing = Literal["error", "skip", "overwrite", "append"]
@@ -153,7 +153,7 @@ class Ledger:
         for path in self.todo:
             if path in found:  # several processes may have captioned the same audio
                 said = first.setdefault(found[path]["audio"], found[path])
-                found[path] = found[path] | {name: said[name] for name in SAID}
+                found[path] = found[path] | {name: said[name] for name in (*SAID, EXPLANATION) if name in said}
         return {path: found[path] for path in self.todo if path in found}
 
     def rekey(self, keys: dict[str, str]):

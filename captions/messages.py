@@ -6,6 +6,8 @@ from collections import deque
 
 from tqdm.auto import tqdm
 
+from captions.explaining import explain_lines
+from captions.formats import EXPLANATION
 from captions.inputs import Inputs
 from captions.ledger import Ledger
 from captions.spans import show
@@ -70,6 +72,8 @@ class Printer:
     def show(self, rows: list[dict], problems: dict[str, str]):
         for row in rows:
             lines = show(row) if "spans" in row else [" ".join((row["caption"] or "").split())]  # one line
+            if row.get(EXPLANATION):
+                lines += explain_lines(row[EXPLANATION])
             self.lines[row["path"]] = "\n".join(line if self.plain else f"{row['path']}\t{line}" for line in lines)
         self.lines |= dict.fromkeys(problems)
         while self.waiting and self.waiting[0] in self.lines:

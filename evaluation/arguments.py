@@ -75,6 +75,18 @@ class MetricArguments:
             "with its own sound than with another."
         },
     )
+    explain: bool = field(
+        default=False,
+        metadata={
+            "help": "Also say which words come from the sound and which from the candidate, what can be read in the "
+            "prefixes, where words of --watched_words occur, and how sure the captions are beside those of "
+            "--validation_split, which is captioned for that."
+        },
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split that --explain compares with."})
+    watched_words: str | None = field(
+        default=None, metadata={"help": "Words that --explain lists, a yaml file; evaluation/bias.yaml if unset."}
+    )
     attributes: str | None = field(
         default=None,
         metadata={"help": "Words of the attribute scores, a yaml file; evaluation/attributes.yaml if unset."},
@@ -165,6 +177,7 @@ def check_paths(args: EvaluationArguments):
     check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
     check_file("--attributes", args.attributes, "a yaml file such as evaluation/attributes.yaml")
+    check_file("--watched_words", args.watched_words, "a yaml file such as evaluation/bias.yaml")
     for entry in args.predictions or []:
         _, is_named, file = entry.partition("=")
         check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")

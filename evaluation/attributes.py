@@ -96,7 +96,9 @@ class Lexicon:
         return frozenset(found)
 
 
-def read_attributes(file: str | Path | None = None, normalization: str = "paper") -> Lexicon:
+def read_attributes(
+    file: str | Path | None = None, normalization: str = "paper", option: str = "--attributes", default: str = FILE
+) -> Lexicon:
     """
     Reads a yaml file of attributes.
 
@@ -105,11 +107,13 @@ def read_attributes(file: str | Path | None = None, normalization: str = "paper"
             `categories` maps each category to its concepts, and each concept to its words and phrases, or to
             `{parent: concept, words: […]}`. `ignored` and `negations` are optional lists.
         normalization (`str`, *optional*, defaults to `"paper"`): Rule of the captions in which words are looked for.
+        option (`str`, *optional*, defaults to `"--attributes"`): The option that names the file.
+        default (`str`, *optional*): The repository's file that is read without one.
 
     Raises:
         `ValueError`: If the file is not such a file, with the category and the concept that is wrong.
     """
-    path, where = (Path(file), f"--attributes {file}") if file else (ROOT / FILE, FILE)
+    path, where = (Path(file), f"{option} {file}") if file else (ROOT / default, default)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -153,7 +157,7 @@ def read_attributes(file: str | Path | None = None, normalization: str = "paper"
             raise ValueError(f"{where}, ignored: {' '.join(phrase)!r} is a word of {': '.join(phrases[phrase][0])}")
         phrases[phrase] = ()
     negations = frozenset(_spell(content.get("negations") or [], normalization, f"{where}, negations"))
-    return Lexicon(str(file or FILE), normalization, concepts, words, phrases, negations)
+    return Lexicon(str(file or default), normalization, concepts, words, phrases, negations)
 
 
 def _spell(words: list[str], normalization: str, where: str) -> list[str]:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
+from reporting.explaining import CURVES
 from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import metric_stem, system_title, table_columns
 
@@ -82,6 +83,22 @@ def plot_similarity(results: EvaluationResults, lines: list[Prediction], item_sc
     axis.set_xlabel("similarity of the candidate's audio")
     axis.set_ylim(bottom=0)
     axis.set_ylabel("CIDEr-D, mean ± standard error")
+    axis.grid(axis="y", alpha=0.3)
+    _add_legend(figure)
+    return figure
+
+
+def plot_coverage(results: EvaluationResults) -> Figure:
+    """Mean CIDEr-D of the surest clips, by the share of the clips that are captioned."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for (name, label), color in zip(CURVES.items(), ("#c0392b", "#34495e", "#d4a017")):
+        points = results.explanation.confidence.curves[name]
+        coverage = [100 * point.coverage for point in points]
+        axis.plot(coverage, [point.cider_d for point in points], "o-", color=color, markersize=4, label=label)
+    axis.set_xlabel("% of clips that are captioned, the surest first")
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("CIDEr-D")
     axis.grid(axis="y", alpha=0.3)
     _add_legend(figure)
     return figure

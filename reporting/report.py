@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reporting import attributes, listening, published, retrieval
+from reporting import attributes, explaining, listening, published, retrieval
 from reporting.markdown import markdown_table, markdown_text
-from reporting.plots import plot_lengths, plot_scores, plot_similarity
+from reporting.plots import plot_coverage, plot_lengths, plot_scores, plot_similarity
 from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.sound import mp3_in_base64
 from reporting.tables import (
@@ -76,6 +76,9 @@ def write_report(
         ),
         "lengths": (plot_lengths(results, item_scores), f"Length of the captions{of_first}"),
     }
+    if results.explanation:
+        text = "CIDEr-D of the surest clips by how many are captioned. A rank of sureness is no probability of truth."
+        figures["coverage"] = (plot_coverage(results), text)
     names = [public_name(checkpoint["name"]) for checkpoint in _checkpoints(results)]
     plots = []
     for name, (figure, text) in figures.items():
@@ -177,6 +180,7 @@ def _described_table(results: EvaluationResults, name: str) -> dict:
         "scores": table(results, name),
         "interval_note": interval_note(results, name),
         "notes": table_notes(results, name),
+        "list": None,
         "reported": None if has_reported_rows(results, name) else reported_table(name),
         "reported_corpus": published.CORPORA[name],
     }
@@ -195,7 +199,12 @@ def _further_tables(results: EvaluationResults) -> list[dict]:
         title = retrieval.retrieval_title(results)
         scores, notes = retrieval.retrieval_table(results), retrieval.retrieval_notes(results)
         found.append({"title": title, "scores": scores, "interval_note": interval_note, "notes": notes})
-    return [{**each, "reported": None} for each in found]
+    if results.explanation:
+        for title, scores, notes in explaining.explanation_tables(results):
+            note = interval_note if title in (explaining.KINDS_TITLE, explaining.LENSES_TITLE) else ""
+            listed = explaining.watched_list(results) if title == explaining.WATCHED_TITLE else None
+            found.append({"title": title, "scores": scores, "interval_note": note, "notes": notes, "list": listed})
+    return [{"list": None, **each, "reported": None} for each in found]
 
 
 def _player(load_clip: Callable | None, row: int) -> dict[str, str | None]:

@@ -33,6 +33,7 @@ LISTENING_TITLES = {
 }
 # Fields that results.json may lack.
 OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "attributes", "listening", "retrieval"}
+OPTIONAL |= {"explanation"}
 OPTIONAL |= {"consensus_time", "deviation", "by_checkpoint", "checkpoints"}  # the last three of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
@@ -299,6 +300,178 @@ class AttributeResults:
         return cls(**{**values, "systems": systems})
 
 
+@dataclass
+class SourceShares:
+    """
+    What sound and candidates add to the words of one kind: means over the words, in nats.
+
+    Args:
+        words (`int`): How many there are.
+        audio, candidate (`Score`, *optional*): Shapley values; None where there is no such word.
+        audio_beyond, candidate_beyond (`Score`, *optional*):
+            How much more they add than those of a random song, from the same resamples; None without other songs.
+        share (`Score`, *optional*): Per cent of the sum of both that the sound adds; None where one is negative.
+    """
+
+    words: int
+    audio: Score | None = None
+    candidate: Score | None = None
+    audio_beyond: Score | None = None
+    candidate_beyond: Score | None = None
+    share: Score | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SourceShares":
+        return cls(**{name: Score(**found) if isinstance(found, dict) else found for name, found in values.items()})
+
+
+@dataclass
+class LensResult:
+    """
+    How many of the words that a lens reads in the prefixes are words of the clips' own captions.
+
+    Args:
+        title (`str`): What the lens looks at.
+        words (`int`): How many words it reads.
+        hits, shuffled, frequent (`Score`):
+            Per cent of these words that the clip's own captions have, and the floors: that another clip's captions
+            have, and that the clip's captions have of as many of the most frequent words.
+        above_shuffled, above_frequent (`Score`): Hits minus each floor, from the same resamples.
+    """
+
+    title: str
+    words: int
+    hits: Score
+    shuffled: Score
+    frequent: Score
+    above_shuffled: Score
+    above_frequent: Score
+
+    @property
+    def reads_nothing(self) -> bool:
+        """Whether the lens is at or below a floor, as far as the intervals tell."""
+        floors = (self.above_shuffled, self.above_frequent)
+        return any((floor.value if floor.low is None else floor.low) <= 0 for floor in floors)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "LensResult":
+        return cls(**{name: Score(**found) if isinstance(found, dict) else found for name, found in values.items()})
+
+
+@dataclass
+class WatchedWord:
+    """
+    A watched word in a caption.
+
+    Args:
+        group, word (`str`): What it is watched for, and the word.
+        id, caption (`str`): The clip and its caption.
+        candidate, candidate_id (`str`, *optional*): The caption that the model was shown.
+        in_candidate, in_gold (`bool`): Whether that candidate, and the clip's own captions, have the word or one alike.
+        audio, by_candidate (`float`): What sound and candidate add to its log-probability, in nats.
+    """
+
+    group: str
+    word: str
+    id: str
+    caption: str
+    candidate: str | None
+    candidate_id: str | None
+    in_candidate: bool
+    in_gold: bool
+    audio: float
+    by_candidate: float
+
+
+@dataclass
+class WatchedWords:
+    """
+    The watched words, such as exoticising ones.
+
+    Args:
+        file (`str`), concepts (`int`): The yaml file, and how many concepts it watches.
+        counts (`dict[str, dict[str, int]]`):
+            By concept the clips whose caption, candidate and own captions have it: `captions`, `candidates`, `gold`;
+            `brought` where caption and candidate both do.
+        found (`list[WatchedWord]`): Each in a caption.
+    """
+
+    file: str
+    concepts: int
+    counts: dict[str, dict[str, int]]
+    found: list[WatchedWord]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "WatchedWords":
+        return cls(**{**values, "found": [WatchedWord(**word) for word in values["found"]]})
+
+
+@dataclass
+class CoveragePoint:
+    """The mean CIDEr-D of the surest clips: their share of all clips (0 to 1), their number, the score."""
+
+    coverage: float
+    clips: int
+    cider_d: float
+
+
+@dataclass
+class ConfidenceResults:
+    """
+    Ranks of the clips among validation clips, by the log-probability of their caption and the similarity of their
+    nearest song. A rank is not a probability of truth.
+
+    Args:
+        split (`str`), validation_clips (`int`): The validation split and its size.
+        curves (`dict[str, list[CoveragePoint]]`): By `log_prob`, `similarity`, and `both`, the weaker of the two.
+        nothing_similar (`int`), nothing_similar_cider_d (`float`, *optional*):
+            Clips to which nothing similar is in the datastore, and their mean CIDEr-D.
+        quantiles (`dict[str, list[float]]`): The rank of each clip, from 0 to 1.
+    """
+
+    split: str
+    validation_clips: int
+    curves: dict[str, list[CoveragePoint]]
+    nothing_similar: int
+    nothing_similar_cider_d: float | None
+    quantiles: dict[str, list[float]]
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ConfidenceResults":
+        curves = {name: [CoveragePoint(**point) for point in points] for name, points in values["curves"].items()}
+        return cls(**{**values, "curves": curves})
+
+
+@dataclass
+class ExplanationResults:
+    """
+    Where the words of the model's captions come from.
+
+    Args:
+        kinds (`dict[str, SourceShares]`): By kind of word: categories of attributes, function words, others, all.
+        out_of_distribution (`list[str]`): Which inputs the model was not trained on, as in [`Explanation`].
+        lenses (`dict[str, LensResult]`): What each lens reads in the prefixes; empty for a model without sound.
+        watched ([`WatchedWords`]): Words to look at twice.
+        confidence ([`ConfidenceResults`]): How sure the captions are.
+    """
+
+    kinds: dict[str, SourceShares]
+    out_of_distribution: list[str]
+    lenses: dict[str, LensResult]
+    watched: WatchedWords
+    confidence: ConfidenceResults
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ExplanationResults":
+        return cls(
+            kinds={kind: SourceShares.from_dict(shares) for kind, shares in values["kinds"].items()},
+            out_of_distribution=values["out_of_distribution"],
+            lenses={lens: LensResult.from_dict(found) for lens, found in values["lenses"].items()},
+            watched=WatchedWords.from_dict(values["watched"]),
+            confidence=ConfidenceResults.from_dict(values["confidence"]),
+        )
+
+
 @dataclass(kw_only=True)
 class EvaluationResults:
     """
@@ -321,6 +494,7 @@ class EvaluationResults:
         attributes ([`AttributeResults`], *optional*): Where a clip has an attribute.
         listening ([`ListeningResults`], *optional*): Where it was measured.
         retrieval ([`RetrievalResults`], *optional*): None in files of earlier versions.
+        explanation ([`ExplanationResults`], *optional*): Where it was asked for; of several models the first.
         consensus_time (`float`, *optional*):
             How many times as long consensus decoding took as the most probable captions, where a run made both.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
@@ -348,6 +522,7 @@ class EvaluationResults:
     attributes: AttributeResults | None = None
     listening: ListeningResults | None = None
     retrieval: RetrievalResults | None = None
+    explanation: ExplanationResults | None = None
     consensus_time: float | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
@@ -365,6 +540,7 @@ class EvaluationResults:
             "attributes": AttributeResults,
             "listening": ListeningResults,
             "retrieval": RetrievalResults,
+            "explanation": ExplanationResults,
         }
         found = {name: kind.from_dict(values[name]) for name, kind in parts.items() if values.get(name)}
         return cls(**{**values, "systems": _systems(values), **found})

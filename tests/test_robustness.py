@@ -166,7 +166,9 @@ def test_two_processes_learn_what_one_learns(corpus, tmp_path):
     options = ["--text_pretraining_steps", "3", "--candidate_pool", "3", "--candidate_dropout", "0.2"]
     options += ["--prefix_dropout", "0.2", "--own_candidate", "0.2", "--augment_audio", "true"]
     options += ["--num_sample_captions", "0"]
-    one = RGMCModel.from_pretrained(run(tmp_path, corpus, *options, name="one")).state_dict()
+    model = RGMCModel.from_pretrained(run(tmp_path, corpus, *options, name="one"))
+    assert (model.config.candidate_dropout, model.config.prefix_dropout) == (0.2, 0.2)
+    one = model.state_dict()
     two = RGMCModel.from_pretrained(run_in_two_processes(tmp_path, corpus, *options)).state_dict()
     for name, weight in two.items():
         torch.testing.assert_close(weight, one[name], atol=1e-4, rtol=0)

@@ -51,6 +51,7 @@ def test_the_threshold_of_captions_is_a_quantile_of_validation_scores(checkpoint
 def test_one_command_trains_retrieves_captions_and_scores(checkpoint):
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "README.md",
+        "attribution_rgmc.py",
         "audio_rgmc.py",
         "captions_rgmc.py",
         "checkpoint-8",
