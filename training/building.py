@@ -67,6 +67,10 @@ def prepare_data(
         )
 
 
+def build_feature_extractor(model_args: ModelArguments) -> RGMCFeatureExtractor:
+    return RGMCFeatureExtractor()
+
+
 def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
     lengths = {name: getattr(model_args, name) for name in LENGTHS if getattr(model_args, name) is not None}
     if model_args.model:
@@ -213,7 +217,7 @@ def audio_statistics(features: ClipFeatures, most: int = 4096) -> tuple[torch.Te
 
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
-    """Makes Adam (section 4) for the trainable weights; each part may have its own learning rate."""
+    """Makes Adam (section 4), or AdamW with `weight_decay`, for the trainable weights; each part may have its own learning rate."""
     rates = {
         model.audio_tower: args.audio_learning_rate,
         model.mapper: args.mapper_learning_rate,
@@ -231,4 +235,7 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("every part is frozen, so nothing would be trained: leave out one of the --freeze options")
-    return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))
+    fused = model.device.type in ("cpu", "cuda")
+    if args.weight_decay:
+        return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused)
+    return torch.optim.Adam(groups, lr=args.learning_rate, fused=fused)
