@@ -173,7 +173,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_features": features}, tensor_type=return_tensors)
 
     def compute(self, waveforms: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
-        """Computes the log-mels `(B, T, F)` of samples `(B, N)`; another front end is a subclass with another method."""
+        """Computes the log-mels `(B, T, F)` of samples `(B, N)`. Another front end overrides it."""
         return log_mel_spectrogram(
             waveforms,
             device,

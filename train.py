@@ -260,10 +260,14 @@ def end_epoch(run: Run, seconds: float):
     held_out_loss = validation_loss(run)
     if args.lr_scheduler_type == "reduce_lr_on_plateau":
         run.scheduler.step(held_out_loss)
-    neighbors = {
-        "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
-        "neighbors_changed": float((former.train != state.neighbors.train).mean()),
-    } if run.retrieves else {}
+    neighbors = (
+        {
+            "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
+            "neighbors_changed": float((former.train != state.neighbors.train).mean()),
+        }
+        if run.retrieves
+        else {}
+    )
     values = {
         "step": state.step,
         "epoch": state.epoch,

@@ -106,8 +106,7 @@ class BaselineConfig(PreTrainedConfig):
 
 class BaselineProcessor(RGMCProcessor):
     """
-    As [`RGMCProcessor`], without candidates, and with the front end of a baseline, `feature_extractor_class`. Saved with
-    the code of its class.
+    As [`RGMCProcessor`], with the front end of a baseline, `feature_extractor_class`. It is saved with its code.
     """
 
     feature_extractor_class: type[RGMCFeatureExtractor]

@@ -164,7 +164,7 @@ def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
 
 class LPMusicCapsModel(BaselineModel):
     """
-    Captions music from a log-mel spectrogram. `audio_tower` is the stack of convolutions, `text_model` BART. Beam search
+    Captions music from a log-mel spectrogram. `audio_tower` is the stack of convolutions, `text_model` BART. It decodes
     with 5 beams unless the generation configuration says otherwise.
     """
 

@@ -169,7 +169,8 @@ class OptimizationArguments:
         },
     )
     lr_scheduler_type: str = field(
-        default="constant", metadata={
+        default="constant",
+        metadata={
             "help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ...; reduce_lr_on_plateau "
             "halves the learning rate when the validation loss has not fallen for more than 5 epochs."
         },

@@ -95,7 +95,7 @@ def build_model(
 
 def read_word_vectors(file: Path, tokenizer: PreTrainedTokenizerBase, weight: torch.Tensor):
     """
-    Copies the vectors of a GloVe file, lines of a word and its numbers, into the rows of `weight` for words that it has.
+    Copies the vectors of a GloVe file, lines of a word and its numbers, into the rows of `weight` of the words it has.
 
     Raises:
         `ValueError`: If vectors are of another length than the rows.

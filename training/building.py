@@ -217,7 +217,10 @@ def audio_statistics(features: ClipFeatures, most: int = 4096) -> tuple[torch.Te
 
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
-    """Makes Adam (section 4), or AdamW with `weight_decay`, for the trainable weights; each part may have its own learning rate."""
+    """
+    Makes Adam (section 4), or AdamW with `weight_decay`, for the trainable weights; each part may have its own learning
+    rate.
+    """
     rates = {
         model.audio_tower: args.audio_learning_rate,
         model.mapper: args.mapper_learning_rate,
