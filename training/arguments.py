@@ -52,8 +52,8 @@ class ModelArguments:
     baseline: dict = field(
         default_factory=dict,
         metadata={
-            "help": "Instead of an RGMC: configuration of a baseline from scratch, of the model_type muscaps or "
-            "lp-musiccaps. --baseline.num_channels 32 sets one entry."
+            "help": "Instead of an RGMC: configuration of a baseline, of the model_type muscaps, lp-musiccaps or "
+            "ltu-style. --baseline.num_channels 32 sets one entry."
         },
     )
     tokenizer_vocab_size: int | None = field(

@@ -9,17 +9,23 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from baselines import BASELINES
-from baselines.baseline_rgmc import BaselineModel, BaselineProcessor
+from baselines.baseline_rgmc import BaselineModel
 from clips.features import ClipFeatures
 from clips.options import did_you_mean
 from feature_extraction_rgmc import RGMCFeatureExtractor
-from training.arguments import ModelArguments
-from training.building import train_tokenizer
+from modeling_rgmc import RGMCModel
+from processing_rgmc import RGMCProcessor
+from training import building
+from training.arguments import ALLOWED_WITH_MODEL, ModelArguments
 
+LTU_STYLE = "ltu-style"
 SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 # Entries of `--baseline` that are neither of the configuration nor of the front end.
-ENTRIES = {"muscaps": {"word_vectors"}, "lp-musiccaps": {"tokenizer"}}
+ENTRIES = {"muscaps": {"word_vectors"}, "lp-musiccaps": {"tokenizer"}, LTU_STYLE: set()}
 USED = ("baseline", "caption_normalization", "tokenizer_vocab_size", "max_caption_length")
+# Options of an RGMC that an LTU-style, whose parts are an RGMC's, has too.
+PARTS = ("audio_model", "text_model", "audio_config", "text_config", "prefix_length", "spec_augment")
+PARTS += ALLOWED_WITH_MODEL
 
 
 def read_entries(baseline: dict) -> tuple[str, dict, dict, dict]:
@@ -35,8 +41,10 @@ def read_entries(baseline: dict) -> tuple[str, dict, dict, dict]:
         near = did_you_mean(str(kind), BASELINES)
         raise ValueError(f"--baseline.model_type {kind}: expected one of {', '.join(BASELINES)}{near}")
     model_class, processor_class = BASELINES[kind]
-    known = model_class.config_class().to_dict()
-    front_end = inspect.signature(processor_class.feature_extractor_class.__init__).parameters
+    known, front_end = (), ()
+    if kind != LTU_STYLE:
+        known = model_class.config_class().to_dict()
+        front_end = inspect.signature(processor_class.feature_extractor_class.__init__).parameters
     unknown = [name for name in entries if name not in {*known, *front_end, *ENTRIES[kind]}]
     if unknown:
         near = did_you_mean(unknown[0], [*known, *front_end, *ENTRIES[kind]])
@@ -49,18 +57,22 @@ def read_entries(baseline: dict) -> tuple[str, dict, dict, dict]:
 
 def build_feature_extractor(model_args: ModelArguments) -> RGMCFeatureExtractor:
     kind, _, front_end, _ = read_entries(model_args.baseline)
+    if kind == LTU_STYLE:
+        return building.build_feature_extractor(model_args)
     return BASELINES[kind][1].feature_extractor_class(**front_end)
 
 
-def build_processor(model_args: ModelArguments, captions: list[str]) -> BaselineProcessor:
+def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
     kind, _, _, others = read_entries(model_args.baseline)
+    if kind == LTU_STYLE:
+        return building.build_processor(model_args, captions)
     size = model_args.tokenizer_vocab_size
     if others.get("tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(others["tokenizer"])
     elif kind == "muscaps":
         tokenizer = word_tokenizer(captions, size)
     else:
-        tokenizer = train_tokenizer(captions, size or 1000)
+        tokenizer = building.train_tokenizer(captions, size or 1000)
         tokenizer.add_special_tokens({name: SPECIAL_TOKENS[name] for name in ("bos_token", "pad_token")})
     lengths = {} if model_args.max_caption_length is None else {"max_caption_length": model_args.max_caption_length}
     rule = model_args.caption_normalization
@@ -79,10 +91,12 @@ def word_tokenizer(captions: list[str], most: int | None = None, least: int = 2)
 
 
 def build_model(
-    model_args: ModelArguments, processor: BaselineProcessor, train: ClipFeatures, predicts_words: bool = False
-) -> BaselineModel:
+    model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures, predicts_words: bool = False
+) -> BaselineModel | RGMCModel:
     kind, fields, _, others = read_entries(model_args.baseline)
     model_class, _ = BASELINES[kind]
+    if kind == LTU_STYLE:
+        return building.build_model(model_args, processor, train, model_class=model_class)
     tokenizer = processor.tokenizer
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     fields |= {"vocab_size": len(tokenizer), "caption_normalization": processor.caption_normalization}

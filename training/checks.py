@@ -23,7 +23,7 @@ from training.arguments import (
     model_choices,
     refresh_interval,
 )
-from training.baselines import USED, read_entries
+from training.baselines import LTU_STYLE, PARTS, USED, read_entries
 
 
 def check_arguments(model_args: ModelArguments, args: TrainingArguments):
@@ -132,9 +132,11 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
 
 def check_baseline(model_args: ModelArguments, args: TrainingArguments):
     """Raises `ValueError` if there is no such `--baseline`, or for options that do nothing with one."""
-    read_entries(model_args.baseline)
-    unused = [name for name, value in asdict(model_args).items() if value not in (None, {}, False) and name not in USED]
-    unused += [name for name in ("word_loss_weight", "test_split", "mapper_learning_rate") if getattr(args, name)]
+    kind, *_ = read_entries(model_args.baseline)
+    used = {*USED, *(PARTS if kind == LTU_STYLE else ())}
+    unused = [name for name, value in asdict(model_args).items() if value not in (None, {}, False) and name not in used]
+    unused += [name for name in ("word_loss_weight", "test_split") if getattr(args, name)]
+    unused += ["mapper_learning_rate"] if args.mapper_learning_rate and kind != LTU_STYLE else []
     if unused:
         way = "; score it beside a model: eval.py --baseline" if unused == ["test_split"] else ""
         raise ValueError(f"--baseline has no use for {', '.join(unused)}: leave it out{way}")

@@ -35,7 +35,7 @@ def forward_flops(config: RGMCConfig, batch: dict) -> tuple[float, float]:
     return tuple(counts)
 
 
-def baseline_flops(model: BaselineModel, input_features: torch.Tensor, length: int) -> float:
+def baseline_flops(model: BaselineModel | RGMCModel, input_features: torch.Tensor, length: int) -> float:
     """Counts the operations of a baseline's forward pass over clips with captions of `length` tokens."""
     input_ids = torch.zeros(len(input_features), 1 + length, dtype=torch.long, device=model.device)
     model.eval()
