@@ -155,7 +155,7 @@ class Layer(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         found = self.convolutions(hidden)
-        return nn.functional.max_pool2d((found + hidden if self.is_residual else found).relu(), self.pool)
+        return nn.functional.max_pool2d(found + hidden if self.is_residual else found, self.pool).relu()
 
 
 class HarmonicCNN(nn.Module):
