@@ -231,10 +231,22 @@ def test_word_vectors_of_a_file_replace_those_at_random(folder, songs, tmp_path,
         train.main([path, "--baseline.word_vectors", str(tmp_path / "vectors.txt"), "--overwrite_output_dir", "true"])
 
 
+def test_an_ltu_style_learns_by_lora_and_loads_without_it(folder, songs):
+    pytest.importorskip("peft")
+    path = baseline_file(folder, songs, "ltu-style", "lora", max_steps=2)
+    train.main([path, "--lora_r", "2"])
+    model, loaded = BASELINES["ltu-style"][0].from_pretrained(folder / "lora", output_loading_info=True)
+    assert not loaded["missing_keys"] and not any("lora" in name for name in model.state_dict())
+    assert model.mapper.linear1.out_features == 768 and model.config.prefix_length == 32 and model.datastore is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": {"model_type": "muscap"}}, "model_type muscap: expected one of muscaps, lp-musiccaps; did you"),
+        (
+            {"baseline": {"model_type": "muscap"}},
+            "model_type muscap: expected one of muscaps, lp-musiccaps, ltu-style; did",
+        ),
         ({"baseline": {"model_type": "muscaps", "num_chanels": 3}}, "has no num_chanels; did you mean num_channels"),
         ({"test_split": "test"}, "no use for test_split: leave it out; score it beside a model: eval.py --baseline"),
         ({"prefix_length": 3, "word_loss_weight": 1}, "no use for prefix_length, word_loss_weight"),
