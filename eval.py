@@ -40,6 +40,7 @@ from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.arguments import EvaluationArguments, check_paths
 from evaluation.attributes import find_facts, read_attributes
+from evaluation.baselines import BaselineCaptioner, add_baselines, measure_costs, read_baselines
 from evaluation.captioning import Captioner
 from evaluation.explaining import explanation_lines, measure_explanation, score_explanation
 from evaluation.intervals import LEVEL
@@ -97,6 +98,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     checkpoints = {key: getattr(args, option.removeprefix("--")) for key, option in OPTIONS.items()}
     check_same_configuration(args.model)
     rule = check_checkpoints(args.model[0], checkpoints)
+    baselines = read_baselines(args.baseline or [], rule, args.predictions or [])
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
     lexicon = read_attributes(args.attributes, rule)
     watched = read_attributes(args.watched_words, rule, "--watched_words", BIAS_FILE) if args.explain else None
@@ -104,9 +106,8 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     validation = load_split(args.validation_split) if args.explain else None
     split = load_split(args.split, args.attribute_columns)
     leaks = read_leaks(args.leakage, args.split, split.rows) if args.leakage else None
-    load = partial(
-        Captioner.load, split=split, accelerator=accelerator, batch_size=args.batch_size, parts_dir=parts_dir
-    )
+    clips_of = {"split": split, "accelerator": accelerator, "batch_size": args.batch_size, "parts_dir": parts_dir}
+    load = partial(Captioner.load, **clips_of)
     captioner = load(args.model[0])
     ids = captioner.features.ids
     others = read_predictions(args.predictions or [], ids, set(split.rows["id"]) - set(ids), rule)
@@ -135,6 +136,11 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
         neighbors_of_others += found.values()
         heard += [measure_listening(other, args.seed)] if args.listening else []
         seeds.append(other.checkpoint)
+    nearest, seconds = [line["candidate"] for line in lines], dict(captioner.seconds)
+    trained = add_baselines(baselines, partial(BaselineCaptioner.load, **clips_of), ids, nearest, seconds)
+    systems |= trained
+    for line, *captions in zip(lines, *(system.captions for system in trained.values())):
+        line["captions"] |= dict(zip(trained, captions))
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
         return None
@@ -173,7 +179,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
         unavailable["meteor_1.5"] = "not asked for (eval.py --meteor true)"
     if not args.clap_model:
         unavailable.update(dict.fromkeys(("clap_at", "clap_tt"), "not asked for (eval.py --clap_model)"))
-    rows = {table: rows_of(table, systems, others) for table in sorted({1, *args.table})}
+    rows = {table: rows_of(table, systems, [*others, *baselines]) for table in sorted({1, *args.table})}
     side_by_side, _ = rows.pop(1)
     results = EvaluationResults(
         **describe_run(args, captioner),
@@ -189,6 +195,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
         retrieval=retrieval,
         explanation=explanation,
         consensus_time=consensus_time(captioner),
+        costs=measure_costs(systems, baselines, seconds) if baselines else None,
         tables={str(table): keys for table, (keys, _) in rows.items()},
         side_by_side=side_by_side,
         missing={key: way for _, missing in rows.values() for key, way in missing.items()},

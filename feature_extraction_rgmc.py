@@ -104,6 +104,7 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features"]
+    further_settings: list[Any] = []  # of another front end: what determines its numbers beside the arguments here
 
     def __init__(
         self,
@@ -167,8 +168,14 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
             except AudioError as error:
                 place = f"audio {i} of {len(sounds)}: " if len(sounds) > 1 else ""
                 raise AudioError(f"{place}{error}") from error
-        log_mel = log_mel_spectrogram(
-            np.stack(waveforms),
+        features = self.compute(np.stack(waveforms), device)[:, None]  # (B, 1, T, F)
+        features = features.cpu() if return_tensors == "np" else features
+        return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+
+    def compute(self, waveforms: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Computes the log-mels `(B, T, F)` of samples `(B, N)`. Another front end overrides it."""
+        return log_mel_spectrogram(
+            waveforms,
             device,
             sampling_rate=self.sampling_rate,
             feature_size=self.feature_size,
@@ -177,9 +184,6 @@ class RGMCFeatureExtractor(SequenceFeatureExtractor):
             frequency_min=self.frequency_min,
             frequency_max=self.frequency_max,
         )
-        features = log_mel[:, None]  # (B, 1, T, F)
-        features = features.cpu() if return_tensors == "np" else features
-        return BatchFeature({"input_features": features}, tensor_type=return_tensors)
 
     def _waveform(self, sound: Any, sampling_rate: float | None, stream: int | None) -> np.ndarray:
         for key in ("array", "raw"):

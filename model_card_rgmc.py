@@ -25,11 +25,9 @@ CARD = """---
 {metadata}
 ---
 
-# RGMC: {name}
+# {title}: {name}
 
-RGMC listens to ten seconds of a song, looks up how people described the most similar song in its datastore, and writes
-a description of its own: [Retrieval Guided Music Captioning via Multimodal
-Prefixes](https://doi.org/10.24963/ijcai.2024/859) (Srivatsan et al., IJCAI 2024).
+{about}
 
 ```python
 from transformers import pipeline
@@ -71,6 +69,10 @@ the datastore word for word. The paper's ethical statement applies:
 
 Code: MIT. Weights: {model_license}. Captions in the datastore: {datastore_license}.
 """
+ABOUT = """\
+RGMC listens to ten seconds of a song, looks up how people described the most similar song in its datastore, and writes
+a description of its own: [Retrieval Guided Music Captioning via Multimodal
+Prefixes](https://doi.org/10.24963/ijcai.2024/859) (Srivatsan et al., IJCAI 2024)."""
 HUB_ARGUMENTS = "repo_id commit_message commit_description private token revision create_pr tags".split()
 UNKNOWN = "not stated; see what the model was trained on and started from"
 
@@ -105,6 +107,7 @@ def model_card(
     repositories = ["/".join(source["name"].split("/")[:2]) for source in sources if source and source["revision"]]
     rows = getattr(config, "datastore_rows", 0)
     warning = from_scratch_warning(config)
+    tags = ["music", "music-captioning", *([] if hasattr(config, "about") else ["retrieval-augmented-generation"])]
     data = ModelCardData(
         **{
             "library_name": "transformers",
@@ -114,7 +117,7 @@ def model_card(
             "datastore_license": (datastore_license or "unknown") if rows else None,
             "base_model": repositories or None,
             **metadata,
-            "tags": ["music", "music-captioning", "retrieval-augmented-generation", *metadata.get("tags", ())],
+            "tags": [*tags, *metadata.get("tags", ())],
         }
     )
     return CARD.format(
@@ -122,6 +125,8 @@ def model_card(
         oldest=TESTED_TRANSFORMERS[0],
         newest=TESTED_TRANSFORMERS[1],
         name=name.split("/")[-1],
+        title=getattr(config, "title", "RGMC"),
+        about=getattr(config, "about", ABOUT),
         checkpoint=name,
         datastore=f"The datastore in `datastore/` holds {rows} captions.\n" if rows else "",
         rule=getattr(config, "caption_normalization", "paper"),

@@ -152,7 +152,7 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
         # to eager attention. `_name_or_path` goes, because it may be a path on this machine.
         text_config = text.config.to_dict()
         text_config.pop("_name_or_path", None)
-        config = RGMCConfig(
+        config = cls.config_class(
             audio_config=audio_config,
             text_config=text_config,
             audio_model_source=audio_source,

@@ -39,20 +39,13 @@ from clips.locks import only_run
 from clips.options import user_errors
 from eval import EvaluationArguments, evaluate_checkpoint
 from evaluation.threshold import score_threshold, store_threshold
-from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from search_rgmc import check_search
+from training import baselines, building
 from training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments, refresh_interval
-from training.building import (
-    build_model,
-    build_optimizer,
-    build_processor,
-    enable_checkpointing,
-    label_words,
-    prepare_data,
-)
+from training.building import build_optimizer, enable_checkpointing, label_words, prepare_data
 from training.checkpoints import (
     TrainingState,
     begin_run,
@@ -69,7 +62,7 @@ from training.checkpoints import (
 from training.checks import caption_rule, check_arguments, check_paths
 from training.devices import start_accelerator
 from training.lora import merged_state_dict
-from training.refresh import find_neighbors, write_neighbors
+from training.refresh import Neighbors, find_neighbors, write_neighbors
 from training.text_pretraining import pretrain_decoder
 from training.throughput import count_flops, measure_peak
 
@@ -105,6 +98,11 @@ class Run:
     @property
     def args(self) -> TrainingArguments:
         return self.arguments[2]
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the model has a datastore. A baseline has none."""
+        return self.model.datastore_class is not None
 
     @property
     def embedding_batch_size(self) -> int:
@@ -184,7 +182,8 @@ def train_epoch(run: Run):
             norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf)
         learning_rates = run.scheduler.get_last_lr()
         run.optimizer.step()
-        run.scheduler.step()
+        if args.lr_scheduler_type != "reduce_lr_on_plateau":
+            run.scheduler.step()
         run.optimizer.zero_grad()
         progress.update(len(clips))
         clips_since += len(clips)
@@ -260,13 +259,22 @@ def end_epoch(run: Run, seconds: float):
         if interval and state.epoch % interval == 0:
             refresh(run)
     held_out_loss = validation_loss(run)
+    if args.lr_scheduler_type == "reduce_lr_on_plateau":
+        run.scheduler.step(held_out_loss)
+    neighbors = (
+        {
+            "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
+            "neighbors_changed": float((former.train != state.neighbors.train).mean()),
+        }
+        if run.retrieves
+        else {}
+    )
     values = {
         "step": state.step,
         "epoch": state.epoch,
         "loss": float(accelerator.reduce(state.losses, "sum")[0]) / state.tokens[0],
         "validation_loss": held_out_loss,
-        "neighbor_similarity": float(former.train_similarities[former.train >= 0].mean()),
-        "neighbors_changed": float((former.train != state.neighbors.train).mean()),
+        **neighbors,
         **run.recall,
         "processes": accelerator.num_processes,
         "seconds": seconds,
@@ -292,6 +300,9 @@ def end_epoch(run: Run, seconds: float):
 def refresh(run: Run):
     """Rebuilds the datastore and looks the neighbours of every song up again, by the current encoder."""
     args, batch_size = run.args, run.embedding_batch_size
+    if not run.retrieves:
+        run.state.neighbors = Neighbors.none(len(run.train), len(run.validation))
+        return
     embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
     run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     searching = (run.datastore, run.train, run.validation, run.accelerator, batch_size)
@@ -341,7 +352,7 @@ def write_log(run: Run, values: dict):
 def save_best(run: Run):
     """Saves the best model so far as the checkpoint, with a datastore of the same encoder."""
     args, output_dir = run.args, Path(run.args.output_dir)
-    if run.datastore is None:
+    if run.datastore is None and run.retrieves:
         embedding = (run.train, run.rows, run.accelerator, run.embedding_batch_size, args.string_factory)
         run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     weights = run.accelerator.get_state_dict(run.wrapped) if run.accelerator.is_fsdp2 else None
@@ -349,7 +360,7 @@ def save_best(run: Run):
         if weights is not None:
             run.saved.load_state_dict(weights)
         run.saved.set_datastore(run.datastore)
-        run.saved.config.datastore_rows = len(run.datastore)
+        run.saved.config.datastore_rows = len(run.datastore or ())
         card = run_card(run.arguments, run.saved.config, run.state.best_loss, run.state.best_epoch)
         merged = merged_state_dict(run.saved) if run.arguments[0].lora_r else None
         save_model(output_dir, run.saved, run.processor, card, state_dict=merged)
@@ -368,11 +379,13 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     model_args, data_args, args = arguments
     model_args.caption_normalization = caption_rule(model_args)
     rule = model_args.caption_normalization
-    train, validation = prepare_data(data_args, args, accelerator, RGMCFeatureExtractor(), rule)
+    parts = baselines if model_args.baseline else building
+    train, validation = prepare_data(data_args, args, accelerator, parts.build_feature_extractor(model_args), rule)
     captions = [captions[0] for captions in train.captions]
-    processor = build_processor(model_args, captions)
-    model = build_model(model_args, processor, train, predicts_words=args.word_loss_weight > 0)
-    model.config.candidate_dropout, model.config.prefix_dropout = args.candidate_dropout, args.prefix_dropout
+    processor = parts.build_processor(model_args, captions)
+    model = parts.build_model(model_args, processor, train, predicts_words=args.word_loss_weight > 0)
+    if not model_args.baseline:
+        model.config.candidate_dropout, model.config.prefix_dropout = args.candidate_dropout, args.prefix_dropout
     saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
     model = model.to(accelerator.device)
     if args.gradient_checkpointing:
@@ -383,14 +396,16 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     set_seed(args.seed, device_specific=True)
     caption_ids = [processor.encode_caption(caption) for caption in captions]
     rows = datastore_rows(train, processor)
-    size = model.config.audio_config.projection_dim
-    check_search(size, args.string_factory, "float32", args.search_parameters, len(rows))
+    if model.datastore_class is not None:
+        size = model.config.audio_config.projection_dim
+        check_search(size, args.string_factory, "float32", args.search_parameters, len(rows))
     if args.text_pretraining_steps and not checkpoint:
         pretrain_decoder(model, captions, caption_ids, rows["input_ids"][:], args, accelerator)
     optimizer = build_optimizer(model, args)
     steps = math.ceil(len(train) / args.batch_size) * args.num_train_epochs
     steps = min(steps, args.max_steps or steps)
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps)
+    plateau = {"factor": 0.5, "patience": 5} if args.lr_scheduler_type == "reduce_lr_on_plateau" else None
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, steps, plateau)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     state = TrainingState(losses=torch.zeros(2, device=accelerator.device))
     accelerator.register_for_checkpointing(state, scheduler)
@@ -405,7 +420,7 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
         processes=accelerator.num_processes,
         distributed_type=str(accelerator.distributed_type),
         mixed_precision=accelerator.mixed_precision,  # also where accelerate's own setting chose it
-        schedule_steps=None if args.lr_scheduler_type.startswith("constant") else steps,
+        schedule_steps=None if args.lr_scheduler_type.startswith(("constant", "reduce")) else steps,
     )
     run = Run(
         arguments=arguments,
@@ -468,7 +483,7 @@ def run_training(arguments: tuple, accelerator: Accelerator):
     former_handler = signal.signal(signal.SIGTERM, request_stop)
     try:
         while not run.is_over:
-            if accelerator.is_main_process:
+            if accelerator.is_main_process and run.retrieves:
                 write_neighbors(output_dir / "neighbors.jsonl", run.train.ids, state.neighbors, state.epoch)
             epoch_started = time.perf_counter()
             train_epoch(run)

@@ -126,7 +126,8 @@ def compute_features(
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"Cached log-mels of type {dtype}: expected float16 or float32")
-    settings = json.dumps([FRONT_END_VERSION, dtype, *(getattr(feature_extractor, name) for name in FRONT_END)])
+    front_end = [*(getattr(feature_extractor, name) for name in FRONT_END), *feature_extractor.further_settings]
+    settings = json.dumps([FRONT_END_VERSION, dtype, *front_end])
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "rgmc_log_mel" / _digest(settings.encode())
     folder.mkdir(parents=True, exist_ok=True)
     captions = [usable_captions(texts, normalization) for texts in rows["captions"]]

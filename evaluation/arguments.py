@@ -53,6 +53,13 @@ class SystemArguments:
         default=False,
         metadata={"help": "Tables 3 and 5: also the best of the model's beams, judged by the references."},
     )
+    baseline: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Baselines that train.py --baseline has trained, each as name=checkpoint. Checkpoints of one name "
+            "that differ by seed share its row."
+        },
+    )
     predictions: list[str] | None = field(
         default=None,
         metadata={"help": 'Other systems, each as name=file.jsonl with lines {"id": …, "prediction": …}.'},
@@ -178,6 +185,8 @@ def check_paths(args: EvaluationArguments):
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
     check_file("--attributes", args.attributes, "a yaml file such as evaluation/attributes.yaml")
     check_file("--watched_words", args.watched_words, "a yaml file such as evaluation/bias.yaml")
+    for entry in args.baseline or []:
+        check_model(f"--baseline {entry}:", entry.partition("=")[2] or None)
     for entry in args.predictions or []:
         _, is_named, file = entry.partition("=")
         check_file(f"--predictions {entry}:", file if is_named else None, "lines of captions")

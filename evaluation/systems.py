@@ -40,7 +40,7 @@ BASELINES = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "
 BASELINES += ["nearest_neighbor", "consensus"]
 ABLATIONS = ["rgmc_audio_only", "rgmc_audio_only_masked", "rgmc_text_only", "rgmc_text_only_masked"]
 SELECTED = ["rgmc_consensus", "rgmc_best"]  # the one of the two that the checkpoint does not do unless told
-OTHERS = "others"  # the systems of --predictions
+OTHERS = "others"  # the systems of --predictions and --baseline
 # The same captions whatever the seed of the checkpoint.
 SHARED = ["gold", "random", "most_frequent", "nearest_neighbor_statistics", "nearest_neighbor_frozen"]
 TABLES = {
@@ -92,7 +92,7 @@ class System:
 
 def captioning_title(key: str) -> str:
     """What the captioning by a system is called while it runs."""
-    return "Captioning" if key == "rgmc" else f"Captioning: {TITLES[key]}"
+    return "Captioning" if key == "rgmc" else f"Captioning: {TITLES.get(key, key)}"
 
 
 def consensus_time(captioner: Captioner) -> float | None:
@@ -246,9 +246,9 @@ def keys_of_rows(systems: dict[str, System]) -> dict[str, list[str]]:
     return rows
 
 
-def rows_of(table: int, systems: dict[str, System], predictions: dict) -> tuple[list[str], dict[str, str]]:
+def rows_of(table: int, systems: dict[str, System], others: list[str]) -> tuple[list[str], dict[str, str]]:
     """The systems of a table in its order, and its missing rows with the option that makes each of them."""
-    keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else predictions)]
+    keys = [key for name in TABLES[table] for key in ([name] if name != OTHERS else others)]
     there = {system.title for system in systems.values()}  # the checkpoint itself may be an ablation
     options = {"nearest_neighbor_statistics": "--statistics_neighbor true", **OPTIONS}
     missing = {

@@ -33,8 +33,8 @@ LISTENING_TITLES = {
 }
 # Fields that results.json may lack.
 OPTIONAL = {"low", "high", "truncated_texts", "difference", "without_leaks", "attributes", "listening", "retrieval"}
-OPTIONAL |= {"explanation"}
-OPTIONAL |= {"consensus_time", "deviation", "by_checkpoint", "checkpoints"}  # the last three of several checkpoints
+OPTIONAL |= {"explanation", "consensus_time", "costs"}
+OPTIONAL |= {"deviation", "by_checkpoint", "checkpoints"}  # of several checkpoints
 
 # A score for each clip: `{system: {metric: [value of the first clip, …]}}`.
 ItemScores = dict[str, dict[str, list[float]]]
@@ -153,6 +153,22 @@ class SystemResult:
         fields = {"scores", "difference"} & values.keys()
         scores = {name: {key: Score(**score) for key, score in values[name].items()} for name in fields}
         return cls(**{**values, **scores})
+
+
+@dataclass
+class Cost:
+    """
+    What a trained system costs on the machine at hand.
+
+    Args:
+        training_seconds (`float`, *optional*):
+            Wall time of the training's steps by its log, without refreshes and validations; of several checkpoints the
+            mean. None where there is no log.
+        captions_per_second (`float`, *optional*): None where this run did not caption.
+    """
+
+    training_seconds: float | None = None
+    captions_per_second: float | None = None
 
 
 @dataclass
@@ -497,6 +513,7 @@ class EvaluationResults:
         explanation ([`ExplanationResults`], *optional*): Where it was asked for; of several models the first.
         consensus_time (`float`, *optional*):
             How many times as long consensus decoding took as the most probable captions, where a run made both.
+        costs (`dict[str, Cost]`, *optional*): By trained system, where `--baseline` compares them.
         tables (`dict[str, list[str]]`): By number of the paper's table the systems that are its rows.
         side_by_side (`list[str]`): The systems of Table 1.
         missing (`dict[str, str]`): Rows that are not made, with the option that makes them.
@@ -524,6 +541,7 @@ class EvaluationResults:
     retrieval: RetrievalResults | None = None
     explanation: ExplanationResults | None = None
     consensus_time: float | None = None
+    costs: dict[str, Cost] | None = None
     tables: dict[str, list[str]]
     side_by_side: list[str]
     missing: dict[str, str]
@@ -543,6 +561,8 @@ class EvaluationResults:
             "explanation": ExplanationResults,
         }
         found = {name: kind.from_dict(values[name]) for name, kind in parts.items() if values.get(name)}
+        if values.get("costs"):
+            found["costs"] = {row: Cost(**cost) for row, cost in values["costs"].items()}
         return cls(**{**values, "systems": _systems(values), **found})
 
 

@@ -28,6 +28,7 @@ COLUMNS = {
     "4": ("copy", "cider_d", "bleu_4", "meteor_1.5", "rouge_l", *ATTRIBUTE_METRICS),
 }
 COLUMNS["5"] = COLUMNS["3"]
+COSTS = {"training_seconds": "Training s", "captions_per_second": "Captions/s"}  # fields of `Cost`
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -47,17 +48,20 @@ def table(results: EvaluationResults, name: str, intervals: bool = True) -> Tabl
             value of several checkpoints is `mean ± deviation`.
     """
     columns = table_columns(results, name)
-    header = [_first_column(name), *_of_clips(results, "Clips"), *columns.values()]
+    costs = results.costs or {}
+    header = [_first_column(name), *_of_clips(results, "Clips"), *columns.values(), *COSTS.values()]
     rows = []
     for system in results.tables[name]:
         for clips, systems in scored_clips(results).items():
             if system in systems:
                 scores = systems[system].scores
                 cells = [format_score(scores.get(key), intervals) for key in columns]
-                rows.append([system_title(results, system), *_of_clips(results, clips), *cells])
+                cost = [format_score(Score(getattr(costs.get(system), key, None)), False, ".0f") for key in COSTS]
+                rows.append([system_title(results, system), *_of_clips(results, clips), *cells, *cost])
     if has_reported_rows(results, name):
         for title, cells in _reported(name, columns):
-            rows.append([f"{title} (reported, {published.CORPORA[name]})", *_of_clips(results, "-"), *cells])
+            title = f"{title} (reported, {published.CORPORA[name]})"
+            rows.append([title, *_of_clips(results, "-"), *cells, *("-" for _ in COSTS)])
     return _without_empty_columns(header, rows)
 
 

@@ -18,11 +18,22 @@ ALLOWED = {
     "reporting": {"model"},
     "corpora": {"model", "clips", "reporting"},
     "captions": {"model", "clips", "corpora"},
-    "training": {"model", "clips", "corpora"},
-    "evaluation": {"model", "clips", "corpora", "reporting"},
+    "baselines": {"model"},
+    "training": {"model", "clips", "corpora", "baselines"},
+    "evaluation": {"model", "clips", "corpora", "reporting", "baselines"},
     "listening": {"model", "clips", "reporting", "evaluation"},
     "metrics": {"model"},
-    "scripts": {"model", "clips", "corpora", "reporting", "captions", "training", "evaluation", "listening"},
+    "scripts": {
+        "model",
+        "clips",
+        "corpora",
+        "reporting",
+        "captions",
+        "training",
+        "evaluation",
+        "listening",
+        "baselines",
+    },
 }
 ALLOWED["benchmarks"] = {*ALLOWED} - {"metrics"}
 

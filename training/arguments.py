@@ -49,9 +49,19 @@ class ModelArguments:
             "one entry."
         },
     )
+    baseline: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Instead of an RGMC: configuration of a baseline, of the model_type muscaps, lp-musiccaps or "
+            "ltu-style. --baseline.num_channels 32 sets one entry."
+        },
+    )
     tokenizer_vocab_size: int | None = field(
         default=None,
-        metadata={"help": "Size of the BPE tokenizer trained on the captions, with --text_config (1000 if unset)."},
+        metadata={
+            "help": "Size of the BPE tokenizer trained on the captions, with --text_config or --baseline (1000 if "
+            "unset); of muscaps, the number of words (all that occur twice, if unset)."
+        },
     )
     prefix_length: int | None = field(
         default=None, metadata={"help": "Vectors that the mapper makes of an audio embedding (10 if unset)."}
@@ -159,9 +169,14 @@ class OptimizationArguments:
         },
     )
     lr_scheduler_type: str = field(
-        default="constant", metadata={"help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ..."}
+        default="constant",
+        metadata={
+            "help": "Schedule of transformers.get_scheduler: constant, linear, cosine, ...; reduce_lr_on_plateau "
+            "halves the learning rate when the validation loss has not fallen for more than 5 epochs."
+        },
     )
     warmup_steps: int = field(default=0, metadata={"help": "Steps in which the schedule raises the learning rate."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW; 0 is Adam, as in the paper."})
     max_grad_norm: float | None = field(default=None, metadata={"help": "Clip the gradient to this norm."})
     batch_size: int = field(
         default=32, metadata={"help": "Clips per step, over all processes; the default is the paper's."}

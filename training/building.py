@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clips.features import ClipFeatures, compute_features
 from clips.rows import load_captions
-from configuration_rgmc import RGMCConfig
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -67,6 +66,10 @@ def prepare_data(
         )
 
 
+def build_feature_extractor(model_args: ModelArguments) -> RGMCFeatureExtractor:
+    return RGMCFeatureExtractor()
+
+
 def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProcessor:
     lengths = {name: getattr(model_args, name) for name in LENGTHS if getattr(model_args, name) is not None}
     if model_args.model:
@@ -116,7 +119,11 @@ def label_words(captions: list[str], words: list[str]) -> torch.Tensor:
 
 
 def build_model(
-    model_args: ModelArguments, processor: RGMCProcessor, train: ClipFeatures, predicts_words: bool = False
+    model_args: ModelArguments,
+    processor: RGMCProcessor,
+    train: ClipFeatures,
+    predicts_words: bool = False,
+    model_class: type[RGMCModel] = RGMCModel,
 ) -> RGMCModel:
     choices = model_choices(model_args)
     if model_args.model:
@@ -135,18 +142,18 @@ def build_model(
             "eos_token_id": processor.tokenizer.eos_token_id,
             "pad_token_id": processor.tokenizer.pad_token_id,
         }
-        config = RGMCConfig(
+        config = model_class.config_class(
             audio_config={"model_type": "clap_audio_model", **model_args.audio_config},
             text_config={"model_type": "gpt2", **model_args.text_config, **tokens},
             **choices,
         )
-        model = RGMCModel(config)
+        model = model_class(config)
         model.set_log_mel_statistics(*log_mel_statistics(train))
         if model.config.audio_statistics:
             model.set_audio_statistics(*audio_statistics(train))
     else:
         parts = (model_args.audio_model or AUDIO_MODEL, model_args.text_model or TEXT_MODEL)
-        model = RGMCModel.from_audio_text_pretrained(*parts, **choices)
+        model = model_class.from_audio_text_pretrained(*parts, **choices)
         # A decoder without a BOS of its own takes the tokenizer's separator.
         model.config.text_config.bos_token_id = processor.separator_token_id
     if predicts_words:
@@ -158,8 +165,10 @@ def build_model(
                 "expected one in 5 or more and at most half of them: set it to 0"
             )
         model.set_words(words)
-    longest = model.config.prefix_length + model.config.num_candidates * (processor.max_candidate_length + 1)
-    longest += processor.max_caption_length
+    candidates = (
+        model.config.num_candidates * (processor.max_candidate_length + 1) if model.config.uses_candidate else 1
+    )
+    longest = model.config.prefix_length + candidates + processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)
     if longest > positions:
         raise ValueError(
@@ -213,7 +222,10 @@ def audio_statistics(features: ClipFeatures, most: int = 4096) -> tuple[torch.Te
 
 
 def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Optimizer:
-    """Makes Adam (section 4) for the trainable weights; each part may have its own learning rate."""
+    """
+    Makes Adam (section 4), or AdamW with `weight_decay`, for the trainable weights; each part may have its own learning
+    rate.
+    """
     rates = {
         model.audio_tower: args.audio_learning_rate,
         model.mapper: args.mapper_learning_rate,
@@ -231,4 +243,7 @@ def build_optimizer(model: RGMCModel, args: TrainingArguments) -> torch.optim.Op
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("every part is frozen, so nothing would be trained: leave out one of the --freeze options")
-    return torch.optim.Adam(groups, lr=args.learning_rate, fused=model.device.type in ("cpu", "cuda"))
+    fused = model.device.type in ("cpu", "cuda")
+    if args.weight_decay:
+        return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused)
+    return torch.optim.Adam(groups, lr=args.learning_rate, fused=fused)

@@ -211,6 +211,8 @@ def load_state(
     defaults = asdict(RobustnessArguments()) | {
         "word_loss_weight": 0.0,
         "augment_audio": False,
+        "weight_decay": 0.0,
+        "baseline": {},
     }  # of options that older checkpoints lack
     former = defaults | former
     former.setdefault("caption_normalization", "paper")  # of checkpoints from before the option

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.trainer_utils import SchedulerType
 
-from clips.options import check_dataset, check_folder, check_model, check_output, did_you_mean
+from clips.options import check_dataset, check_file, check_folder, check_model, check_output, did_you_mean
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
     ALLOWED_WITH_MODEL,
@@ -23,6 +23,7 @@ from training.arguments import (
     model_choices,
     refresh_interval,
 )
+from training.baselines import LTU_STYLE, PARTS, USED, read_entries
 
 
 def check_arguments(model_args: ModelArguments, args: TrainingArguments):
@@ -43,7 +44,7 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for name in ("learning_rate", "audio_learning_rate", "mapper_learning_rate", "text_learning_rate"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
-    for name in ("word_loss_weight", "warmup_steps", "num_sample_captions", "text_pretraining_steps"):
+    for name in ("word_loss_weight", "weight_decay", "warmup_steps", "num_sample_captions", "text_pretraining_steps"):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if model_args.freeze_audio_tower or model_args.conditioning == "candidate":
@@ -57,6 +58,9 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         if sum(getattr(args, name) for name in pair) > 1:
             raise ValueError(f"--{' and --'.join(pair)} exclude each other: their sum must be at most 1")
     conditioning, num_candidates = model_args.conditioning, model_args.num_candidates or 1
+    if model_args.baseline:
+        check_baseline(model_args, args)
+        conditioning = "audio"
     if model_args.model and Path(model_args.model, "config.json").is_file():
         config = RGMCConfig.get_config_dict(model_args.model)[0]
         conditioning, num_candidates = config.get("conditioning"), config.get("num_candidates", 1)
@@ -73,9 +77,10 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         )
     if args.text_pretraining_steps and model_args.freeze_text_model:
         raise ValueError("--text_pretraining_steps trains the decoder: leave out --freeze_text_model")
-    for name, needed in (("lora_alpha", "lora_r"), ("tokenizer_vocab_size", "text_config")):
-        if getattr(model_args, name) is not None and not getattr(model_args, needed):
-            raise ValueError(f"--{name} does nothing without --{needed}")
+    if model_args.lora_alpha is not None and not model_args.lora_r:
+        raise ValueError("--lora_alpha does nothing without --lora_r")
+    if model_args.tokenizer_vocab_size is not None and not model_args.text_config and not model_args.baseline:
+        raise ValueError("--tokenizer_vocab_size does nothing without --text_config")
     refresh_interval(args.refresh)
     trackers = args.report_to.split(",") if args.report_to else []
     for option, words, known in (
@@ -125,6 +130,18 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
             raise ValueError(f"--{name}: a width of {config.hidden_size} cannot be divided among {heads} heads")
 
 
+def check_baseline(model_args: ModelArguments, args: TrainingArguments):
+    """Raises `ValueError` if there is no such `--baseline`, or for options that do nothing with one."""
+    kind, *_ = read_entries(model_args.baseline)
+    used = {*USED, *(PARTS if kind == LTU_STYLE else ())}
+    unused = [name for name, value in asdict(model_args).items() if value not in (None, {}, False) and name not in used]
+    unused += [name for name in ("word_loss_weight", "test_split") if getattr(args, name)]
+    unused += ["mapper_learning_rate"] if args.mapper_learning_rate and kind != LTU_STYLE else []
+    if unused:
+        way = "; score it beside a model: eval.py --baseline" if unused == ["test_split"] else ""
+        raise ValueError(f"--baseline has no use for {', '.join(unused)}: leave it out{way}")
+
+
 def check_paths(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments):
     """Raises `FileNotFoundError` or `ValueError` if a model or corpus that an option names does not exist."""
     check_output(args.output_dir)
@@ -134,6 +151,8 @@ def check_paths(model_args: ModelArguments, data_args: DataArguments, args: Trai
     check_model("--model", model_args.model)
     check_model("--audio_model", model_args.audio_model, "a pretrained CLAP", may_be_file=True)
     check_model("--text_model", model_args.text_model, "a pretrained causal language model")
+    vectors = model_args.baseline.get("word_vectors")
+    check_file("--baseline.word_vectors", vectors, "lines of a word and its numbers, as GloVe has them")
     check_dataset("--validation_dataset", data_args.validation_dataset)
     if not data_args.demo_clips:
         check_dataset("--dataset", data_args.dataset)

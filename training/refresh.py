@@ -33,6 +33,11 @@ class Neighbors:
     train_similarities: np.ndarray
     validation: np.ndarray
 
+    @classmethod
+    def none(cls, train: int, validation: int) -> "Neighbors":
+        """Those of so many clips of both splits where the model does not retrieve."""
+        return cls(np.full((train, 1), -1), np.zeros((train, 1), np.float32), np.full((validation, 1), -1))
+
 
 def find_neighbors(
     model: RGMCModel,

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.baseline_rgmc import BaselineModel
 from clips.features import ClipFeatures
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
@@ -34,6 +35,15 @@ def forward_flops(config: RGMCConfig, batch: dict) -> tuple[float, float]:
     return tuple(counts)
 
 
+def baseline_flops(model: BaselineModel | RGMCModel, input_features: torch.Tensor, length: int) -> float:
+    """Counts the operations of a baseline's forward pass over clips with captions of `length` tokens."""
+    input_ids = torch.zeros(len(input_features), 1 + length, dtype=torch.long, device=model.device)
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_features, input_ids)
+    return float(counter.get_total_flops())
+
+
 def matrix_peak(device: str | torch.device, dtype: torch.dtype, size: int, loops: int = 3, rounds: int = 3) -> float:
     """Measures a square matrix product, in operations per second: the best of `rounds` rounds of `loops` products."""
     generator = torch.Generator(device).manual_seed(0)  # drawing from the global one would change the training
@@ -57,6 +67,8 @@ def _wait_for(device: str | torch.device):
 def count_flops(model: RGMCModel, train: ClipFeatures, caption_ids: list[list[int]]) -> float:
     """Counts the operations per clip, forward and backward, with captions and candidates of mean length."""
     length = round(np.mean([len(tokens) for tokens in caption_ids]))
+    if model.datastore_class is None:
+        return 3 * baseline_flops(model, train.read([0]), length)
     labels = torch.zeros(1, (model.config.num_candidates * model.config.uses_candidate + 1) * length, dtype=torch.long)
     labels[:, :-length] = -100
     batch = {"input_features": train.read([0]), "input_ids": labels, "labels": labels, "max_label_length": length}
