@@ -37,6 +37,7 @@ try:
     from .hearing_rgmc import hear  # noqa: F401
     from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
     from .model_card_rgmc import PushesCheckpoint
+    from .noise_rgmc import find_noise  # noqa: F401
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .pretrained_rgmc import load_clap_audio, load_text_model
     from .processing_rgmc import RGMCProcessor  # noqa: F401

@@ -19,6 +19,7 @@ try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .hearing_rgmc import hear, path_of
     from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
+    from .noise_rgmc import find_noise  # noqa: F401
     from .span_settings_rgmc import SpanSettings
     from .spans_rgmc import find_spans
 except ImportError:

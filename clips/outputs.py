@@ -16,9 +16,10 @@ def replaced_whole(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         yield unfinished
-        os.replace(unfinished, path)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+    os.replace(unfinished, path)
 
 
 @contextmanager
