@@ -22,7 +22,7 @@ def measure_spectrum(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarra
 
     Args:
         samples (`np.ndarray` of shape `(N,)`): Mono.
-        sampling_rate (`int`): In Hz, at least 28,000.
+        sampling_rate (`int`): In Hz. Bands above half of it are left out.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: The level of each band in dB, `(segments, bands)`, and the spectral flatness of
@@ -33,6 +33,7 @@ def measure_spectrum(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarra
     segments = samples[: len(samples) // size * size].reshape(-1, size)
     powers = np.square(np.abs(np.fft.rfft(segments * np.hanning(size)))) + 1e-12  # (segments, bins)
     edges = np.round(EDGES * SEGMENT).astype(int)
+    edges = edges[edges < powers.shape[1]]
     counts = np.diff(edges)
     levels = 10 * np.log10(np.add.reduceat(powers, edges, axis=1)[:, :-1] / counts)
     flatness = 10 * np.add.reduceat(np.log10(powers), edges, axis=1)[:, :-1] / counts - levels

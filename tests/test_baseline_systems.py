@@ -201,14 +201,14 @@ def test_the_learning_rate_is_halved_when_the_validation_loss_no_longer_falls(fo
     options = {
         "num_train_epochs": 9,
         "patience": 9,
-        "learning_rate": 1e-7,
+        "learning_rate": 3e-8,
         "logging_steps": 1,
         "num_sample_captions": 0,
     }
     path = baseline_file(folder, songs, "lp-musiccaps", "plateau", lr_scheduler_type="reduce_lr_on_plateau", **options)
     train.main([path])
     rates = [line["learning_rate"] for line in read_lines(folder / "plateau" / "log.jsonl") if "learning_rate" in line]
-    assert rates[0] == 1e-7 and rates[-1] == 0.5e-7 and rates == sorted(rates, reverse=True)
+    assert rates[0] == 3e-8 and rates[-1] == 1.5e-8 and rates == sorted(rates, reverse=True)
 
 
 def test_a_last_batch_of_one_clip_trains(folder):

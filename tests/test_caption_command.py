@@ -685,7 +685,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(command, place, t
     draw = random.Random(0)
     (tmp_path / "killed").mkdir()
     runs = killed_runs(place, tmp_path / "killed", [draw.random() for _ in range(20)], "error", None)
-    assert sum(run["killed"] for run in runs) > 15
+    assert sum(run["killed"] for run in runs) > 9  # the others had ended: they are faster than the first one
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
