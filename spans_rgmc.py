@@ -391,30 +391,17 @@ def caption_spans(captioner: Any, source: Source, spans: list[dict[str, Any]], b
         spare = max(end - first - size, 0)
         crops.append((first + spare // 2, end - (spare - spare // 2)))
     clips = zip(musical, cut(stream_audio(source, rate), crops))
+    beams = generate_kwargs.get("num_beams") or captioner.model.generation_config.num_beams or 1
+    several = {"num_return_sequences": min(ALTERNATIVES, beams)}
     while batch := list(itertools.islice(clips, batch_size)):
         log_mels = extractor([repeat_pad(clip, size) for _, clip in batch], sampling_rate=rate)["input_features"]
         about = [{"path": None, "duration": None, "flags": [], "error": None, "starts": [0.0]} for _ in batch]
         inputs = {"input_features": log_mels, "about": about}
-        said, beams = _captions(captioner, inputs, **generate_kwargs)
-        for (span, _), clip, others in zip(batch, said, beams):
+        for (span, _), clip in zip(batch, captioner.forward(inputs, **{**several, **generate_kwargs})["clips"]):
             caption = clip["caption"].strip() or None
-            others = dict.fromkeys(other["caption"].strip() for other in others["alternatives"])
+            others = dict.fromkeys(other["caption"].strip() for other in clip["alternatives"])
             span |= {"caption": caption, "alternatives": [text for text in others if text and text != caption]}
             span |= {"score": clip["score"], "candidates": clip["candidates"]}
-
-
-def _captions(
-    captioner: Any, inputs: dict[str, Any], num_return_sequences: int | None = None, **generate_kwargs
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the pipeline says of clips, and the results whose `alternatives` are the best beams."""
-    model = captioner.model
-    beams = generate_kwargs.get("num_beams") or model.generation_config.num_beams or 1
-    several = {"num_return_sequences": num_return_sequences or min(ALTERNATIVES, beams)}
-    if (generate_kwargs.get("selection") or model.config.selection) != "consensus":
-        said = captioner.forward(inputs, **generate_kwargs, **several)["clips"]
-        return said, said
-    said = captioner.forward(inputs, **generate_kwargs)["clips"]  # a consensus is one caption
-    return said, captioner.forward(inputs, **{**generate_kwargs, "selection": "best", **several})["clips"]
 
 
 def merge_equal(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -131,10 +131,22 @@ def test_a_selection_that_cannot_be_made_is_refused(songs):
     model, embeds = songs
     with pytest.raises(ValueError, match="expected one of best, consensus"):
         model.generate(audio_embeds=embeds, selection="mean")
-    with pytest.raises(ValueError, match="one caption per clip: leave out num_return_sequences"):
-        model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=2)
-    one = model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=1)
-    assert one.equal(model.generate(audio_embeds=embeds, selection="consensus"))
+    with pytest.raises(ValueError, match="tokens alone: leave out return_dict_in_generate"):
+        model.generate(audio_embeds=embeds, selection="consensus", return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="`num_return_sequences` is 4: expected at most `num_beams`, which is 3"):
+        model.generate(audio_embeds=embeds, selection="consensus", num_return_sequences=4)
+
+
+def test_several_captions_of_a_consensus_begin_with_it_and_differ(songs):
+    model, embeds = songs
+    (one, three) = (
+        [until_end(tokens, model) for tokens in model.generate(**options, num_return_sequences=count).tolist()]
+        for options in [{"audio_embeds": embeds, "selection": "consensus"}]
+        for count in (1, 3)
+    )
+    assert three[::3] == one
+    for clip in range(len(embeds)):
+        assert len({*map(tuple, three[3 * clip : 3 * clip + 3])}) == 3
 
 
 def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, processor):

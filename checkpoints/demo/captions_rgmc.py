@@ -191,14 +191,19 @@ def centralities(captions: Sequence[Sequence[Hashable]], weights: Sequence[float
     return found
 
 
-def most_central(
+def most_central(captions: Sequence[Sequence[Hashable]], weights: Sequence[float] | None = None) -> int:
+    """The index of the caption that is most similar to the others, as [`rank_by_centrality`] ranks them."""
+    return rank_by_centrality(captions, weights)[0]
+
+
+def rank_by_centrality(
     captions: Sequence[Sequence[Hashable]],
     weights: Sequence[float] | None = None,
     bonus: Sequence[float] | None = None,
-) -> int:
+) -> list[int]:
     """
-    Chooses the caption that is most similar to the others, their consensus (Devlin et al. 2015, "Exploring Nearest
-    Neighbor Approaches for Image Captioning", section 3).
+    Ranks captions by how similar they are to the others; the first is their consensus (Devlin et al. 2015, "Exploring
+    Nearest Neighbor Approaches for Image Captioning", section 3).
 
     Args:
         captions (`Sequence[Sequence[Hashable]]`):
@@ -209,10 +214,10 @@ def most_central(
             What is added to the mean similarity of each caption, 0 to 1, before they are compared.
 
     Returns:
-        `int`: Index of the caption with the largest weighted mean of `caption_similarity` to the others; the first of
-        several.
+        `list[int]`: Indices, that of the largest weighted mean of `caption_similarity` to the others first; the first
+        of several with the same.
     """
     scores = centralities(captions, weights)
     if bonus is not None:
         scores = [score + extra for score, extra in zip(scores, bonus)]
-    return max(range(len(captions)), key=lambda index: (round(scores[index], 9), -index))
+    return sorted(range(len(captions)), key=lambda index: (-round(scores[index], 9), index))

@@ -9,16 +9,16 @@ import torch
 from transformers import GenerationConfig
 
 try:
-    from .captions_rgmc import join_candidates, left_pad, most_central, normalize_caption
+    from .captions_rgmc import join_candidates, left_pad, normalize_caption, rank_by_centrality
     from .configuration_rgmc import RGMCConfig
 except ImportError:
-    from captions_rgmc import join_candidates, left_pad, most_central, normalize_caption
+    from captions_rgmc import join_candidates, left_pad, normalize_caption, rank_by_centrality
     from configuration_rgmc import RGMCConfig
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
 SELECTIONS = ("best", "consensus")
 LEAST_PROBABILITY = 0.01  # of a word, so that a single one does not decide alone
-UNSUPPORTED = ("num_return_sequences", "return_dict_in_generate", "streamer")
+UNSUPPORTED = ("return_dict_in_generate", "streamer")
 
 
 def rename_cache(arguments: dict, function: Callable):
@@ -55,6 +55,7 @@ def generate_consensus(
     consensus_neighbors: int = 5,
     word_weight: float = 1.0,
     tokenizer=None,
+    num_return_sequences: int | None = None,
     **kwargs,
 ) -> torch.Tensor:
     """
@@ -75,20 +76,23 @@ def generate_consensus(
             Weight of the words' mean log-probability beside the similarity to the other captions, 0 to 1.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The processor's: reads the words of a caption.
+        num_return_sequences (`int`, defaults to 1):
+            How many captions of each clip are returned, the best first, at most as many as there are beams.
 
     Returns:
-        `torch.LongTensor` of shape `(B, L')` with the tokens of the captions.
+        `torch.LongTensor` of shape `(B * num_return_sequences, L')` with the tokens of the captions, those of a clip
+        one after the other.
 
     Raises:
-        `ValueError`: If `kwargs` ask for more than one caption of a clip.
+        `ValueError`: If `kwargs` ask for a dictionary or a stream, or for more captions than there are beams.
     """
-    wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False, 1)]
+    wrong = [name for name in UNSUPPORTED if kwargs.get(name) not in (None, False)]
     if wrong:
-        raise ValueError(
-            f"a consensus returns one caption per clip: leave out {', '.join(wrong)}, or pass `selection='best'`"
-        )
+        raise ValueError(f"a consensus returns tokens alone: leave out {', '.join(wrong)}, or pass `selection='best'`")
     kwargs = {name: value for name, value in kwargs.items() if name not in UNSUPPORTED}
-    beams = _setting(model, kwargs, "num_beams") or 1
+    beams, count = _setting(model, kwargs, "num_beams") or 1, num_return_sequences or 1
+    if count > beams:
+        raise ValueError(f"`num_return_sequences` is {count}: expected at most `num_beams`, which is {beams}")
     prompts: list[tuple] = [(input_ids, attention_mask, None)]
     if input_ids is None and model.retrieves:
         prompts = neighbor_prompts(model, audio_embeds, exclude_ids, consensus_neighbors)
@@ -119,7 +123,10 @@ def generate_consensus(
             ]
             for values, said in zip(probabilities, hypotheses)
         ]
-    chosen = [said[most_central(said, *scores)] for said, *scores in zip(hypotheses, weights, bonuses)]
+    chosen = []
+    for said, *scores in zip(hypotheses, weights, bonuses):
+        best = [*dict.fromkeys(tuple(said[index]) for index in rank_by_centrality(said, *scores))]
+        chosen += [list(best[min(rank, len(best) - 1)]) for rank in range(count)]
     length = max(map(len, chosen))
     return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
 
