@@ -22,13 +22,14 @@ from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, Script, write_clap, write_tone
 from torch.distributed.run import get_args_parser
 
+import export
 from clips.options import OptionParser
 from corpora.readers import READERS
 from listening_test import COMMANDS
 from model_card_rgmc import model_card
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = ["train.py", "eval.py", "caption.py", "build_datastore.py", "find_leaks.py"]
+SCRIPTS = ["train.py", "eval.py", "caption.py", "build_datastore.py", "export.py", "find_leaks.py"]
 SCRIPTS += [f"prepare.py {name}" for name in READERS]
 SCRIPTS += [f"listening_test.py {name}" for name in COMMANDS]
 MODULES = [
@@ -79,6 +80,7 @@ def test_the_pages_python_runs(make_model, processor, tmp_path):
     soundfile.write(tmp_path / "song.mp3", waveform, rate)
     for name in ("metrics", "checkpoints"):  # which pages name relative to the repository
         (tmp_path / name).symlink_to(ROOT / name)
+    export.main(export.ExportArguments(str(ROOT / "checkpoints" / "demo"), str(tmp_path / "outputs" / "export")))
     write_clap(tmp_path / "clap")
     make_model().text_model.save_pretrained(tmp_path / "gpt2")
     for repository, folder in (("laion--larger_clap_music", "clap"), ("openai-community--gpt2", "gpt2")):
@@ -284,6 +286,7 @@ def test_each_script_says_how_it_is_used(tmp_path):
         "caption.py",
         "prepare.py",
         "build_datastore.py",
+        "export.py",
         "find_leaks.py",
         "listening_test.py",
         "-m training.checkpoints",
