@@ -10,7 +10,7 @@ install: ## Install the tested versions of all libraries, and the tools
 test: ## Run the tests
 	pytest
 
-test-slow: ## Run the slow tests (about 12 minutes)
+test-slow: ## Run the slow tests
 	pytest -m slow
 
 lint: ## Find problems and check the format
