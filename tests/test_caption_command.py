@@ -610,10 +610,12 @@ def prepare():
         output.write_text(before)
 
 point = 0
-prepare()
-begun = time.monotonic()
-os.waitpid(start(), 0)
-taken = time.monotonic() - begun
+taken = float("inf")
+for _ in range(2):  # the first run is slower
+    prepare()
+    begun = time.monotonic()
+    os.waitpid(start(), 0)
+    taken = min(taken, time.monotonic() - begun)
 wanted = output.read_bytes()
 captioned()
 total = int((folder / "steps").read_text())
@@ -685,7 +687,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(command, place, t
     draw = random.Random(0)
     (tmp_path / "killed").mkdir()
     runs = killed_runs(place, tmp_path / "killed", [draw.random() for _ in range(20)], "error", None)
-    assert sum(run["killed"] for run in runs) > 9  # the others had ended: they are faster than the first one
+    assert sum(run["killed"] for run in runs) > 15
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
