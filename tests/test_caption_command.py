@@ -625,7 +625,7 @@ for choice in points:
     point = choice % total + 1 if isinstance(choice, int) else 0
     child = start()
     if not point:
-        time.sleep(choice * taken)
+        time.sleep(0.8 * choice * taken)  # what is later may come after the end
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     journal = Path(f"{output}.partial")
