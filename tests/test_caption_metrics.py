@@ -84,14 +84,13 @@ def test_golden_sets_without_java(metric, name):
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden sets are not part of the repository")
 def test_golden_sets_of_meteor(module):
     sets = [read_golden(name) for name in ("edge", "multiref", "lpmc_k2c", "lpmc_writing")]
-    tokens = [module.tokenize(predictions[:500], references[:500]) for predictions, references, _ in sets]
+    tokens = [module.tokenize(predictions, references) for predictions, references, _ in sets]
     found, truth = ([captions for part in tokens for captions in part[side]] for side in (0, 1))
     rows = module.meteor_statistics(found, truth, timeout=300)  # Java starts once for all four
-    for (predictions, _, golden), (part, _) in zip(sets, tokens):
-        own, rows = rows[: len(part)], rows[len(part) :]
-        assert module.meteor_scores(own) == pytest.approx(np.array(golden["per_item"]["meteor"][:500]), abs=1e-9)
-        if len(own) == len(predictions):
-            assert module.meteor_scores(own.sum(axis=0)) == pytest.approx(golden["corpus"]["meteor"], abs=1e-9)
+    for _, references, golden in sets:
+        own, rows = rows[: len(references)], rows[len(references) :]
+        assert module.meteor_scores(own.sum(axis=0)) == pytest.approx(golden["corpus"]["meteor"], abs=1e-9)
+        assert module.meteor_scores(own) == pytest.approx(np.array(golden["per_item"]["meteor"]), abs=1e-9)
 
 
 @needs_java
