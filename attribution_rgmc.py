@@ -209,9 +209,14 @@ def _explain(
         "candidate": log_probs(given, prefix_mask=no_sound),
         "both": log_probs(given),
     }
-    candidates = [
+    parts = [
         split_candidates(ids[mask.bool()].tolist(), separator) for ids, mask in zip(given[0].cpu(), given[1].cpu())
     ]
+    told = model.config.similarity_token_ids
+    candidates = [[[token for token in part if token not in told] for part in own] for own in parts]
+    # Of each candidate, the token before it; of further ones, that of the clip's own caption.
+    further = [told[-1:]] * model.config.num_candidates
+    similarities = [[[token for token in part if token in told] for part in own] + further for own in parts]
     drawn = draw_songs(model, candidates, random_songs, seed, tokens.shape[1])
     controls: dict[str, np.ndarray] = {}
     for songs in drawn:
@@ -220,7 +225,11 @@ def _explain(
             first = np.array([rows[0] for rows in songs])
             sounds = torch.from_numpy(model.datastore.read_embeddings(first)).to(model.device)
         rows_of = model.datastore.rows
-        prompts = [join_candidates([rows_of[row]["input_ids"] for row in rows], separator) for rows in songs]
+        # As similar as the candidates in whose place they are, so that only their words differ.
+        prompts = [
+            join_candidates([[*told, *rows_of[row]["input_ids"]] for told, row in zip(of_clip, rows)], separator)
+            for of_clip, rows in zip(similarities, songs)
+        ]
         other = left_pad(prompts, separator) if model.config.uses_candidate else no_candidate
         other = tuple(part.to(model.device) for part in other)
         other_audio = log_probs(no_candidate, sounds), log_probs(given, sounds)
@@ -342,7 +351,7 @@ def draw_songs(
     order = np.random.default_rng(seed).permutation(len(model.datastore)).tolist()
     k, by_clip, count = model.config.num_candidates, [], songs
     positions = getattr(model.config.text_config, "max_position_embeddings", None) or 2**31
-    longest = (positions - model.config.prefix_length - caption_length) // k - 1
+    longest = (positions - model.config.prefix_length - caption_length) // k - 1 - model.config.candidate_similarity
     for own in candidates:
         rows: list[int] = []
         for row in order:

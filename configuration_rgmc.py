@@ -33,9 +33,9 @@ from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
 try:
-    from .captions_rgmc import separator_token_id
+    from .captions_rgmc import SIMILARITY_TOKENS, separator_token_id
 except ImportError:
-    from captions_rgmc import separator_token_id
+    from captions_rgmc import SIMILARITY_TOKENS, separator_token_id
 
 # HTS-AT base with CLAP's projection, 68.6 M parameters: the size of the music checkpoint that the paper starts from
 HTSAT_BASE = {
@@ -70,6 +70,9 @@ class RGMCConfig(PreTrainedConfig):
             and "text only" models (section 6.1). With `"candidate"` the encoder only retrieves and is not trained.
         num_candidates (`int`, defaults to 1):
             Number of captions `K` of similar songs that are retrieved (section 3.2: one).
+        candidate_similarity (`bool`, defaults to `False`):
+            Whether the decoder is told how similar the song of each candidate is, by a token before it: the last tokens
+            of its vocabulary are then `SIMILARITY_TOKENS`. The paper has none.
         spec_augment (`bool`, defaults to `True`):
             Whether to mask two stripes of frames and two of mel bins of each clip while the encoder is trained. LAION's
             HTS-AT, the one that the paper trains, does so in training mode; that of transformers does not.
@@ -113,6 +116,7 @@ class RGMCConfig(PreTrainedConfig):
     mapper_hidden_size: int | None = None
     conditioning: Literal["audio+candidate", "audio", "candidate"] = "audio+candidate"
     num_candidates: int = 1
+    candidate_similarity: bool = False
     spec_augment: bool = True
     audio_statistics: bool = False
     caption_normalization: Literal["paper", "music"] = "paper"
@@ -186,6 +190,13 @@ class RGMCConfig(PreTrainedConfig):
                 "`text_config` has neither `bos_token_id` nor `eos_token_id`: captions could not start or end"
             )
         return token_id
+
+    @property
+    def similarity_token_ids(self) -> list[int]:
+        """The ids of `SIMILARITY_TOKENS`, or none without `candidate_similarity`."""
+        text_config: Any = self.text_config
+        end = text_config.vocab_size
+        return [*range(end - len(SIMILARITY_TOKENS), end)] if self.candidate_similarity else []
 
     @property
     def uses_audio(self) -> bool:

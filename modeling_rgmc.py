@@ -416,8 +416,10 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
         those retrieved now for the embeddings `(B, E)`.
         """
         candidates: list[list[list[int]]] = [[]] * len(audio_embeds)
+        similarities: list[list[float]] = [[]] * len(audio_embeds)
         if self.retrieves:
-            candidates = (found or self.retrieve(audio_embeds)).input_ids
+            found = found or self.retrieve(audio_embeds)
+            candidates, similarities = found.input_ids, found.similarities
         elif self.config.conditioning == "candidate":
             raise ValueError(
                 "This model captions from candidates alone and has none: pass `candidates=` to the processor, "
@@ -428,8 +430,18 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
                 "This model has no datastore, or an empty one, and was given no candidates: "
                 "it captions from the audio alone"
             )
-        prompts = [join_candidates(token_ids, self.config.separator_token_id) for token_ids in candidates]
-        input_ids, attention_mask = left_pad(prompts, self.config.separator_token_id)
+        return self.encode_prompts(candidates, similarities)
+
+    def encode_prompts(
+        self, candidates: list[list[list[int]]], similarities: list[list[float]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Returns the left-padded `input_ids` and `attention_mask`, each `(B, L)`, of the tokens of each clip's
+        candidates; `similarities` are those of their songs to the clip.
+        """
+        tokens = (self.config.separator_token_id, self.config.similarity_token_ids)
+        prompts = [join_candidates(own, tokens[0], scores, tokens[1]) for own, scores in zip(candidates, similarities)]
+        input_ids, attention_mask = left_pad(prompts, tokens[0])
         return input_ids.to(self.device), attention_mask.to(self.device)
 
     @torch.no_grad()
@@ -578,6 +590,7 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
             )
         limit = getattr(self.config.text_config, "max_position_embeddings", None)
         taken = self.config.prefix_length + datastore.longest_caption + 1  # and the separator
+        taken += self.config.candidate_similarity
         if self.config.uses_candidate and limit is not None and taken >= limit:
             raise ValueError(
                 f"The datastore ({len(datastore)} captions) holds a caption of {datastore.longest_caption} tokens, "

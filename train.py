@@ -32,7 +32,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from clips.batches import CandidateSampling, TeacherForcingCollator, load_batches, plan_epoch
+from clips.batches import Candidate, CandidateSampling, TeacherForcingCollator, load_batches, plan_epoch
 from clips.embedding import build_datastore, datastore_rows, whole_encoder
 from clips.features import ClipFeatures
 from clips.locks import only_run
@@ -114,24 +114,32 @@ class Run:
         impatient = state.epoch - 1 - state.best_epoch >= args.patience
         return state.epoch > args.num_train_epochs or impatient or state.step >= (args.max_steps or math.inf)
 
-    def collator(
-        self, features: ClipFeatures, caption_ids: list[list[int]], neighbors: np.ndarray, **options
-    ) -> TeacherForcingCollator:
-        candidate_ids = self.rows["input_ids"][:] if self.model.config.uses_candidate else None
-        candidates = [[candidate_ids[row] for row in found if row >= 0 and candidate_ids] for found in neighbors]
-        return TeacherForcingCollator(features, caption_ids, candidates, self.processor, **options)
+    def candidates(self, neighbors: np.ndarray, similarities: np.ndarray) -> list[list[Candidate]]:
+        """The candidates of each clip from the row numbers of its songs, and their similarities."""
+        if not self.model.config.uses_candidate:
+            return [[]] * len(neighbors)
+        tokens = self.rows["input_ids"][:]
+        pairs = (zip(*of_clip) for of_clip in zip(neighbors, similarities.tolist()))
+        return [[(tokens[row], similarity) for row, similarity in own if row >= 0] for own in pairs]
+
+    def validation_collator(self) -> TeacherForcingCollator:
+        neighbors = self.state.neighbors
+        candidates = self.candidates(neighbors.validation, neighbors.validation_similarities)
+        return TeacherForcingCollator(self.validation, self.validation_ids, candidates, self.processor)
 
     def training_collator(self) -> TeacherForcingCollator:
         """The collator of the current epoch, which may draw candidates and change the sound."""
-        args, seed = self.args, (self.args.seed, self.state.epoch)
+        args, neighbors, seed = self.args, self.state.neighbors, (self.args.seed, self.state.epoch)
         options = {"word_labels": self.word_labels}
         if args.samples_candidates:
             shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate, args.random_candidate)
             options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, *shares)
             options["caption_candidates"] = self.rows["input_ids"][:]
+            options["random_candidates"] = self.candidates(neighbors.random, neighbors.random_similarities)
         if args.augment_audio:
             options["augment_seed"] = seed
-        return self.collator(self.train, self.caption_ids, self.state.neighbors.train, **options)
+        candidates = self.candidates(neighbors.train, neighbors.train_similarities)
+        return TeacherForcingCollator(self.train, self.caption_ids, candidates, self.processor, **options)
 
 
 # -- 2. an epoch ------------------------------------------------------------------------------------------------------
@@ -234,7 +242,7 @@ def validation_loss(run: Run) -> float:
     own = list(range(accelerator.process_index, len(run.validation), accelerator.num_processes))
     share = math.ceil(len(run.validation) / accelerator.num_processes)  # the last batch may be empty: FSDP needs it
     steps = [[own[start : start + batch_size]] for start in range(0, share, batch_size)]
-    collator = run.collator(run.validation, run.validation_ids, run.state.neighbors.validation)
+    collator = run.validation_collator()
     total = torch.zeros((), device=accelerator.device)
     run.model.eval()
     for batch in load_batches(steps, collator, run.args.dataloader_num_workers):
@@ -306,7 +314,8 @@ def refresh(run: Run):
     embedding = (run.train, run.rows, run.accelerator, batch_size, args.string_factory)
     run.datastore = build_datastore(run.model, *embedding, search_parameters=args.search_parameters)
     searching = (run.datastore, run.train, run.validation, run.accelerator, batch_size)
-    run.state.neighbors, run.recall = find_neighbors(run.model, *searching, pool=args.candidate_pool)
+    seed = (args.seed, run.state.epoch) if args.random_candidate else None
+    run.state.neighbors, run.recall = find_neighbors(run.model, *searching, args.candidate_pool, seed)
 
 
 @torch.no_grad()
@@ -318,7 +327,8 @@ def sample_captions(run: Run) -> list[dict[str, str]]:
     run.model.eval()
     neighbors = run.state.neighbors.validation[:count]
     found = [[run.rows[int(row)]["caption"] for row in rows if row >= 0] for rows in neighbors]
-    prompts = run.processor(candidates=found) if run.model.config.uses_candidate else {}
+    scores = [own[: len(rows)] for own, rows in zip(run.state.neighbors.validation_similarities.tolist(), found)]
+    prompts = run.processor(candidates=found, similarities=scores) if run.model.config.uses_candidate else {}
     log_mels = run.validation.read(list(range(count))).to(run.accelerator.device)
     with run.accelerator.autocast(), whole_encoder(run.model):
         tokens = run.model.generate(

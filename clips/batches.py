@@ -2,6 +2,7 @@
 
 import math
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 from captions_rgmc import join_candidates
 from clips.features import ClipFeatures
 from processing_rgmc import RGMCProcessor
+
+Candidate = tuple[list[int], float]  # tokens, and the similarity of the song
 
 
 @dataclass
@@ -40,10 +43,12 @@ class CandidateSampling:
     own_candidate: float = 0.0
     random_candidate: float = 0.0
 
-    def draw(self, row: int, candidates: list[list[int]], captions: list[list[int]]) -> tuple[list[list[int]], bool]:
+    def draw(
+        self, row: int, candidates: Sequence[Candidate], own: list[int], others: Sequence[Candidate] = ()
+    ) -> tuple[list[Candidate], bool]:
         """
         Draws the candidates of a row and whether it is given its prefix: the same in any batch and process, and in a
-        resumed run. `captions` are those of all rows, as candidates.
+        resumed run. `own` are the tokens of its caption, `others` those of random songs.
         """
         generator = np.random.default_rng([*self.seed, row])
         fate = generator.random()
@@ -52,9 +57,9 @@ class CandidateSampling:
         drawn = [candidates[index] for index in generator.permutation(len(candidates))[: self.num_candidates]]
         kind = generator.random()
         if drawn and kind < self.own_candidate:
-            drawn[generator.integers(len(drawn))] = captions[row]
+            drawn[generator.integers(len(drawn))] = (own, 1.0)
         elif kind > 1 - self.random_candidate:
-            drawn = [captions[other] for other in generator.integers(len(captions), size=len(drawn))]
+            drawn = list(others[: len(drawn)])
         return drawn, fate < 1 - self.prefix_dropout
 
 
@@ -83,8 +88,8 @@ class TeacherForcingCollator:
             Log-mels of the split.
         caption_ids (`list[list[int]]`):
             Tokens of each row's caption, with EOS.
-        candidate_ids (`list[list[list[int]]]`):
-            Tokens of each row's candidates.
+        candidates (`list[list[Candidate]]`):
+            Tokens of each row's candidates, and the similarities of their songs.
         processor ([`RGMCProcessor`]):
             Gives the separator and the padding token.
         word_labels (`torch.Tensor` of shape `(N, W)`, *optional*):
@@ -93,6 +98,8 @@ class TeacherForcingCollator:
             What a row is given; by default its prefix and all its candidates.
         caption_candidates (`list[list[int]]`, *optional*):
             With `sampling`: tokens of the caption of each row as a candidate.
+        random_candidates (`list[list[Candidate]]`, *optional*):
+            With `sampling`: the captions of random songs for each row.
         augment_seed (`tuple[int, int]`, *optional*):
             Of the run and the epoch: changes the log-mels as [`augment`] does.
     """
@@ -101,21 +108,23 @@ class TeacherForcingCollator:
         self,
         features: ClipFeatures,
         caption_ids: list[list[int]],
-        candidate_ids: list[list[list[int]]],
+        candidates: list[list[Candidate]],
         processor: RGMCProcessor,
         word_labels: torch.Tensor | None = None,
         sampling: CandidateSampling | None = None,
         caption_candidates: list[list[int]] | None = None,
+        random_candidates: list[list[Candidate]] | None = None,
         augment_seed: tuple[int, int] | None = None,
     ):
         self.features = features
         self.caption_ids = caption_ids
-        self.candidate_ids = candidate_ids
+        self.candidates = candidates
         self.word_labels = word_labels
         self.sampling = sampling
         self.caption_candidates = caption_candidates
+        self.random_candidates = random_candidates or [[]] * len(candidates)
         self.augment_seed = augment_seed
-        self.separator_token_id = processor.separator_token_id
+        self.prompt_tokens = processor.separator_token_id, processor.similarity_token_ids
         self.pad_token_id = processor.tokenizer.pad_token_id
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor | int]:
@@ -123,10 +132,13 @@ class TeacherForcingCollator:
             # Every process takes part in the last step; one without rows has nothing to learn in it.
             batch = self([0])
             return {**batch, **{name: torch.full_like(batch[name], -100) for name in batch if name.endswith("labels")}}
-        given = [(self.candidate_ids[row], True) for row in rows]
+        given = [(self.candidates[row], True) for row in rows]
         if self.sampling is not None:
-            given = [self.sampling.draw(row, self.candidate_ids[row], self.caption_candidates) for row in rows]
-        prompts = [join_candidates(candidates, self.separator_token_id) for candidates, _ in given]
+            given = [
+                self.sampling.draw(row, self.candidates[row], self.caption_candidates[row], self.random_candidates[row])
+                for row in rows
+            ]
+        prompts = [prompt_of(candidates, *self.prompt_tokens) for candidates, _ in given]
         captions = [self.caption_ids[row] for row in rows]
         log_mels = self.features.read(rows)
         if self.augment_seed is not None:
@@ -141,6 +153,14 @@ class TeacherForcingCollator:
         if self.word_labels is not None:
             batch["word_labels"] = self.word_labels[rows].float()
         return batch
+
+
+def prompt_of(
+    candidates: Sequence[Candidate], separator_token_id: int, similarity_token_ids: Sequence[int]
+) -> list[int]:
+    """The tokens of candidates as [`join_candidates`] joins them."""
+    token_ids, similarities = [tokens for tokens, _ in candidates], [similarity for _, similarity in candidates]
+    return join_candidates(token_ids, separator_token_id, similarities, similarity_token_ids)
 
 
 def teacher_forcing_tokens(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -78,6 +79,7 @@ class Captioner:
         self,
         title: str,
         candidates: list[str] | None = None,
+        songs: np.ndarray | None = None,
         masked_to: str | None = None,
         all_beams: bool = False,
         selection: str | None = None,
@@ -88,6 +90,9 @@ class Captioner:
         Args:
             title (`str`): Title of the progress bar.
             candidates (`list[str]`, *optional*): One per clip, in place of its nearest neighbour's caption.
+            songs (`np.ndarray` of shape `(N,)`, *optional*):
+                The rows of the datastore that these candidates are from, so that the decoder is told how similar they
+                are. By default it takes them for captions of the clips themselves.
             masked_to (`str`, *optional*): `"audio"` or `"candidate"`, the only one of the two that the decoder sees.
             all_beams (`bool`, *optional*, defaults to `False`):
                 Whether the captions of all beams are kept, too. The caption itself stays the same.
@@ -98,7 +103,8 @@ class Captioner:
             A [`Prediction`] per clip, in the order of the clips, on every process.
         """
         selection = selection or self.model.config.selection
-        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, masked_to, all_beams, selection]
+        kind = [self.checkpoint, self.features.ids, self.features.captions, candidates, songs is None]
+        kind += [masked_to, all_beams, selection]
         part = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
         lines = {line["row"]: line for path in self.parts_dir.glob(f"{part}-*.jsonl") for line in _whole_lines(path)}
         self.accelerator.wait_for_everyone()  # every process has read the parts before any writes
@@ -112,7 +118,7 @@ class Captioner:
         with path.open("a", encoding="utf-8") as file, conditioned_on(self.model, masked_to):
             for start in range(0, len(own), self.batch_size):
                 batch = own[start : start + self.batch_size]
-                captioned = self._caption_batch(batch, candidates, all_beams, selection)
+                captioned = self._caption_batch(batch, candidates, songs, all_beams, selection)
                 file.write("".join("\n" + json.dumps(line, ensure_ascii=False) for line in captioned))
                 file.flush()
                 written += captioned
@@ -126,12 +132,22 @@ class Captioner:
         return [{name: value for name, value in lines[row].items() if name != "row"} for row in sorted(lines)]
 
     def _caption_batch(
-        self, batch: list[int], candidates: list[str] | None, all_beams: bool, selection: str
+        self,
+        batch: list[int],
+        candidates: list[str] | None,
+        songs: np.ndarray | None,
+        all_beams: bool,
+        selection: str,
     ) -> list[dict]:
         audio_embeds, own_ids = self.model.embed_audio(self.features.read(batch)), [self.own_ids[row] for row in batch]
         found = self.model.retrieve(audio_embeds, exclude_ids=own_ids)
         shown = found.captions if candidates is None else [[candidates[row]] for row in batch]
-        prompts = self.processor(candidates=shown) if self.model.config.uses_candidate else {}
+        scores = found.similarities if candidates is None else None
+        if songs is not None:
+            embeds = torch.from_numpy(self.model.datastore.read_embeddings(songs[batch])).to(audio_embeds)
+            scores = (embeds * audio_embeds).sum(1, keepdim=True).tolist()
+        uses_candidate = self.model.config.uses_candidate
+        prompts = self.processor(candidates=shown, similarities=scores) if uses_candidate else {}
 
         def say(selection: str, **options) -> list[str]:
             tokens = self.model.generate(audio_embeds=audio_embeds, selection=selection, **options)

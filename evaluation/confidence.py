@@ -35,8 +35,9 @@ def measure_sureness(captioner: Captioner, captions: list[str], title: str) -> d
     model, processor = captioner.model, captioner.processor
     embeds = embed_rows(model, captioner.features, captioner.accelerator, captioner.batch_size, "Embedding the clips")
     found = model.retrieve(torch.from_numpy(embeds), exclude_ids=captioner.own_ids)
-    shown = found.captions if model.config.uses_candidate else [[]] * len(captions)
-    prompts = [processor.encode_prompt(candidates) for candidates in shown]
+    none: list[list] = [[]] * len(captions)
+    shown, scores = (found.captions, found.similarities) if model.config.uses_candidate else (none, none)
+    prompts = [*map(processor.encode_prompt, shown, scores)]
     pairs = [[(caption, row)] for row, caption in enumerate(captions)]
     log_probs = pair_log_probs(captioner, embeds, prompts, pairs, title)[:, 0]
     similarities = [next(iter(own), np.nan) for own in found.similarities]

@@ -74,8 +74,8 @@ def measure_listening(captioner: Captioner, seed: int) -> Heard:
     for key, title in titles.items():
         with conditioned_on(model, MASKED_TO.get(key)):
             columns = [column for column in pairs if column != "audio_swap" or model.config.uses_audio]
-            shown = found.captions if model.config.uses_candidate else [[]] * n
-            prompts = [processor.encode_prompt(captions) for captions in shown]
+            shown, scores = (found.captions, found.similarities) if model.config.uses_candidate else ([[]] * n,) * 2
+            prompts = [*map(processor.encode_prompt, shown, scores)]
             asked = [
                 [(features.captions[row][0], row), *(pair for column in columns for pair in pairs[column][row])]
                 for row in range(n)

@@ -186,7 +186,8 @@ def make_systems(
     # A cycle through all clips: none keeps its own caption.
     other_clip = dict(zip(order.tolist(), np.roll(order, 1).tolist()))
     training_captions = captioner.model.datastore.rows["caption"][:]
-    drawn = [training_captions[row] for row in generator.integers(len(training_captions), size=len(lines))]
+    songs = generator.integers(len(training_captions), size=len(lines))
+    drawn = [training_captions[row] for row in songs]
     said = [line["prediction"] for line in lines]
 
     systems = {}
@@ -222,7 +223,7 @@ def make_systems(
         add_captioned("rgmc_audio_only_masked", captioner, masked_to="audio")
         add_captioned("rgmc_text_only_masked", captioner, masked_to="candidate")
     if 4 in tables:
-        add_captioned("rgmc_random_candidate", captioner, candidates=drawn)
+        add_captioned("rgmc_random_candidate", captioner, candidates=drawn, songs=songs)
         add_captioned("rgmc_gold_candidate", captioner, candidates=gold)
     wanted = {key for table in tables for key in TABLES[table] if checkpoints.get(key)}
     for key in sorted(wanted - neighbors.keys()):

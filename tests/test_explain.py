@@ -98,7 +98,7 @@ def test_a_source_is_absent_as_in_training(songs, processor):
     model, log_mels = songs()
     explained = model.explain(log_mels)
     captions = [explanation.tokens for explanation in explained]
-    candidates = [explanation.candidates for explanation in explained]
+    candidates = [[(tokens, 1.0) for tokens in explanation.candidates] for explanation in explained]
     features = SimpleNamespace(read=lambda rows: log_mels[rows])
     for coalition, dropped in {
         "both": {},

@@ -49,7 +49,7 @@ class Letters:
     def encode_caption(self, caption: str) -> list[int]:
         return [*map(LETTERS.index, caption), 0]
 
-    def encode_prompt(self, candidates: list[str]) -> list[int]:
+    def encode_prompt(self, candidates: list[str], similarities: list[float]) -> list[int]:
         return [token for caption in candidates for token in self.encode_caption(caption)] or [0]
 
 
@@ -82,7 +82,7 @@ class Known(torch.nn.Module):
     def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str]):
         sounds = audio_embeds.argmax(dim=1).tolist()
         assert exclude_ids == [f"row of {sound}" for sound in sounds]
-        return SimpleNamespace(captions=[["x" * (1 + sound)] for sound in sounds])
+        return SimpleNamespace(captions=[["x" * (1 + sound)] for sound in sounds], similarities=[[0.5]] * len(sounds))
 
     def forward(self, input_ids, attention_mask, audio_embeds, logits_to_keep, use_cache):
         sounds = audio_embeds.argmax(dim=1)

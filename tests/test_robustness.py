@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from helpers import CAPTIONS, read_lines, run, run_in_two_processes
 
 import train
-from clips.batches import CandidateSampling, TeacherForcingCollator, augment
+from clips.batches import Candidate, CandidateSampling, TeacherForcingCollator, augment
 from evaluation.captioning import conditioned_on
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -20,8 +20,8 @@ from training.arguments import TrainingArguments
 from training.checkpoints import RobustnessArguments
 from training.text_pretraining import SimilarCaptions
 
-POOL = [[1], [2], [3], [4]]
-EVERY = [[100 + row] for row in range(2000)]  # the captions of all rows
+POOL = [([1], 0.9), ([2], 0.8), ([3], 0.7), ([4], 0.6)]
+RANDOM = [([5], 0.2), ([6], 0.1)]
 
 
 class Features:
@@ -32,18 +32,19 @@ class Features:
         return torch.stack([frames + 2000 * row for row in rows])[:, None]
 
 
-def draws(count: int = 2000, **shares) -> list[tuple[list[list[int]], bool]]:
+def draws(count: int = 2000, **shares) -> list[tuple[list[Candidate], bool]]:
     sampling = CandidateSampling(2, (0, 1), **shares)
-    return [sampling.draw(row, POOL, EVERY) for row in range(count)]
+    return [sampling.draw(row, POOL, [100 + row], RANDOM) for row in range(count)]
 
 
 def test_candidates_are_drawn_from_the_pool_without_repetition_and_shuffled():
     found = [candidates for candidates, has_prefix in draws() if has_prefix]
     assert len(found) == 2000
     assert all(len(candidates) == 2 and candidates[0] != candidates[1] for candidates in found)
-    pairs = {tuple(map(tuple, candidates)) for candidates in found}
+    assert all(candidate in POOL for candidates in found for candidate in candidates)
+    pairs = {tuple(tokens[0] for tokens, _ in candidates) for candidates in found}
     assert len(pairs) == 4 * 3  # every pair in every order
-    counts = np.bincount([token for candidates in found for (token,) in candidates])[1:]
+    counts = np.bincount([token for candidates in found for (token,), _ in candidates])[1:]
     assert np.allclose(counts / counts.sum(), 0.25, atol=0.03)
 
 
@@ -53,19 +54,19 @@ def test_each_kind_of_dropout_has_its_probability_and_they_exclude_each_other():
     assert np.mean(without) == pytest.approx(0.3, abs=0.03)
     assert np.mean(alone) == pytest.approx(0.2, abs=0.03)
     assert not any(both for both in map(all, zip(without, alone)))
-    own = [[100 + row] in candidates for row, (candidates, _) in enumerate(found) if candidates]
+    own = [([100 + row], 1.0) in candidates for row, (candidates, _) in enumerate(found) if candidates]
     assert np.mean(own) == pytest.approx(0.4, abs=0.04)
-    drawn = [all(token >= 100 for (token,) in candidates) for candidates, _ in found if candidates]
+    drawn = [candidates == RANDOM for candidates, _ in found if candidates]
     assert np.mean(drawn) == pytest.approx(0.3, abs=0.04)
     assert draws(candidate_dropout=1.0)[0] == ([], True)
     assert draws(prefix_dropout=1.0)[0][1] is False
 
 
 def test_a_draw_depends_on_run_epoch_and_row_alone():
-    first = [CandidateSampling(1, (0, 1)).draw(row, POOL, EVERY) for row in range(50)]
-    assert [CandidateSampling(1, (0, 1)).draw(row, POOL, EVERY) for row in reversed(range(50))][::-1] == first
-    assert [CandidateSampling(1, (0, 2)).draw(row, POOL, EVERY) for row in range(50)] != first
-    assert [CandidateSampling(1, (1, 1)).draw(row, POOL, EVERY) for row in range(50)] != first
+    first = [CandidateSampling(1, (0, 1)).draw(row, POOL, [9]) for row in range(50)]
+    assert [CandidateSampling(1, (0, 1)).draw(row, POOL, [9]) for row in reversed(range(50))][::-1] == first
+    assert [CandidateSampling(1, (0, 2)).draw(row, POOL, [9]) for row in range(50)] != first
+    assert [CandidateSampling(1, (1, 1)).draw(row, POOL, [9]) for row in range(50)] != first
 
 
 def test_a_masked_prefix_is_as_if_the_model_had_none(make_model, log_mels):
@@ -85,7 +86,7 @@ def test_a_masked_prefix_is_as_if_the_model_had_none(make_model, log_mels):
 
 def test_a_batch_has_the_drawn_candidates_and_tells_whose_prefix_is_masked(processor):
     captions = [processor.encode_caption(text) for text in CAPTIONS[:4]]
-    candidates = [[[50 + row], [60 + row]] for row in range(4)]
+    candidates = [[([50 + row], 0.5), ([60 + row], 0.9)] for row in range(4)]
     sampling = CandidateSampling(1, (0, 4), prefix_dropout=0.5)
     collator = TeacherForcingCollator(
         Features(),
@@ -97,8 +98,8 @@ def test_a_batch_has_the_drawn_candidates_and_tells_whose_prefix_is_masked(proce
     )
     batch = collator([3, 0, 2, 1])
     for index, row in enumerate([3, 0, 2, 1]):
-        drawn, has_prefix = sampling.draw(row, candidates[row], None)
-        assert batch["input_ids"][index, :2].tolist() == [*drawn[0], processor.separator_token_id]
+        ((tokens, _),), has_prefix = sampling.draw(row, candidates[row], [])
+        assert batch["input_ids"][index, :2].tolist() == [*tokens, processor.separator_token_id]
         assert batch["prefix_mask"][index].item() == has_prefix
     assert {*batch["prefix_mask"].tolist()} == {0, 1}
     assert "prefix_mask" not in TeacherForcingCollator(Features(), captions, candidates, processor)([0])
@@ -122,11 +123,13 @@ def test_augmentation_shifts_a_clip_in_a_circle_and_changes_its_level():
 
 def test_similar_captions_share_rare_words():
     captions = ["a sad piano", "a sad guitar", "a happy piano", "a tuba", "tuba"]
-    found = SimilarCaptions(captions).nearest([0, 3], 2)
+    found, similarities = SimilarCaptions(captions).nearest([0, 3], 2)
     assert {*found[0].tolist()} == {1, 2}
     assert found[1].tolist()[0] == 4
-    assert SimilarCaptions(captions).nearest([0], 30).shape == (1, 4)  # all others, and never itself
-    assert 0 not in SimilarCaptions(captions).nearest([0], 30)
+    assert similarities[0][0] == similarities[0][1]  # each shares one of two words
+    assert 0 < similarities[1][1] < similarities[1][0] < 1
+    found, _ = SimilarCaptions(captions).nearest([0], 30)
+    assert found.shape == (1, 4) and 0 not in found  # all others, and never itself
 
 
 def test_text_pretraining_teaches_the_decoder_alone_and_before_the_first_step(corpus, tmp_path, monkeypatch):

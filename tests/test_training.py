@@ -244,7 +244,7 @@ def test_loader_workers_see_the_candidates_of_their_epoch(processor):
     features = silent_clips(2)
     captions = [processor.encode_caption(caption) for caption in CAPTIONS[:2]]
     for candidate in ([5, 6], [7, 8, 9]):
-        collator = TeacherForcingCollator(features, captions, [[candidate]] * 2, processor)
+        collator = TeacherForcingCollator(features, captions, [[(candidate, 0.5)]] * 2, processor)
         (batch,) = load_batches([[[0, 1]]], collator, num_workers=2)
         prompt = [*candidate, processor.separator_token_id]
         assert batch["input_ids"][:, : len(prompt)].tolist() == [prompt, prompt]
@@ -253,7 +253,7 @@ def test_loader_workers_see_the_candidates_of_their_epoch(processor):
 def test_teacher_forcing_learns_the_caption_and_its_eos_alone(processor):
     features = silent_clips(2)
     captions = [processor.encode_caption(caption) for caption in ("piano", "a sad ballad of strings")]
-    collator = TeacherForcingCollator(features, captions, [[[5]], []], processor)
+    collator = TeacherForcingCollator(features, captions, [[([5], 0.5)], []], processor)
     batch = collator([0, 1])
     for row, prompt in enumerate(([5, 0], [0])):
         length = len(prompt) + len(captions[row])

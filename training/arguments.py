@@ -12,6 +12,7 @@ MODEL_CHOICES = (
     "prefix_length",
     "conditioning",
     "num_candidates",
+    "candidate_similarity",
     "spec_augment",
     "audio_statistics",
     "caption_normalization",
@@ -72,6 +73,12 @@ class ModelArguments:
     )
     num_candidates: int | None = field(
         default=None, metadata={"help": "Captions of similar songs that the decoder is given (1 if unset)."}
+    )
+    candidate_similarity: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Tell the decoder how similar the song of each candidate is, by a token before it (false if unset)."
+        },
     )
     spec_augment: bool | None = field(
         default=None, metadata={"help": "Mask stripes of the log-mels in training (true if unset)."}

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from captions_rgmc import SIMILARITY_TOKENS
 from clips.features import ClipFeatures, compute_features
 from clips.rows import load_captions
 from feature_extraction_rgmc import RGMCFeatureExtractor
@@ -80,6 +81,8 @@ def build_processor(model_args: ModelArguments, captions: list[str]) -> RGMCProc
         tokenizer = train_tokenizer(captions, model_args.tokenizer_vocab_size or 1000)
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.text_model or TEXT_MODEL)
+    if model_args.candidate_similarity:
+        tokenizer.add_tokens(SIMILARITY_TOKENS, special_tokens=True)
     rule = model_args.caption_normalization
     return RGMCProcessor(RGMCFeatureExtractor(), tokenizer, caption_normalization=rule, **lengths)
 
@@ -156,6 +159,8 @@ def build_model(
         model = model_class.from_audio_text_pretrained(*parts, **choices)
         # A decoder without a BOS of its own takes the tokenizer's separator.
         model.config.text_config.bos_token_id = processor.separator_token_id
+        if model.config.candidate_similarity:
+            model.text_model.resize_token_embeddings(len(processor.tokenizer))
     if predicts_words:
         captions = [captions[0] for captions in train.captions]
         words = frequent_words(captions)
@@ -166,7 +171,9 @@ def build_model(
             )
         model.set_words(words)
     candidates = (
-        model.config.num_candidates * (processor.max_candidate_length + 1) if model.config.uses_candidate else 1
+        model.config.num_candidates * (processor.max_candidate_length + 1 + model.config.candidate_similarity)
+        if model.config.uses_candidate
+        else 1
     )
     longest = model.config.prefix_length + candidates + processor.max_caption_length
     positions = getattr(model.config.text_config, "max_position_embeddings", longest)

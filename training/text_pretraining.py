@@ -14,8 +14,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from captions_rgmc import join_candidates
-from clips.batches import CandidateSampling, teacher_forcing_tokens
+from clips.batches import CandidateSampling, prompt_of, teacher_forcing_tokens
 from modeling_rgmc import RGMCModel
 from training.arguments import TrainingArguments
 
@@ -38,11 +37,15 @@ class SimilarCaptions:
         norms = np.sqrt(vectors.multiply(vectors).sum(axis=1))
         self.vectors = sparse.diags_array(1 / np.maximum(norms, 1e-12)).dot(vectors).tocsr()
 
-    def nearest(self, rows: list[int], k: int) -> np.ndarray:
-        """The row numbers `(len(rows), k)` of the most similar other captions, the most similar first."""
+    def nearest(self, rows: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The row numbers of the most similar other captions, the most similar first, and their similarities (0 to 1),
+        each `(len(rows), k)`.
+        """
         similarity = (self.vectors[rows] @ self.vectors.T).toarray()  # (R, N)
         similarity[range(len(rows)), rows] = -1
-        return np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, similarity.shape[1] - 1)]
+        found = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, similarity.shape[1] - 1)]
+        return found, np.take_along_axis(similarity, found, axis=1)
 
 
 def pretrain_decoder(
@@ -94,10 +97,10 @@ def _train(model, captions, caption_ids, candidate_ids, args: TrainingArguments,
         rows, order = order[: args.batch_size], order[args.batch_size :]
         sampling = CandidateSampling(model.config.num_candidates, (args.seed, step), own_candidate=args.own_candidate)
         drawn = [
-            sampling.draw(row, [candidate_ids[other] for other in found], candidate_ids)[0]
-            for row, found in zip(rows, similar.nearest(rows, POOL))
+            sampling.draw(row, [(candidate_ids[other], score) for other, score in zip(*found)], candidate_ids[row])[0]
+            for row, *found in zip(rows, *similar.nearest(rows, POOL))
         ]
-        prompts = [join_candidates(candidates, separator) for candidates in drawn]
+        prompts = [prompt_of(candidates, separator, model.config.similarity_token_ids) for candidates in drawn]
         batch = teacher_forcing_tokens(prompts, [caption_ids[row] for row in rows], separator)
         with accelerator.autocast():
             loss = model.text_model(**{name: part.to(model.device) for name, part in batch.items()}).loss

@@ -2,12 +2,17 @@
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 
 NORMALIZATIONS = ("paper", "music")
+# Lower bounds of a similarity's levels, finer where songs are almost the same: 0.999 is the song itself, as it is read
+# from compressed embeddings.
+SIMILARITY_LEVELS = (0.2, 0.4, 0.55, 0.7, 0.8, 0.87, 0.92, 0.96, 0.98, 0.999)
+SIMILARITY_TOKENS = [f"<|similarity {level}|>" for level in range(len(SIMILARITY_LEVELS) + 1)]
 MUSICAL = "/&#♭'"  # kept by `music`, where each has a meaning
 # Other characters that are typed for the same sign.
 SPELLINGS = str.maketrans({**dict.fromkeys("`\u00b4\u2018\u2019\u02bc\u2032\uff07", "'"), "♯": "#"})
@@ -150,8 +155,21 @@ def separator_token_id(bos_token_id: int | list[int] | None, eos_token_id: int |
     return None
 
 
-def join_candidates(candidates: list[list[int]], separator_token_id: int) -> list[int]:
-    """Builds the decoder's prompt: the tokens of each candidate and a separator, or the separator alone."""
+def join_candidates(
+    candidates: list[list[int]],
+    separator_token_id: int,
+    similarities: Sequence[float] = (),
+    similarity_token_ids: Sequence[int] = (),
+) -> list[int]:
+    """
+    Builds the decoder's prompt: the tokens of each candidate and a separator, or the separator alone. With
+    `similarity_token_ids`, those of `SIMILARITY_TOKENS`, each candidate follows that of its similarity.
+    """
+    if similarity_token_ids:
+        candidates = [
+            [similarity_token_ids[bisect_right(SIMILARITY_LEVELS, similarity)], *candidate]
+            for candidate, similarity in zip(candidates, similarities, strict=True)
+        ]
     prompt = [token_id for candidate in candidates for token_id in [*candidate, separator_token_id]]
     return prompt or [separator_token_id]
 

@@ -9,10 +9,10 @@ import torch
 from transformers import GenerationConfig
 
 try:
-    from .captions_rgmc import join_candidates, left_pad, normalize_caption, rank_by_centrality
+    from .captions_rgmc import normalize_caption, rank_by_centrality
     from .configuration_rgmc import RGMCConfig
 except ImportError:
-    from captions_rgmc import join_candidates, left_pad, normalize_caption, rank_by_centrality
+    from captions_rgmc import normalize_caption, rank_by_centrality
     from configuration_rgmc import RGMCConfig
 
 CACHE_NAMES = ("past_key_values", "cache")  # names of the decoder's key-value cache
@@ -156,11 +156,11 @@ def neighbor_prompts(
         similarities = [scores[first] if first < len(scores) else None for scores in found.similarities]
         if first and not any(score is not None for score in similarities):
             break
-        candidates = [token_ids[first : first + k] for token_ids in found.input_ids]
-        joined = [join_candidates(token_ids, model.config.separator_token_id) for token_ids in candidates]
-        input_ids, attention_mask = left_pad(joined, model.config.separator_token_id)
+        candidates, scores = (
+            [of_clip[first : first + k] for of_clip in part] for part in (found.input_ids, found.similarities)
+        )
         weights = [1.0 if score is None and not first else score and max(score, 0.0) for score in similarities]
-        prompts.append((input_ids.to(model.device), attention_mask.to(model.device), weights))
+        prompts.append((*model.encode_prompts(candidates, scores), weights))
     return prompts
 
 

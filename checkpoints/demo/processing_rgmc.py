@@ -1,7 +1,8 @@
 """The processor: audio to log-mel spectrograms, candidate captions to decoder prompts, tokens to captions."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from transformers import (
     AutoTokenizer,
@@ -17,6 +18,7 @@ try:
     from .audio_rgmc import AudioError  # noqa: F401
     from .captions_rgmc import (
         NORMALIZATIONS,
+        SIMILARITY_TOKENS,
         join_candidates,
         left_pad,
         list_captions,
@@ -29,6 +31,7 @@ try:
 except ImportError:
     from captions_rgmc import (
         NORMALIZATIONS,
+        SIMILARITY_TOKENS,
         join_candidates,
         left_pad,
         list_captions,
@@ -119,6 +122,7 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         self,
         audio=None,
         candidates: list[str] | list[list[str]] | None = None,
+        similarities: list[list[float]] | None = None,
         sampling_rate: int | None = None,
         return_tensors: str = "pt",
         **kwargs,
@@ -132,6 +136,9 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
                 `(channels, samples)`.
             candidates (`list[str]` or `list[list[str]]`, *optional*):
                 One caption or a list of captions per clip, in place of those that the model would retrieve.
+            similarities (`list[list[float]]`, defaults to 1 for each candidate):
+                How similar their songs are to the clips, for a model with `candidate_similarity`: at 1, a candidate is
+                taken as a caption of the clip itself.
             sampling_rate (`int`, *optional*):
                 Rate of the waveforms in Hz. Files state their own.
             return_tensors (`str`, defaults to `"pt"`):
@@ -158,7 +165,10 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
         if candidates is not None:
             one = isinstance(candidates, str) or not isinstance(candidates, Iterable)
             entries: Iterable = [candidates] if one else candidates
-            prompts = [self.encode_prompt(list_captions(entry)) for entry in entries]
+            listed = [list_captions(entry) for entry in entries]
+            prompts = [
+                self.encode_prompt(captions, scores) for captions, scores in zip(listed, similarities or repeat(None))
+            ]
             if audio is not None and len(prompts) != len(inputs["input_features"]):
                 raise ValueError(
                     f"Got {len(inputs['input_features'])} clips but candidates for {len(prompts)}: they must match 1:1"
@@ -175,9 +185,20 @@ class RGMCProcessor(PushesCheckpoint, ProcessorMixin):
             )
         return token_ids[: self.max_candidate_length]
 
-    def encode_prompt(self, candidates: list[str]) -> list[int]:
-        """Tokenizes the decoder's prompt: the candidates, each followed by a separator."""
-        return join_candidates([self.encode_candidate(caption) for caption in candidates], self.separator_token_id)
+    def encode_prompt(self, candidates: list[str], similarities: Sequence[float] | None = None) -> list[int]:
+        """
+        Tokenizes the decoder's prompt: the candidates, each followed by a separator and, for a model with
+        `candidate_similarity`, after the token of its song's similarity (1 by default).
+        """
+        token_ids = [self.encode_candidate(caption) for caption in candidates]
+        similarities = [1.0] * len(candidates) if similarities is None else similarities
+        return join_candidates(token_ids, self.separator_token_id, similarities, self.similarity_token_ids)
+
+    @property
+    def similarity_token_ids(self) -> list[int]:
+        """The ids of `SIMILARITY_TOKENS`, or none where the tokenizer does not have them."""
+        known = self.tokenizer.get_added_vocab()
+        return [known[token] for token in SIMILARITY_TOKENS if token in known]
 
     def encode_caption(self, caption: str) -> list[int]:
         """Normalises and tokenizes a caption to be learned, with its EOS; a caption that is cut has none."""
