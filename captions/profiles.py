@@ -97,6 +97,11 @@ class Profile:
         return self.gap / self.frame_rate
 
 
+def profile_names() -> list[str]:
+    """The profiles of `profiles.yaml`."""
+    return [*yaml.safe_load(OWN.read_text(encoding="utf-8"))]
+
+
 def load_profile(name: str) -> Profile:
     """
     Loads a profile of `profiles.yaml` by its name, or one of the user's by its path.

@@ -56,18 +56,24 @@ def read_prefixes(captioner: Captioner, seed: int) -> dict[str, list[list[str]]]
     center = torch.cat([prefix_states(model, part) for part in _batches(others, captioner.batch_size)]).mean((0, 1))
     mean = states.mean(0)
     states = normalize(states - mean, dim=-1)
-    table = normalize(model.get_input_embeddings().weight.float(), dim=-1)  # (V, D)
     read: dict[str, list[list[str]]] = {"vocabulary": [], "contextual": []}
     for part in _batches(embeds, captioner.batch_size):
-        prefix = model.mapper(part.to(model.device, model.mapper.linear1.weight.dtype)).float()  # (B, P, D)
-        for rows in (normalize(prefix, dim=-1) @ table.T).argmax(-1).tolist():
-            read["vocabulary"].append(_contentful(tokenizer.decode([token]) for token in rows))
+        read["vocabulary"] += nearest_words(model, tokenizer, part)
         heard = normalize(prefix_states(model, part) - center, dim=-1)  # (B, P, D)
         for rows in (heard @ states.T).argmax(-1).tolist():
             read["contextual"].append(_contentful(words[row] for row in rows))
     lines = captioner.caption(captioning_title(AUDIO_ONLY), masked_to="audio")
     read["caption"] = [_contentful(line["prediction"].split()) for line in lines]
     return read
+
+
+@torch.no_grad()
+def nearest_words(model, tokenizer, embeds: torch.Tensor) -> list[list[str]]:
+    """The words of sounds `(B, E)` by the lens `vocabulary` of [`read_prefixes`]."""
+    table = normalize(model.get_input_embeddings().weight.float(), dim=-1)  # (V, D)
+    prefix = model.mapper(embeds.to(model.device, model.mapper.linear1.weight.dtype)).float()  # (B, P, D)
+    nearest = (normalize(prefix, dim=-1) @ table.T).argmax(-1).tolist()
+    return [_contentful(tokenizer.decode([token]) for token in tokens) for tokens in nearest]
 
 
 def _batches(embeds: np.ndarray, size: int) -> Iterator[torch.Tensor]:
