@@ -18,6 +18,10 @@ ANNOUNCES = """() => {
   }
 }"""
 HOUR = 3600
+# No font is fetched, and white on orange would be too pale to read.
+THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800"
+)
 
 
 def build_page(core: Core) -> gr.Blocks:
@@ -26,7 +30,7 @@ def build_page(core: Core) -> gr.Blocks:
         gr.Markdown(f"# Music captions\n\nModel: `{core.name}`. {core.warning}")
         with gr.Tab("Caption"):
             caption.build(core)
-        with gr.Tab("Track or film"):
+        with gr.Tab("Track"):
             track.build(core)
         with gr.Tab("Library"):
             library.build(core)
@@ -47,7 +51,7 @@ def launch(blocks: gr.Blocks, max_megabytes: int, **options):
         "max_file_size": f"{max_megabytes}mb",
         "mcp_server": bool(find_spec("mcp")),
         "footer_links": ["api", "settings"],
-        "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        "theme": THEME,
         "css": CSS,
         "ssr_mode": False,
     }

@@ -32,7 +32,7 @@ def build(core: Core):
 
     @on_gpu
     @in_a_sentence
-    def caption(file: str | None, recording: str | None, datastore: str):
+    def show_caption(file: str | None, recording: str | None, datastore: str):
         result = listen(file, recording, datastore)
         shown = result["candidates"]
         return (
@@ -67,7 +67,7 @@ def build(core: Core):
 
     @on_gpu
     @in_a_sentence
-    def api_caption(file: str, candidate: str = "", datastore: str = OWN) -> dict[str, Any]:
+    def caption(file: str, candidate: str = "", datastore: str = OWN) -> dict[str, Any]:
         """
         Captions the music of an audio or video file: its middle ten seconds.
 
@@ -81,6 +81,7 @@ def build(core: Core):
         result = listen(file, None, datastore, candidate.strip() or None)
         return {name: value for name, value in result.items() if name not in ("path", "datastore")}
 
+    gr.set_static_paths([EXAMPLES])  # not copied among the uploads, which are deleted
     state = gr.State({})
     with gr.Row():
         with gr.Column():
@@ -109,17 +110,16 @@ def build(core: Core):
 
     outputs = [said, without, score, candidates, candidate, steered, explanation, state, spoken]
     private = {"api_visibility": "private", **QUEUE}
-    button.click(caption, [file, recording, datastore], outputs, show_progress_on=said, **private)
-    gr.on(
-        [again.click, candidate.submit], steer, [candidate, state], [steered, spoken], show_progress_on=steered, **private
-    )
+    button.click(show_caption, [file, recording, datastore], outputs, show_progress_on=said, **private)
+    steering = {"show_progress_on": steered, **private}
+    gr.on([again.click, candidate.submit], steer, [candidate, state], [steered, spoken], **steering)
     explain_button.click(explain, state, [explanation, spoken], **private)
     # Each file is a new start: what belongs to the one before would be taken for its own.
     file.upload(lambda: None, None, recording, **private)
     recording.stop_recording(lambda: None, None, file, **private)
     with gr.Row(visible=False):
-        inputs = [gr.File(label="file"), gr.Textbox(label="candidate"), gr.Textbox(OWN, label="datastore")]
-        gr.Button().click(api_caption, inputs, gr.JSON(label="result"), api_name="caption", **QUEUE)
+        inputs = [gr.File(label="file"), gr.Textbox("", label="candidate"), gr.Textbox(OWN, label="datastore")]
+        gr.Button().click(caption, inputs, gr.JSON(label="result"), api_name="caption", **QUEUE)
 
 
 def in_words(result: dict[str, Any], core: Core) -> str:
@@ -166,7 +166,7 @@ def why(result: dict[str, Any], core: Core) -> str:
     for number, row in enumerate(explanation["words"]):
         word = html.escape(row["word"] or "(end)")
         shares = [row["audio"], row["controls"].get("audio"), row["candidate"], row["controls"].get("candidate")]
-        cells = ["–" if value is None else f"{value:+.2f}" for value in shares]
+        cells = ["-" if value is None else f"{value:+.2f}" for value in shares]
         rows.append((f"<mark>{word}</mark>" if number in copied else word, *cells))
     header = ("Word", "From the sound", "A random sound", "From the candidate", "A random candidate")
     parts = [table("What each word comes from", header, rows), f"<p>{html.escape(explain_note(explanation))}.</p>"]

@@ -24,6 +24,7 @@ from spans_rgmc import find_spans
 
 OWN = "the model's own"
 QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}  # one model, one after the other
+PROGRESS = gr.Progress()  # gradio gives a function with this default the bar of its own call
 KEPT = 3600  # seconds for which written files are kept
 NOTHING = {
     "silence": "there is only silence where the model listens, in the middle: choose another file",
@@ -74,7 +75,7 @@ class Core:
         try:
             duration = probe_audio(path)["duration"]
         except AudioError as error:
-            raise refusal(reason(path, error)) from None
+            raise refusal(f"{reason(path, error)}: choose another file.") from None
         if duration > 60 * self.max_minutes:
             raise refusal(
                 f"{Path(path).name} lasts {duration / 60:.0f} minutes, and this page takes up to {self.max_minutes:g}: "
@@ -111,7 +112,7 @@ class Core:
 
 
 def refusal(sentence: str) -> gr.Error:
-    return gr.Error(sentence, print_exception=False, duration=None, title="This did not work")
+    return gr.Error(sentence, print_exception=False, duration=None)
 
 
 def reason(path: str, error: Exception) -> str:
@@ -128,7 +129,7 @@ def in_a_sentence(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except AudioError as error:
             named = next((arg for arg in args if isinstance(arg, str) and str(error).startswith(repr(arg))), "The file")
-            raise refusal(reason(named, error)) from None
+            raise refusal(f"{reason(named, error)}: choose another file.") from None
 
     return wrapped
 

@@ -11,7 +11,7 @@ import gradio as gr
 from captions.messages import count
 from captions.sidecars import CONSUMERS
 from page.caption import SOUNDS
-from page.core import NOTHING, OWN, QUEUE, Core, announce, on_gpu, reason, refusal, table
+from page.core import NOTHING, OWN, PROGRESS, QUEUE, Core, announce, on_gpu, reason, refusal, table
 
 BATCH = 8  # files that go through the model together
 
@@ -20,7 +20,7 @@ def build(core: Core):
     """Adds the tab to the page."""
 
     @on_gpu
-    def caption_library(files: list[str] | None, consumer: str, datastore: str, progress=gr.Progress()):
+    def caption_library(files: list[str] | None, consumer: str, datastore: str, progress=PROGRESS):
         if not files:
             raise refusal("Choose files first.")
         if len(files) > core.max_files:
@@ -36,7 +36,11 @@ def build(core: Core):
             write_archive(archive, rows, consumer)
         shown = [(html.escape(row["path"]), html.escape(row["caption"])) for row in rows]
         shown += [(html.escape(name), f"<strong>Not captioned:</strong> {html.escape(why)}") for name, why in problems]
-        return archive and str(archive), table(told, ("File", "Caption"), shown), announce(told)
+        return (
+            gr.File(archive and str(archive), visible=archive is not None),
+            table(told, ("File", "Caption"), shown),
+            announce(told),
+        )
 
     def caption_files(
         files: list[str], datastore: str, progress: gr.Progress
@@ -78,7 +82,7 @@ def build(core: Core):
             )
             button = gr.Button("Caption all", variant="primary", elem_id="library-button")
         with gr.Column():
-            archive = gr.File(label="Captions (zip)", interactive=False, elem_id="archive")
+            archive = gr.File(label="Captions (zip)", interactive=False, visible=False, elem_id="archive")
     found = gr.HTML(elem_id="library-table")
     spoken = gr.HTML(elem_classes="announce", elem_id="library-announce")
     button.click(

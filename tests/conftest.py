@@ -41,6 +41,15 @@ def pytest_unconfigure():
     HF_HOME.cleanup()
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, without a window."""
+    from browser import start_browser
+
+    with start_browser() as started:
+        yield started
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return train_tokenizer(CAPTIONS, 400)

@@ -3,23 +3,16 @@ The page of a listening test in a browser: Chromium, without a window. The tests
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import focused, tab_to, violations
 
 import listening_test
 from listening.answers import read_answers
 from listening.design import GOLD, Study, make_study
 from listening.page import write_page
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if not CHROMIUM:
-    pytest.skip("there is no chromium, chromium-browser or google-chrome on the PATH", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
 SONGS = [f"song-{number}" for number in range(9)]
 NAMES = ("Wolfgang", "Amadeus")
@@ -46,15 +39,6 @@ def tests(tmp_path_factory) -> dict[str, tuple[Path, Study]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def browser():
-    options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def open_page(browser):
     """Opens a page from disk; what it asks for and complains of is in `page.requests` and `page.problems`."""
@@ -75,21 +59,6 @@ def open_page(browser):
     yield open_it
     for context in contexts:
         context.close()
-
-
-def focused(page) -> dict:
-    keys = "id: e.id, name: e.name || '', value: e.value || '', text: e.textContent.trim()"
-    return page.evaluate(f"() => {{ const e = document.activeElement; return {{{keys}}}; }}")
-
-
-def tab_to(page, **wanted) -> dict:
-    """Presses Tab until an element with these properties has the focus."""
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        found = focused(page)
-        if all(found[key] == value for key, value in wanted.items()):
-            return found
-    pytest.fail(f"Tab never reaches {wanted}")
 
 
 def begin(page, code: str):
@@ -231,10 +200,8 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(tests, open_page, varia
     screens = []
 
     def look():
-        violations = axe.Axe().run(page).response["violations"]
-        serious = [each["id"] for each in violations if each["impact"] in ("serious", "critical")]
         wide = page.evaluate("document.documentElement.scrollWidth")
-        screens.append((serious, wide))
+        screens.append((violations(page), wide))
 
     look()
     begin(page, code)
