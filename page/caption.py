@@ -125,16 +125,17 @@ def build(core: Core):
 def in_words(result: dict[str, Any], core: Core) -> str:
     """How sure the model is of its wording, and how similar the nearest song is."""
     score, threshold = result["score"], core.pipeline.model.config.score_threshold
-    sure = "" if threshold is None else "as sure of these words as of those it is usually right to show"
-    if threshold is not None and score < threshold:
-        sure = "less sure of these words than of nine in ten captions of music like that it was trained on"
-    parts = [f"Score {score:.2f} (mean log-probability of a token; 0 is the most)"]
-    if sure:
-        parts.append(f"the model is {sure}")
+    parts = [f"Score {score:.2f}, the mean log-probability of a token (0 is the most)"]
+    if threshold is not None:
+        usual = (
+            "about as usual" if score >= threshold else "lower than for nine in ten songs like those of the training"
+        )
+        parts[0] += f": {usual}"
     similarities = [row["similarity"] for row in result["candidates"] if row["similarity"] is not None]
     if similarities:
-        parts.append(f"the most similar song has a similarity of {max(similarities):.2f} (1 is the same)")
-    return f"{'; '.join(parts)}. This is about the model's wording, not about whether the caption is true."
+        parts.append(f"Similarity of the most similar song: {max(similarities):.2f} (1 is the same)")
+    parts.append("The score is about the wording, not about whether the caption is true")
+    return ". ".join(parts) + "."
 
 
 def candidates_table(result: dict[str, Any], core: Core) -> str:

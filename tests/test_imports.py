@@ -22,6 +22,7 @@ ALLOWED = {
     "training": {"model", "clips", "corpora", "baselines"},
     "evaluation": {"model", "clips", "corpora", "reporting", "baselines"},
     "listening": {"model", "clips", "reporting", "evaluation"},
+    "page": {"model", "captions", "evaluation"},
     "metrics": {"model"},
     "scripts": {
         "model",
@@ -32,6 +33,7 @@ ALLOWED = {
         "training",
         "evaluation",
         "listening",
+        "page",
         "baselines",
     },
 }

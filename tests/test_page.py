@@ -131,7 +131,7 @@ def test_an_example_has_the_caption_of_the_pipeline_and_shows_what_the_model_rea
     assert f"Score {expected['score']:.2f}" in page.inner_text("#score")
     assert "not about whether the caption is true" in page.inner_text("#score")
     if os.environ.get("RGMC_PICTURES"):  # of the README
-        page.set_viewport_size({"width": 1000, "height": 640})
+        page.set_viewport_size({"width": 1000, "height": 760})
         page.screenshot(path=ROOT / "docs" / "pictures" / "page.png")
 
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
 import train
+from captions.job import BUNDLED
 from clips.batches import plan_epoch
 from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
@@ -202,6 +203,23 @@ def test_only_the_model_is_pushed(corpus, tmp_path, monkeypatch):
     assert not any("checkpoint-" in name or name.startswith("eval") or name.endswith("jsonl") for name in pushed)
     whole = json.loads((folder / "config.json").read_text())
     assert whole["datastore_rows"] == 13
+
+
+def test_an_endpoint_gets_the_handler_and_what_it_needs(monkeypatch):
+    uploads = {}
+    monkeypatch.setattr("training.checkpoints.create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr("training.checkpoints.list_repo_files", lambda repo_id: [])
+    monkeypatch.setattr("training.checkpoints.upload_folder", lambda **upload: None)
+    monkeypatch.setattr(
+        "training.checkpoints.upload_file",
+        lambda path_in_repo, path_or_fileobj, **_: uploads.update({path_in_repo: path_or_fileobj}),
+    )
+    push_model(BUNDLED, "somebody/rgmc", private=False)
+    assert not uploads
+    push_model(BUNDLED, "somebody/rgmc", private=False, endpoint=True)
+    assert {*uploads} == {"handler.py", "requirements.txt"} and uploads["handler.py"].is_file()
+    wanted = uploads["requirements.txt"].decode().splitlines()
+    assert "av" in wanted and "faiss-cpu" in wanted and not any(line.startswith("-") for line in wanted)
 
 
 def test_a_model_that_is_not_saved_to_the_end_is_none(make_model, processor, tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from huggingface_hub import create_repo, list_repo_files, upload_folder
+from huggingface_hub import create_repo, list_repo_files, upload_file, upload_folder
 from transformers.utils import logging
 
-from clips.options import OptionParser, check_folder, check_model, user_errors
+from clips.options import ROOT, OptionParser, check_folder, check_model, user_errors
 from configuration_rgmc import RGMCConfig
 from model_card_rgmc import is_hub_id, model_card
 from modeling_rgmc import RGMCModel
@@ -303,7 +303,7 @@ def is_model_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in MODEL_FILES)
 
 
-def push_model(output_dir: Path, repo_id: str | None, private: bool):
+def push_model(output_dir: Path, repo_id: str | None, private: bool, endpoint: bool = False):
     """
     Pushes the model in `output_dir`, and nothing else in that folder, to the Hub.
 
@@ -316,6 +316,8 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool):
             Repository, `owner/name`; by default the folder's name under the user's own account.
         private (`bool`):
             Whether a new repository is private.
+        endpoint (`bool`, *optional*, defaults to `False`):
+            Whether `handler.py` and its `requirements.txt` are pushed, too, for an Inference Endpoint.
 
     Raises:
         `FileNotFoundError`: If the folder does not hold a whole checkpoint.
@@ -333,6 +335,11 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool):
         delete_patterns=[*filter(is_model_file, list_repo_files(repo_id)), f"datastore/{INDEX_FILE}"],
         commit_message="Upload the model",
     )
+    if endpoint:
+        lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+        requirements = "".join(line for line in lines if not line.startswith("-c "))
+        for name, content in (("handler.py", ROOT / "handler.py"), ("requirements.txt", requirements.encode())):
+            upload_file(repo_id=repo_id, path_in_repo=name, path_or_fileobj=content, commit_message=f"Upload {name}")
 
 
 TRAINING_SECTION = """## Training
@@ -390,6 +397,9 @@ def parse_options(argv: list[str]) -> Namespace:
         help="owner/name on the Hub, created if it does not exist; only the model is pushed",
     )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--endpoint", action="store_true", help="also push handler.py, which answers for it at an Inference Endpoint"
+    )
     parser.add_argument("--renew", action="store_true", help="first save it again with this repository's code")
     options = parser.parse_args(argv)
     if not options.repo_id and not options.renew:
@@ -406,5 +416,5 @@ if __name__ == "__main__":
             renew_model(options.checkpoint)
             print(f"{options.checkpoint} now holds the code of this repository")
         if options.repo_id:
-            push_model(options.checkpoint, options.repo_id, options.private)
+            push_model(options.checkpoint, options.repo_id, options.private, options.endpoint)
             print(f"Pushed {options.checkpoint} to {options.repo_id}")
