@@ -19,6 +19,7 @@ OPTIONS = ["--num_train_epochs", "2", "--max_grad_norm", "1", "--logging_steps",
 OPTIONS += ["--text_pretraining_steps", "3", "--candidate_pool", "3", "--candidate_dropout", "0.2"]
 OPTIONS += ["--prefix_dropout", "0.2"]
 OPTIONS += ["--own_candidate", "0.2", "--random_candidate", "0.2", "--augment_audio", "true", "--word_loss_weight", "1"]
+OPTIONS += ["--candidate_similarity", "true"]
 
 # accelerate only shards on GPUs, so these CPU processes, which communicate over gloo, pretend to be GPUs.
 SHARDED = """

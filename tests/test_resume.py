@@ -20,7 +20,7 @@ OPTIONS = ["--num_train_epochs", str(EPOCHS), "--max_grad_norm", "1", "--logging
 OPTIONS += ["--spec_augment", "true", "--text_config.resid_pdrop", "0.1", "--lr_scheduler_type", "cosine"]
 OPTIONS += ["--augment_audio", "true", "--word_loss_weight", "1", "--text_pretraining_steps", "3"]
 OPTIONS += ["--candidate_pool", "3", "--candidate_dropout", "0.2", "--prefix_dropout", "0.2", "--own_candidate", "0.2"]
-OPTIONS += ["--random_candidate", "0.2"]
+OPTIONS += ["--random_candidate", "0.2", "--candidate_similarity", "true"]
 KILLS = 20
 
 
