@@ -68,9 +68,10 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
         common |= {} if threshold is None else {"score_threshold": threshold}
     detector = load_detector(args.music_detector) if args.music_detector else None
     settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
-    keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in inputs.files.items()}
     if args.writes_subtitles:
-        check_targets([*inputs.files], args)
+        inputs.finished = check_targets([*inputs.files], args)
+    todo = {path: stamp for path, stamp in inputs.files.items() if path not in inputs.finished}
+    keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in todo.items()}
     make_ledger = SpanLedger if args.divides else Ledger
     ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
     batches = ledger.batches(1 if args.divides else args.batch_size)
