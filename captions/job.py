@@ -14,8 +14,8 @@ from captions.ledger import Ledger, row_key
 from captions.sidecars import Sidecars
 from captions.spans import Pairs, SpanLedger, load_detector, read_music_spans
 from captions.subtitles import check_targets
-from clips.checkpoints import fingerprint, newest_checkpoint, score_threshold
-from clips.options import ROOT, check_model
+from clips.checkpoints import check_rgmc, fingerprint, newest_checkpoint, score_threshold
+from clips.options import ROOT
 
 MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
 BUNDLED = ROOT / "checkpoints" / "demo"  # what this command once made
@@ -54,7 +54,7 @@ class Job:
 def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
     """Finds what there is to do, and raises what would stop it halfway; nothing on the disk is changed."""
     model, note = (args.model, "") if args.model else find_model()
-    check_model("--model", model)
+    check_rgmc("--model", model)
     checkpoint = fingerprint(model)
     names = ("start", "where", "alternatives", "selection")
     common, music = {name: getattr(args, name) for name in names}, None
