@@ -17,6 +17,7 @@ from typing import Literal
 
 from accelerate import Accelerator
 
+from clips.checkpoints import check_rgmc
 from clips.embedding import build_datastore, datastore_rows
 from clips.features import Split
 from clips.locks import only_run
@@ -25,7 +26,6 @@ from clips.options import (
     InferenceArguments,
     SearchArguments,
     check_dataset,
-    check_model,
     check_output,
     parse,
     user_errors,
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     with user_errors():
         (datastore_args,) = parse(DatastoreArguments, sys.argv[1:], __doc__)
         check_output(datastore_args.output_dir)
-        check_model("--model", datastore_args.model)
+        check_rgmc("--model", datastore_args.model)
         check_dataset("--dataset", datastore_args.dataset)
         datastore_accelerator = make_accelerator()
         main(datastore_args, datastore_accelerator)
