@@ -36,6 +36,7 @@ from captions.subtitles import check, render, write_subtitles
 from captions.tags import tag_files, write_tags
 from clips.locks import only_run
 from clips.options import parse, user_errors
+from clips.outputs import replaced_whole
 
 
 def run(args: CaptionArguments) -> int:
@@ -66,6 +67,8 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
     if args.remove_tags:
         untagged = tag_files(dict.fromkeys(inputs.files))
         return report(inputs) | report_untagged(untagged)
+    if args.picture and len(inputs.files) > 1:
+        raise ValueError(f"--picture is of one caption, and {len(inputs.files)} files were found: name one")
     job = find_job(args, inputs)
     announce(inputs, job.ledger, f"{job.model}{job.note}")
     if args.dry_run:
@@ -75,6 +78,7 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
     if not (job.batches or job.resumed or job.sidecars or args.tags):
         if is_main_process():
             subtitles(args, job.ledger, [])
+            draw_picture(args, job.ledger, [])
         return report(inputs)
 
     # 2. The processes, and what an interrupted run left to them
@@ -98,6 +102,7 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
         if printer and accelerator.num_processes > 1:
             printer.show(rows, problems)
         subtitles(args, job.ledger, rows)
+        draw_picture(args, job.ledger, rows)
         say_what_captions_are(rows, captioner)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -130,7 +135,7 @@ def load_captioner(args: CaptionArguments, job: Job, device):
     if args.explain:
         generate_kwargs["explain"] = True
     where = args.where if args.where in ("middle", "whole") else int(args.where)
-    captioner = Captioner(job.model, device, args.start, where, **generate_kwargs)
+    captioner = Captioner(job.model, device, args.start, where, bool(args.int8), **generate_kwargs)
     if not args.divides:
         captioner.remember([*job.ledger.held().values(), *job.ledger.done.values()])
     return captioner
@@ -217,10 +222,28 @@ def subtitles(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
     """Writes the subtitles of all files that have spans, those of earlier runs too, and prints their paths."""
     if not args.writes_subtitles:
         return
-    known = {row["path"]: row for row in (*ledger.rows, *ledger.done.values(), *rows)}
-    found = [known[path] for path in ledger.keys if path in known]
+    found = all_rows(ledger, rows)
     if found:
         print(*write_subtitles(spans_of(found), args), sep="\n")
+
+
+def all_rows(ledger: Ledger, rows: list[dict]) -> list[dict]:
+    """The rows of all files, those of earlier runs too."""
+    known = {row["path"]: row for row in (*ledger.rows, *ledger.done.values(), *rows)}
+    return [known[path] for path in ledger.keys if path in known]
+
+
+def draw_picture(args: CaptionArguments, ledger: Ledger, rows: list[dict]):
+    """Draws the explanation of the file, if `--picture` asks for it and the file has a caption."""
+    if not args.picture:
+        return
+    for row in all_rows(ledger, rows):
+        if row.get("explanation"):
+            from reporting.plots import plot_explanation
+
+            with replaced_whole(Path(args.picture)) as path:
+                plot_explanation(row["explanation"]).savefig(path, format=Path(args.picture).suffix[1:], dpi=120)
+            say(f"drew {args.picture}")
 
 
 def say_what_captions_are(rows: list[dict], captioner):

@@ -90,9 +90,9 @@ class RGMCConfig(PreTrainedConfig):
         words (`list[str]`, *optional*):
             Words of captions that a word head predicts from the audio embedding while the encoder is trained. The paper
             has none.
-        candidate_dropout, prefix_dropout (`float`, defaults to 0):
-            Shares of the training clips that were given no candidate, and none of their sound. They change nothing
-            here: [`~RGMCModel.explain`] says with them whether the model has learned to do without one.
+        candidate_dropout, prefix_dropout, both_dropout (`float`, defaults to 0):
+            Shares of the training clips that were given no candidate, none of their sound, and neither. They change
+            nothing here: [`~RGMCModel.explain`] says with them what the model has learned to do without.
         datastore_rows (`int`, defaults to 0):
             Number of captions in the datastore of the checkpoint. It is stored so that a datastore that cannot be found
             is an error, not a model that silently captions without candidates.
@@ -125,6 +125,7 @@ class RGMCConfig(PreTrainedConfig):
     words: list[str] | None = None
     candidate_dropout: float = 0.0
     prefix_dropout: float = 0.0
+    both_dropout: float = 0.0
     datastore_rows: int = 0
     audio_model_source: dict | None = None
     text_model_source: dict | None = None

@@ -217,6 +217,7 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
             num_examples=args.num_examples,
             side_by_side=1 in args.table,
             warning=warning,
+            explanations=explained and explained.explanations,
         )
     if args.update_model_card:
         update_model_card(args.model[0], results)

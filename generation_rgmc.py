@@ -56,8 +56,9 @@ def generate_consensus(
     word_weight: float = 1.0,
     tokenizer=None,
     num_return_sequences: int | None = None,
+    return_neighbors: bool = False,
     **kwargs,
-) -> torch.Tensor:
+) -> torch.Tensor | tuple[torch.Tensor, list[int]]:
     """
     Captions each clip from the caption of each of its nearest songs in turn, keeps all beams, and chooses the caption
     that is most similar to the others. A beam counts as much as its song is similar to the clip.
@@ -78,10 +79,12 @@ def generate_consensus(
             The processor's: reads the words of a caption.
         num_return_sequences (`int`, defaults to 1):
             How many captions of each clip are returned, the best first, at most as many as there are beams.
+        return_neighbors (`bool`, defaults to `False`):
+            Whether to return, too, from which song each caption was written: 0 for the nearest.
 
     Returns:
         `torch.LongTensor` of shape `(B * num_return_sequences, L')` with the tokens of the captions, those of a clip
-        one after the other.
+        one after the other; with `return_neighbors` a tuple of it and a list of as many numbers.
 
     Raises:
         `ValueError`: If `kwargs` ask for a dictionary or a stream, or for more captions than there are beams.
@@ -102,17 +105,19 @@ def generate_consensus(
     options = {"num_return_sequences": beams, "return_dict_in_generate": False, "tokenizer": tokenizer}
     hypotheses: list[list[list[int]]] = []
     weights: list[list[float]] = []
-    for ids, mask, similarities in prompts:
+    neighbors: list[list[int]] = []
+    for neighbor, (ids, mask, similarities) in enumerate(prompts):
         inputs = {"input_ids": ids, "attention_mask": mask, "audio_embeds": audio_embeds, "selection": "best"}
         tokens = model.generate(**inputs, **options, **kwargs)  # (B * beams, L')
         clips = tokens.unflatten(0, (-1, beams)).tolist()
         if not hypotheses:
-            hypotheses, weights = [[] for _ in clips], [[] for _ in clips]
+            hypotheses, weights, neighbors = ([[] for _ in clips] for _ in range(3))
         for clip, sequences in enumerate(clips):
             weight = 1.0 if similarities is None else similarities[clip]
             if weight is not None:
                 hypotheses[clip] += [_until_end(sequence, ends) for sequence in sequences]
                 weights[clip] += [weight] * beams
+                neighbors[clip] += [neighbor] * beams
     bonuses: list[list[float] | None] = [None] * len(hypotheses)
     if tokenizer is not None and word_weight and model.word_head is not None and model.config.uses_audio:
         probabilities = model.word_head.logits(audio_embeds).sigmoid().tolist()
@@ -123,12 +128,30 @@ def generate_consensus(
             ]
             for values, said in zip(probabilities, hypotheses)
         ]
-    chosen = []
-    for said, *scores in zip(hypotheses, weights, bonuses):
-        best = [*dict.fromkeys(tuple(said[index]) for index in rank_by_centrality(said, *scores))]
-        chosen += [list(best[min(rank, len(best) - 1)]) for rank in range(count)]
+    chosen: list[list[int]] = []
+    sources: list[int] = []
+    for said, numbers, *scores in zip(hypotheses, neighbors, weights, bonuses):
+        best: dict[tuple[int, ...], int] = {}
+        for index in rank_by_centrality(said, *scores):
+            best.setdefault(tuple(said[index]), numbers[index])
+        ranks = [min(rank, len(best) - 1) for rank in range(count)]
+        chosen += [list([*best][rank]) for rank in ranks]
+        sources += [[*best.values()][rank] for rank in ranks]
     length = max(map(len, chosen))
-    return torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
+    tokens = torch.tensor([said + [pad_token_id] * (length - len(said)) for said in chosen], device=model.device)
+    return (tokens, sources) if return_neighbors else tokens
+
+
+def prompt_of_neighbor(
+    model, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None, neighbors: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The decoder's prompt from a neighbor of each clip, 0 for the nearest: `input_ids` and `attention_mask`, `(B, L)`.
+    """
+    k = model.config.num_candidates
+    found = model.datastore.search(audio_embeds, max(neighbors) + k, exclude_ids)
+    parts = (found.input_ids, found.similarities)
+    return model.encode_prompts(*([own[n : n + k] for n, own in zip(neighbors, part)] for part in parts))
 
 
 def mean_log_probability(config: RGMCConfig, probabilities: list[float], caption: str) -> float:

@@ -27,9 +27,13 @@ class RGMCOutput(CausalLMOutputWithPast):
         word_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             With `word_labels`: binary cross entropy of the words of the captions, summed over words and clips and
             divided as `loss` is.
+        prefix_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            With `prefix_loss=True`: distance of the prefixes to the token embeddings ([`embedding_distance`]), summed
+            over clips and divided as `loss` is.
     """
 
     word_loss: torch.FloatTensor | None = None
+    prefix_loss: torch.FloatTensor | None = None
 
 
 class RGMCAudioSelfAttention(ClapAudioSelfAttention):
@@ -122,6 +126,16 @@ class RGMCWordHead(nn.Module):
         logits = self.logits(audio_embeds)
         losses = nn.functional.binary_cross_entropy_with_logits(logits, word_labels.clamp(min=0), reduction="none")
         return (losses * word_labels.ne(-100)).sum()
+
+
+def embedding_distance(prefix: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """
+    The distance `(B,)` of prefixes `(B, P, D)` to the token embeddings `(V, D)`: the mean over the prefix vectors of 1
+    minus their cosine to the nearest row. Only the prefixes get gradients.
+    """
+    prefix, table = prefix.float(), nn.functional.normalize(table.detach().float(), dim=-1)
+    nearest = table[(prefix.detach() @ table.T).argmax(-1)]  # (B, P, D)
+    return 1 - nn.functional.cosine_similarity(prefix, nearest, dim=-1).mean(1)
 
 
 def mask_stripes(log_mels: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

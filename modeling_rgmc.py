@@ -35,7 +35,15 @@ try:
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
     from .generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
     from .hearing_rgmc import hear  # noqa: F401
-    from .layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
+    from .layers_rgmc import (
+        RGMCAudioSelfAttention,
+        RGMCMapper,
+        RGMCOutput,
+        RGMCWordHead,
+        embedding_distance,
+        label_positions,
+        mask_stripes,
+    )
     from .model_card_rgmc import PushesCheckpoint
     from .noise_rgmc import find_noise  # noqa: F401
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
@@ -53,7 +61,15 @@ except ImportError:
     from captions_rgmc import join_candidates, left_pad
     from configuration_rgmc import RGMCConfig
     from generation_rgmc import SELECTIONS, default_generation_config, generate_consensus, rename_cache
-    from layers_rgmc import RGMCAudioSelfAttention, RGMCMapper, RGMCOutput, RGMCWordHead, label_positions, mask_stripes
+    from layers_rgmc import (
+        RGMCAudioSelfAttention,
+        RGMCMapper,
+        RGMCOutput,
+        RGMCWordHead,
+        embedding_distance,
+        label_positions,
+        mask_stripes,
+    )
     from model_card_rgmc import PushesCheckpoint
     from pretrained_rgmc import load_clap_audio, load_text_model
     from retrieval_rgmc import DATASTORE_FILES, CaptionDatastore, Retrieved
@@ -309,6 +325,7 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
         max_label_length: int | None = None,
         word_labels: torch.Tensor | None = None,
         prefix_mask: torch.Tensor | None = None,
+        prefix_loss: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -338,14 +355,16 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
                 With `labels`: 1 where the caption of a clip has a word of `config.words`, else 0, or -100 to ignore it.
             prefix_mask (`torch.LongTensor` of shape `(B,)`, *optional*):
                 0 for the clips whose prefix is masked, so that the decoder has the candidates alone; 1 for the others.
+            prefix_loss (`bool`, defaults to `False`):
+                With `labels`: whether to compute how far prefixes are from the token embeddings.
             cache or past_key_values (`Cache`, *optional*):
                 Keys and values of what came before `input_ids`; no audio is needed then. Both names are accepted,
                 whichever this version of transformers uses.
 
         Returns:
             `CausalLMOutputWithPast` with `loss` (when `labels` are given), `logits` of shape `(B, P + L, vocabulary)`,
-            or `(B, M, vocabulary)` with `max_label_length`, and the cache; with `word_labels` an [`RGMCOutput`], which
-            also has `word_loss`.
+            or `(B, M, vocabulary)` with `max_label_length`, and the cache; with `word_labels` or `prefix_loss` an
+            [`RGMCOutput`], which also has `word_loss` or `prefix_loss`.
 
         Raises:
             `ValueError`: If the model needs audio and there is neither audio nor a cache.
@@ -379,11 +398,19 @@ class RGMCModel(ExplainsCaptions, PushesCheckpoint, PreTrainedModel, GenerationM
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if word_labels is None:
+        if word_labels is None and not prefix_loss:
             return outputs
         num_items = kwargs.get("num_items_in_batch")
         num_items = labels.ne(-100).sum() if num_items is None else num_items
-        return RGMCOutput(**outputs, word_loss=self.word_head(audio_embeds, word_labels) / num_items)
+        outputs = RGMCOutput(**outputs)
+        if word_labels is not None:
+            outputs.word_loss = self.word_head(audio_embeds, word_labels) / num_items
+        if prefix_loss:
+            table = self.get_input_embeddings().weight
+            words = len(table) - len(self.config.similarity_token_ids)
+            distances = embedding_distance(inputs_embeds[:, : self.config.prefix_length], table[:words])  # (B,)
+            outputs.prefix_loss = (distances * labels.ne(-100).any(1)).sum() / num_items
+        return outputs
 
     @torch.no_grad()
     def retrieve(self, audio_embeds: torch.Tensor, exclude_ids: list[str | None] | None = None) -> Retrieved:

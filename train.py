@@ -44,7 +44,15 @@ from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from search_rgmc import check_search
 from training import baselines, building
-from training.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments, refresh_interval
+from training.arguments import (
+    DROPOUTS,
+    SHARES,
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    parse_arguments,
+    refresh_interval,
+)
 from training.building import build_optimizer, enable_checkpointing, label_words, prepare_data
 from training.checkpoints import (
     TrainingState,
@@ -132,8 +140,8 @@ class Run:
         args, neighbors, seed = self.args, self.state.neighbors, (self.args.seed, self.state.epoch)
         options = {"word_labels": self.word_labels}
         if args.samples_candidates:
-            shares = (args.candidate_dropout, args.prefix_dropout, args.own_candidate, args.random_candidate)
-            options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, *shares)
+            shares = {name: getattr(args, name) for name in SHARES}
+            options["sampling"] = CandidateSampling(self.model.config.num_candidates, seed, **shares)
             options["caption_candidates"] = self.rows["input_ids"][:]
             options["random_candidates"] = self.candidates(neighbors.random, neighbors.random_similarities)
         if args.augment_audio:
@@ -168,6 +176,7 @@ def train_epoch(run: Run):
         disable=not accelerator.is_main_process,
     )
     logged_at, clips_since = time.perf_counter(), 0
+    measured = {"prefix_loss": True} if args.prefix_embedding_weight else {}
     for step in steps[state.step_in_epoch :]:
         clips = order[state.step_in_epoch * args.batch_size :][: args.batch_size]
         tokens = int(lengths[clips].sum())
@@ -177,9 +186,10 @@ def train_epoch(run: Run):
             with nullcontext() if last else accelerator.no_sync(run.wrapped):
                 # Divided once, by all tokens of the step, because the processes' gradients are averaged.
                 with accelerator.autocast():  # accelerate does this in `forward`, but not under FSDP
-                    outputs = run.wrapped(**batch, num_items_in_batch=tokens / accelerator.num_processes)
+                    outputs = run.wrapped(**batch, **measured, num_items_in_batch=tokens / accelerator.num_processes)
                 word_loss = args.word_loss_weight * outputs.word_loss if args.word_loss_weight else 0.0
-                accelerator.backward(outputs.loss + word_loss)
+                prefix_loss = args.prefix_embedding_weight * outputs.prefix_loss if measured else 0.0
+                accelerator.backward(outputs.loss + word_loss + prefix_loss)
             state.losses += outputs.loss.detach() * (tokens / accelerator.num_processes)
         state.step += 1
         state.step_in_epoch += 1
@@ -395,7 +405,8 @@ def start_run(arguments: tuple, accelerator: Accelerator, checkpoint: Path | Non
     processor = parts.build_processor(model_args, captions)
     model = parts.build_model(model_args, processor, train, predicts_words=args.word_loss_weight > 0)
     if not model_args.baseline:
-        model.config.candidate_dropout, model.config.prefix_dropout = args.candidate_dropout, args.prefix_dropout
+        for name in DROPOUTS:
+            setattr(model.config, name, getattr(args, name))
     saved = copy.deepcopy(model) if accelerator.is_fsdp2 and accelerator.is_main_process else model
     model = model.to(accelerator.device)
     if args.gradient_checkpointing:

@@ -1,6 +1,7 @@
 """The options of `caption.py`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ from captions.subtitles import SubtitleArguments
 from captions.tags import check_mutagen
 from clips.locks import check_one_process, count_processes
 from clips.options import ProcessArguments, check_output
+
+PICTURES = (".png", ".svg")
 
 
 @dataclass
@@ -49,6 +52,13 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     )
     explain: bool = field(
         default=False, metadata={"help": "Also say of each word what the sound and the candidate add to it."}
+    )
+    picture: str | None = field(
+        default=None, metadata={"help": "With --explain: also draw the explanation of a single file, as .png or .svg."}
+    )
+    int8: Literal["decoder", "encoder"] | None = field(
+        default=None,
+        metadata={"help": "Part of the model whose weights are stored as int8 in memory: decoder; needs torchao."},
     )
     batch_size: int = field(default=16, metadata={"help": "Files per forward pass and process."})
     sidecar: Consumer | None = field(
@@ -92,6 +102,13 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
             check_output(str(Path(self.output).parent), "--output")
         if self.tags or self.remove_tags:
             check_mutagen()
+        if self.picture:
+            if not self.explain:
+                raise ValueError("--picture draws an explanation: add --explain")
+            check_format(self.picture, PICTURES, "--picture")
+            check_output(str(Path(self.picture).parent), "--picture")
+        if self.int8:
+            check_int8(self.int8)
         for option in ("render", "check", "remove_tags"):
             if getattr(self, option):
                 check_one_process(f"--{option}")
@@ -106,3 +123,14 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
     @property
     def writes_subtitles(self) -> bool:
         return bool((self.paths or self.csv) and (self.format or self.merge or self.embed))
+
+
+def check_int8(part: str):
+    """Raises `ValueError` for the encoder, which is not quantised, and `ImportError` without torchao."""
+    if part == "encoder":
+        raise ValueError(
+            "--int8 encoder: a quantised encoder would embed songs differently, and the datastore's fingerprint would "
+            "no longer hold; give --int8 decoder, or quantise the datastore (build_datastore.py --storage int8)"
+        )
+    if find_spec("torchao") is None:
+        raise ImportError("--int8 needs torchao: pip install torchao")

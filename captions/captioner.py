@@ -12,6 +12,7 @@ import torch
 
 from audio_rgmc import AudioError, stream_audio
 from captions.formats import EXPLANATION, SAID, SCHEMA
+from clips.int8 import quantize_decoder
 from clips.isolation import run_isolated
 from feature_extraction_rgmc import RGMCFeatureExtractor
 from hearing_rgmc import Heard, hear
@@ -48,6 +49,8 @@ class Captioner:
             Where in a file the seconds that are heard begin, in s; by default they are its middle.
         where (`str` or `int`, defaults to `"middle"`):
             What is heard of a file, as in [`hear`].
+        int8 (`bool`, defaults to `False`):
+            Whether the decoder is quantised, as [`quantize_decoder`] does.
         generate_kwargs:
             Arguments of `generate`, such as `selection="consensus"`; `explain=True` adds explanations to the rows.
     """
@@ -58,9 +61,10 @@ class Captioner:
         device: str | torch.device = "cpu",
         start: float | None = None,
         where: str | int = "middle",
+        int8: bool = False,
         **generate_kwargs,
     ):
-        self.name, self.device, self.generate_kwargs = name, device, generate_kwargs
+        self.name, self.device, self.int8, self.generate_kwargs = name, device, int8, generate_kwargs
         self.start, self.where = start, where
         self.said: dict[str, dict[str, Any]] = {}
         self.processor = RGMCProcessor.from_pretrained(name)
@@ -68,6 +72,8 @@ class Captioner:
     @cached_property
     def pipeline(self) -> MusicCaptioningPipeline:
         model = RGMCModel.from_pretrained(self.name).eval()
+        if self.int8:
+            quantize_decoder(model)
         return MusicCaptioningPipeline(model=model, processor=self.processor, device=self.device)
 
     def caption(self, batches: list[list[str]], num_proc: int = 1) -> Iterator[tuple[list[dict], dict[str, str]]]:

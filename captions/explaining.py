@@ -11,7 +11,7 @@ MISSING = {"candidate": "its sound", "audio": "its candidate", "nothing": "both"
 
 
 def explain_lines(explanation: dict[str, Any]) -> list[str]:
-    """A line for each word of [`Explanation.to_dict`], below a header."""
+    """A line for each word of [`Explanation.to_dict`], below a header, and a line for each candidate."""
     copied = {word for span in explanation["copied"] for word in range(span["start"], span["end"])}
     lines = [["", "sound", "random", "candidate", "random", "copied"]]
     for number, row in enumerate(explanation["words"]):
@@ -19,7 +19,8 @@ def explain_lines(explanation: dict[str, Any]) -> list[str]:
         cells = ["-" if value is None else f"{value:+.2f}" for pair in shares for value in pair]
         lines.append([row["word"] or "(end)", *cells, "+" if number in copied else ""])
     width = max(len(line[0]) for line in lines)
-    return ["  " + line[0].ljust(width) + "".join(f"{cell:>11}" for cell in line[1:]).rstrip() for line in lines]
+    table = ["  " + line[0].ljust(width) + "".join(f"{cell:>11}" for cell in line[1:]).rstrip() for line in lines]
+    return [*table, *(f"  candidate: {text}" for text in explanation["candidates"])]
 
 
 def explain_note(explanation: dict[str, Any]) -> str:

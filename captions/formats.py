@@ -40,10 +40,10 @@ CELLS = dict.fromkeys(("duration", "start", "score"), float)
 CELLS |= dict.fromkeys(("flags", "candidates", "alternatives", "checkpoint"), json.loads)
 
 
-def check_format(output: str, formats: tuple[str, ...] = FORMATS):
+def check_format(output: str, formats: tuple[str, ...] = FORMATS, option: str = "--output"):
     """Raises `ValueError` for a file whose ending is not that of a format."""
     if Path(output).suffix.lower() not in formats:
-        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(formats)}")
+        raise ValueError(f"{option} {output}: expected a file that ends in {', '.join(formats)}")
 
 
 def read_captions(path: Path) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
         common = {name: getattr(args, name) for name in names} | asdict(args.settings())
         threshold = score_threshold(model)
         common |= {} if threshold is None else {"score_threshold": threshold}
+    if args.int8:
+        common["int8"] = args.int8
     detector = load_detector(args.music_detector) if args.music_detector else None
     settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
     if args.writes_subtitles:

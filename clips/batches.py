@@ -30,6 +30,7 @@ class CandidateSampling:
         candidate_dropout (`float`, defaults to 0): Probability that a clip is given no candidate.
         prefix_dropout (`float`, defaults to 0):
             Probability that it is given its candidates alone, without the prefix of its sound.
+        both_dropout (`float`, defaults to 0): Probability that it is given neither.
         own_candidate (`float`, defaults to 0):
             Probability that one of its candidates, if it is given any, is replaced by its own caption.
         random_candidate (`float`, defaults to 0):
@@ -40,6 +41,7 @@ class CandidateSampling:
     seed: tuple[int, int]
     candidate_dropout: float = 0.0
     prefix_dropout: float = 0.0
+    both_dropout: float = 0.0
     own_candidate: float = 0.0
     random_candidate: float = 0.0
 
@@ -54,13 +56,16 @@ class CandidateSampling:
         fate = generator.random()
         if fate < self.candidate_dropout:
             return [], True
+        with_prefix = 1 - self.prefix_dropout
+        if with_prefix - self.both_dropout <= fate < with_prefix:
+            return [], False
         drawn = [candidates[index] for index in generator.permutation(len(candidates))[: self.num_candidates]]
         kind = generator.random()
         if drawn and kind < self.own_candidate:
             drawn[generator.integers(len(drawn))] = (own, 1.0)
         elif kind > 1 - self.random_candidate:
             drawn = list(others[: len(drawn)])
-        return drawn, fate < 1 - self.prefix_dropout
+        return drawn, fate < with_prefix
 
 
 def augment(log_mels: torch.Tensor, rows: list[int], seed: tuple[int, int], most_gain: float = 6.0) -> torch.Tensor:
@@ -148,7 +153,7 @@ class TeacherForcingCollator:
             **teacher_forcing_tokens(prompts, captions, self.pad_token_id),
             "max_label_length": max(map(len, captions)),
         }
-        if self.sampling is not None and self.sampling.prefix_dropout:
+        if self.sampling is not None and (self.sampling.prefix_dropout or self.sampling.both_dropout):
             batch["prefix_mask"] = torch.tensor([int(has_prefix) for _, has_prefix in given])
         if self.word_labels is not None:
             batch["word_labels"] = self.word_labels[rows].float()

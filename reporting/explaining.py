@@ -29,7 +29,8 @@ def kinds_notes(results: EvaluationResults) -> list[str]:
         "Sound, Candidate: Shapley values in nats a word, a word's tokens taken together: what each adds to the "
         "log-probability of the model's words. Both sum to what the two change.",
         "Beyond any: how much more the clip's own sound or candidate adds to these words than that of a random song of "
-        "the datastore. The rest is due to there being one at all.",
+        "the datastore. The rest is due to there being one at all. It is larger than the whole where a random song's "
+        "makes the words less probable.",
         "Sound's share: of the sum of both; none where one of them makes these words less probable.",
     ]
     missing = [what for name, what in UNTRAINED.items() if name in results.explanation.out_of_distribution]

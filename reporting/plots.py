@@ -1,6 +1,7 @@
 """The plots of an evaluation's report."""
 
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from reporting.results import EvaluationResults, ItemScores, Prediction
 from reporting.tables import metric_stem, system_title, table_columns
 
 METRICS = ("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt")
+SOURCES = {"audio": ("the sound", "#c0392b"), "candidate": ("the candidate", "#34495e")}
 COLORS = {
     "gold": "#d4a017",
     "nearest_neighbor": "#34495e",
@@ -101,6 +103,47 @@ def plot_coverage(results: EvaluationResults) -> Figure:
     axis.set_ylabel("CIDEr-D")
     axis.grid(axis="y", alpha=0.3)
     _add_legend(figure)
+    return figure
+
+
+def plot_explanation(explanation: dict[str, Any]) -> Figure:
+    """
+    Draws the words of a caption, from top to bottom, and what sound and candidates add to each.
+
+    Args:
+        explanation (`dict`): What [`Explanation.to_dict`] returns.
+    """
+    words, copied = explanation["words"], [range(span["start"], span["end"]) for span in explanation["copied"]]
+    quotes = [textwrap.fill(f"Candidate: “{text}”", 80) for text in explanation["candidates"]]
+    title = "\n".join(quotes) or "No candidate"
+    figure = Figure(figsize=(6.4, 1.2 + 0.17 * title.count("\n") + 0.34 * len(words)), layout="constrained")
+    axis = figure.subplots()
+    shares = [row[source] for row in words for source in SOURCES]
+    margin = 0.1 * (max(0, *shares) - min(0, *shares)) or 1
+    limits = min(0, *shares) - margin, max(0, *shares) + margin
+    edges = [0.96 * limit + 0.04 * np.mean(limits) for limit in limits]  # for arrows, in place of what is outside
+    handles = []
+    for offset, (source, (label, color)) in zip((-0.2, 0.2), SOURCES.items()):
+        places = np.arange(len(words)) + offset
+        handles.append(axis.barh(places, [row[source] for row in words], 0.38, color=color, label=f"added by {label}"))
+        values = np.array([row["controls"].get(source, np.nan) for row in words])
+        marks = {"linestyle": "", "color": "black", "markersize": 8, "label": "by that of a random song"}
+        within = (values >= limits[0]) & (values <= limits[1])
+        (random,) = axis.plot(values[within], places[within], marker="|", markeredgewidth=1.5, **marks)
+        for edge, sign, outside in zip(edges, "<>", (values < limits[0], values > limits[1])):
+            axis.plot(np.full(outside.sum(), edge), places[outside], marker=sign, **marks)
+    handles += [random] if np.isfinite(values).any() else []
+    axis.set_xlim(limits)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(words)), [plot_text(row["word"] or "(end)") for row in words])
+    for place, label in enumerate(axis.get_yticklabels()):
+        if any(place in span for span in copied):
+            label.set_fontweight("bold")
+    axis.set_ylim(len(words) - 0.4, -0.6)
+    axis.set_xlabel("log-probability of the word, nats; bold: in a phrase of the candidate", fontsize=9)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(plot_text(title), fontsize=9, loc="left")
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
 
 

@@ -7,13 +7,14 @@ It opens with a plain summary and clips to listen to. Tables, plots and how it w
 import base64
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reporting import attributes, explaining, listening, published, retrieval
 from reporting.markdown import markdown_table, markdown_text
-from reporting.plots import plot_coverage, plot_lengths, plot_scores, plot_similarity
+from reporting.plots import plot_coverage, plot_explanation, plot_lengths, plot_scores, plot_similarity
 from reporting.results import Checkpoint, EvaluationResults, ItemScores, Prediction, SystemResult
 from reporting.sound import mp3_in_base64
 from reporting.tables import (
@@ -42,6 +43,7 @@ def write_report(
     num_examples: int = 12,
     side_by_side: bool = False,
     warning: str | None = None,
+    explanations: list[dict[str, Any]] | None = None,
 ):
     """
     Writes `report.md`, `plots/*.png` and `report.html` to `output_dir`.
@@ -57,13 +59,12 @@ def write_report(
         side_by_side (`bool`, *optional*, defaults to `False`):
             Whether Table 1 is added: the captions of every system for the clips that are shown.
         warning (`str`, *optional*): What a reader must know about the model, shown below the summary.
+        explanations (`list[dict]`, *optional*): What [`Explanation.to_dict`] returns of each clip; one is drawn.
     """
     output_dir = Path(output_dir)
     (output_dir / "plots").mkdir(parents=True, exist_ok=True)
-    examples = [
-        {**lines[row], **_player(load_clip, row), "source": _candidate_source(lines[row])}
-        for row in draw_examples(results, lines, num_examples)
-    ]
+    drawn = draw_examples(results, lines, num_examples)
+    examples = [{**lines[row], **_player(load_clip, row), "source": _candidate_source(lines[row])} for row in drawn]
     of_first = ", by the first checkpoint." if results.checkpoints else "."
     figures = {
         "scores": (
@@ -79,6 +80,10 @@ def write_report(
     if results.explanation:
         text = "CIDEr-D of the surest clips by how many are captioned. A rank of sureness is no probability of truth."
         figures["coverage"] = (plot_coverage(results), text)
+    if explanations and drawn:
+        line = lines[drawn[0]]
+        text = f"Where the words of the caption of {line['id']} come from, the first of the clips to listen to."
+        figures["explained"] = (plot_explanation(explanations[drawn[0]]), text)
     names = [public_name(checkpoint["name"]) for checkpoint in _checkpoints(results)]
     plots = []
     for name, (figure, text) in figures.items():

@@ -149,6 +149,19 @@ def test_several_captions_of_a_consensus_begin_with_it_and_differ(songs):
         assert len({*map(tuple, three[3 * clip : 3 * clip + 3])}) == 3
 
 
+def test_a_consensus_tells_from_which_song_each_caption_was_written(songs):
+    model, embeds = songs
+    options = {"audio_embeds": embeds, "selection": "consensus", "num_return_sequences": 2}
+    tokens, neighbors = model.generate(**options, return_neighbors=True)
+    assert tokens.equal(model.generate(**options)) and len(neighbors) == len(tokens) and {*neighbors} - {0}
+    found = model.datastore.search(embeds, 5)
+    for row, (said, neighbor) in enumerate(zip(tokens.tolist(), neighbors)):
+        clip = slice(row // 2, row // 2 + 1)
+        ids = torch.tensor([[*found.input_ids[row // 2][neighbor], model.config.separator_token_id]])
+        beams = model.generate(audio_embeds=embeds[clip], input_ids=ids, selection="best", num_return_sequences=3)
+        assert until_end(said, model) in [until_end(beam, model) for beam in beams.tolist()]
+
+
 def test_the_words_that_the_sound_speaks_for_decide_between_captions(songs, processor):
     model, embeds = songs
     model.set_datastore(None)

@@ -15,6 +15,7 @@ from captions.explaining import explain_lines, explain_note
 from clips.batches import CandidateSampling, TeacherForcingCollator
 from modeling_rgmc import RGMCModel
 from pipeline_rgmc import MusicCaptioningPipeline
+from reporting.plots import plot_explanation
 from retrieval_rgmc import CaptionDatastore
 
 CLIPS = 4
@@ -91,6 +92,22 @@ def test_captions_and_candidates_can_be_given(songs, processor):
         model.explain(log_mels, num_return_sequences=2)
 
 
+def test_a_consensus_is_explained_by_the_song_that_it_was_written_from(songs, processor):
+    model, log_mels = songs()
+    options = {"selection": "consensus", "tokenizer": processor.tokenizer}
+    embeds = model.embed_audio(log_mels)
+    tokens, neighbors = model.generate(audio_embeds=embeds, **options, return_neighbors=True)
+    shown = [own[number] for own, number in zip(model.datastore.search(embeds, 5).captions, neighbors)]
+    assert any(neighbors)  # not the nearest of each clip
+    captioner = MusicCaptioningPipeline(model=model, processor=processor, device="cpu")
+    said = captioner._caption(log_mels[:1], {}, True, options)
+    for row, explanation in enumerate(model.explain(log_mels, **options)):
+        assert explanation.to_dict(processor.tokenizer)["candidates"] == [shown[row]]
+        of_row = {"audio_embeds": embeds[row : row + 1], "tokens": tokens[row : row + 1]}
+        same(explanation, model.explain(**of_row, neighbors=[neighbors[row]])[0])
+    assert said[0]["explanation"]["candidates"] == [shown[0]]
+
+
 # -- absences ---------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +121,7 @@ def test_a_source_is_absent_as_in_training(songs, processor):
         "both": {},
         "audio": {"candidate_dropout": 1.0},
         "candidate": {"prefix_dropout": 1.0},
+        "nothing": {"both_dropout": 1.0},
     }.items():
         sampling = CandidateSampling(1, (0, 0), **dropped)
         collator = TeacherForcingCollator(
@@ -121,7 +139,8 @@ def test_a_source_is_absent_as_in_training(songs, processor):
     [
         ({}, ["nothing", "audio", "candidate"]),
         ({"candidate_dropout": 0.1}, ["nothing", "candidate"]),
-        ({"candidate_dropout": 0.1, "prefix_dropout": 0.1}, ["nothing"]),  # training never takes both away
+        ({"candidate_dropout": 0.1, "prefix_dropout": 0.1}, ["nothing"]),
+        ({"candidate_dropout": 0.1, "prefix_dropout": 0.1, "both_dropout": 0.1}, []),
         ({"conditioning": "audio"}, ["nothing", "candidate"]),
         ({"conditioning": "candidate"}, ["nothing", "audio"]),
     ],
@@ -286,6 +305,16 @@ def test_the_command_prints_and_keeps_explanations(captioner, caption_command, t
     status, out, _ = caption_command("music/0.wav", "--num_proc", 1, "--explain")
     assert status == 0 and out.splitlines() == [captions[0], *explain_lines(rows[0]["explanation"])]
     assert caption_command("music", "--explain", "--output", "rows.csv")[0] == 2
+    for name, start in (("one.png", b"\x89PNG"), ("one.svg", b"<?xml")):
+        assert caption_command("music/0.wav", "--num_proc", 1, "--explain", "--picture", name)[0] == 0
+        assert (tmp_path / name).read_bytes().startswith(start)
+    for words, reason in (
+        (["music/0.wav", "--picture", "one.png"], "add --explain"),
+        (["music/0.wav", "--explain", "--picture", "one.gif"], "--picture one.gif: expected a file that ends in .png"),
+        (["music", "--explain", "--picture", "one.png"], "2 files were found: name one"),
+    ):
+        status, _, err = caption_command(*words)
+        assert status == 2 and reason in err
     assert caption_command("music", "--explain", "--spans")[0] == 2
 
 
@@ -301,10 +330,32 @@ def test_the_table_of_words_marks_what_was_copied():
         {"word": None, "audio": 0.0, "candidate": 0.126, "log_probs": {}, "controls": {}},
     ]
     copied = [{"text": "sad", "start": 0, "end": 1, "candidate": 0, "candidate_start": 3}]
-    explanation = {"words": words, "copied": copied, "out_of_distribution": []}
+    explanation = {"words": words, "candidates": ["a sad song"], "copied": copied, "out_of_distribution": []}
     assert [line.split() for line in explain_lines(explanation)] == [
         ["sound", "random", "candidate", "random", "copied"],
         ["sad", "+1.00", "+0.25", "-0.50", "+0.00", "+"],
         ["(end)", "+0.00", "-", "+0.13", "-"],
+        ["candidate:", "a", "sad", "song"],
     ]
     assert "out of distribution" not in explain_note(explanation)
+
+
+def test_a_picture_has_a_bar_for_each_share_and_marks_what_was_copied_and_what_any_song_adds():
+    words = [
+        {"word": "sad", "audio": 1.0, "candidate": -0.5, "controls": {"audio": 0.25, "candidate": -9.0}},
+        {"word": "$x$", "audio": 0.5, "candidate": 2.0, "controls": {"audio": 0.0, "candidate": 0.5}},
+        {"word": None, "audio": 0.0, "candidate": 0.0, "controls": {"audio": 9.0, "candidate": 0.0}},
+    ]
+    copied = [{"text": "sad", "start": 0, "end": 1, "candidate": 0, "candidate_start": 3}]
+    axis = plot_explanation({"words": words, "candidates": ["a sad song"], "copied": copied}).axes[0]
+    sound, candidate = axis.containers
+    assert [bar.get_width() for bar in sound] == [1.0, 0.5, 0.0]
+    assert [bar.get_width() for bar in candidate] == [-0.5, 2.0, 0.0]
+    labels = [(label.get_text(), label.get_fontweight()) for label in axis.get_yticklabels()]
+    assert labels == [("sad", "bold"), (r"\$x\$", "normal"), ("(end)", "normal")]
+    marks = [line.get_marker() for line in axis.lines for _ in line.get_xdata()]
+    assert [marks.count(mark) for mark in "|<>"] == [4, 1, 1]  # two controls are far outside
+    assert axis.get_xlim()[0] > -1 and "a sad song" in axis.get_title(loc="left")
+    bare = [{**row, "controls": {}} for row in words]
+    axis = plot_explanation({"words": bare, "candidates": [], "copied": []}).axes[0]
+    assert axis.get_title(loc="left") == "No candidate"

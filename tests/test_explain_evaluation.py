@@ -199,7 +199,7 @@ def test_the_report_explains_the_captions(checkpoint, corpus, tmp_path, capsys):
         listening=False,
         masked=False,
         bootstrap=50,
-        num_examples=0,
+        num_examples=1,
         num_proc=1,
     )
     results = evaluate_checkpoint(args, Accelerator(cpu=True))
@@ -224,5 +224,5 @@ def test_the_report_explains_the_captions(checkpoint, corpus, tmp_path, capsys):
     for title in ("Where the words come from", "Words of the prefix", "Words to look at twice", "Confidence"):
         assert f"## {title}" in report and f"<h2>{title}</h2>" in html
     assert "out of distribution" in out and "out of distribution" in report
-    assert "not the probability that it is true" in report and 'id="coverage"' in html
+    assert "not the probability that it is true" in report and 'id="coverage"' in html and 'id="explained"' in html
     assert found.watched.counts["gender of performers: male"]["gold"] == 1

@@ -16,7 +16,7 @@ from modeling_rgmc import RGMCModel
 from processing_rgmc import RGMCProcessor
 from retrieval_rgmc import CaptionDatastore
 from training import text_pretraining
-from training.arguments import TrainingArguments
+from training.arguments import DROPOUTS, TrainingArguments
 from training.checkpoints import RobustnessArguments
 from training.text_pretraining import SimilarCaptions
 
@@ -60,6 +60,16 @@ def test_each_kind_of_dropout_has_its_probability_and_they_exclude_each_other():
     assert np.mean(drawn) == pytest.approx(0.3, abs=0.04)
     assert draws(candidate_dropout=1.0)[0] == ([], True)
     assert draws(prefix_dropout=1.0)[0][1] is False
+
+
+def test_dropout_of_both_has_its_probability_and_changes_no_other_draw():
+    shares = {"candidate_dropout": 0.3, "prefix_dropout": 0.2, "own_candidate": 0.4, "random_candidate": 0.3}
+    without, found = draws(**shares), draws(**shares, both_dropout=0.25)
+    neither = [draw == ([], False) for draw in found]
+    assert np.mean(neither) == pytest.approx(0.25, abs=0.03)
+    assert all(one == other or nothing for one, other, nothing in zip(without, found, neither))
+    lacking = [np.mean([not draw[part] for draw in found]) for part in (0, 1)]
+    assert lacking == pytest.approx([0.3 + 0.25, 0.2 + 0.25], abs=0.03)
 
 
 def test_a_draw_depends_on_run_epoch_and_row_alone():
@@ -159,7 +169,7 @@ def test_by_default_nothing_of_this_happens(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("clips.batches.augment", fail)
     checkpoint = run(tmp_path, corpus, "--logging_steps", "1", name="default")
     off = [text for name, value in vars(RobustnessArguments()).items() if value == 0 for text in (f"--{name}", "0")]
-    assert len(off) == 10
+    assert len(off) == 12
     other = run(tmp_path, corpus, "--logging_steps", "1", *off, "--augment_audio", "false", name="off")
     losses = [[line["loss"] for line in read_lines(folder / "log.jsonl")] for folder in (checkpoint, other)]
     assert losses[0] == losses[1]
@@ -167,10 +177,10 @@ def test_by_default_nothing_of_this_happens(corpus, tmp_path, monkeypatch):
 
 def test_two_processes_learn_what_one_learns(corpus, tmp_path):
     options = ["--text_pretraining_steps", "3", "--candidate_pool", "3", "--candidate_dropout", "0.2"]
-    options += ["--prefix_dropout", "0.2", "--own_candidate", "0.2", "--augment_audio", "true"]
+    options += ["--prefix_dropout", "0.2", "--both_dropout", "0.1", "--own_candidate", "0.2", "--augment_audio", "true"]
     options += ["--num_sample_captions", "0"]
     model = RGMCModel.from_pretrained(run(tmp_path, corpus, *options, name="one"))
-    assert (model.config.candidate_dropout, model.config.prefix_dropout) == (0.2, 0.2)
+    assert [getattr(model.config, name) for name in DROPOUTS] == [0.2, 0.2, 0.1]
     one = model.state_dict()
     two = RGMCModel.from_pretrained(run_in_two_processes(tmp_path, corpus, *options)).state_dict()
     for name, weight in two.items():
@@ -209,6 +219,7 @@ def test_any_decoder_is_pretrained(make_model, processor, text, monkeypatch):
     [
         (["--candidate_dropout", "1.5"], "--candidate_dropout is a probability: expected 0 to 1, got 1.5"),
         (["--candidate_dropout", "0.6", "--prefix_dropout", "0.6"], "exclude each other: their sum"),
+        (["--candidate_dropout", "0.4", "--prefix_dropout", "0.4", "--both_dropout", "0.4"], "and --both_dropout excl"),
         (["--candidate_pool", "1", "--num_candidates", "2"], "--candidate_pool must be at least --num_candidates, 2"),
         (["--conditioning", "audio", "--own_candidate", "0.1"], "--conditioning audio has no candidates"),
         (["--conditioning", "candidate", "--prefix_dropout", "0.1"], "has nothing but candidates"),

@@ -168,6 +168,13 @@ class OptimizationArguments:
             "0 is off, as in the paper; it helps most when the encoder is trained from scratch."
         },
     )
+    prefix_embedding_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that draws the prefix vectors to the nearest token embeddings, so that they can "
+            "be read. 0 is off, as in the paper."
+        },
+    )
     augment_audio: bool = field(
         default=False,
         metadata={
@@ -210,7 +217,8 @@ class OptimizationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the order of the clips and dropout."})
 
 
-SHARES = ("candidate_dropout", "prefix_dropout", "own_candidate", "random_candidate")  # probabilities
+DROPOUTS = ("candidate_dropout", "prefix_dropout", "both_dropout")  # probabilities, as those of SHARES
+SHARES = (*DROPOUTS, "own_candidate", "random_candidate")
 
 
 @dataclass(kw_only=True)
@@ -235,6 +243,9 @@ class RobustnessArguments:
     )
     prefix_dropout: float = field(
         default=0.0, metadata={"help": "Probability that a training clip is given its candidates alone, not its sound."}
+    )
+    both_dropout: float = field(
+        default=0.0, metadata={"help": "Probability that a training clip is given neither candidates nor its sound."}
     )
     own_candidate: float = field(
         default=0.0,

@@ -210,6 +210,7 @@ def load_state(
     former = json.loads((checkpoint / "settings.json").read_text(encoding="utf-8"))
     defaults = asdict(RobustnessArguments()) | {
         "word_loss_weight": 0.0,
+        "prefix_embedding_weight": 0.0,
         "augment_audio": False,
         "weight_decay": 0.0,
         "baseline": {},

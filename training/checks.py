@@ -15,6 +15,7 @@ from clips.options import check_dataset, check_file, check_folder, check_model, 
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
     ALLOWED_WITH_MODEL,
+    DROPOUTS,
     LENGTHS,
     MODEL_CHOICES,
     SHARES,
@@ -45,7 +46,8 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for name in ("learning_rate", "audio_learning_rate", "mapper_learning_rate", "text_learning_rate"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive, got {getattr(args, name)}")
-    for name in ("word_loss_weight", "weight_decay", "warmup_steps", "num_sample_captions", "text_pretraining_steps"):
+    numbers = ("warmup_steps", "num_sample_captions", "text_pretraining_steps")
+    for name in ("word_loss_weight", "prefix_embedding_weight", "weight_decay", *numbers):
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} must be 0 or more, got {getattr(args, name)}")
     if model_args.freeze_audio_tower or model_args.conditioning == "candidate":
@@ -55,9 +57,9 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
     for name in SHARES:
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name} is a probability: expected 0 to 1, got {getattr(args, name)}")
-    for pair in (SHARES[:2], SHARES[2:]):
-        if sum(getattr(args, name) for name in pair) > 1:
-            raise ValueError(f"--{' and --'.join(pair)} exclude each other: their sum must be at most 1")
+    for names in (DROPOUTS, SHARES[len(DROPOUTS) :]):
+        if sum(getattr(args, name) for name in names) > 1:
+            raise ValueError(f"--{' and --'.join(names)} exclude each other: their sum must be at most 1")
     conditioning, num_candidates = model_args.conditioning, model_args.num_candidates or 1
     if model_args.baseline:
         check_baseline(model_args, args)
@@ -67,10 +69,10 @@ def check_arguments(model_args: ModelArguments, args: TrainingArguments):
         conditioning, num_candidates = config.get("conditioning"), config.get("num_candidates", 1)
     if conditioning == "audio" and (args.samples_candidates or args.text_pretraining_steps):
         raise ValueError("a model of --conditioning audio has no candidates: leave out the options for their use")
-    if conditioning == "candidate" and (args.candidate_dropout or args.prefix_dropout):
+    unused = [name for name in (*DROPOUTS, "prefix_embedding_weight") if getattr(args, name)]
+    if conditioning == "candidate" and unused:
         raise ValueError(
-            "a model of --conditioning candidate has nothing but candidates: "
-            "leave out --candidate_dropout and --prefix_dropout"
+            f"a model of --conditioning candidate has nothing but candidates: leave out --{' and --'.join(unused)}"
         )
     if args.candidate_pool is not None and args.candidate_pool < num_candidates:
         raise ValueError(
@@ -136,7 +138,7 @@ def check_baseline(model_args: ModelArguments, args: TrainingArguments):
     kind, *_ = read_entries(model_args.baseline)
     used = {*USED, *(PARTS if kind == LTU_STYLE else ())}
     unused = [name for name, value in asdict(model_args).items() if value not in (None, {}, False) and name not in used]
-    unused += [name for name in ("word_loss_weight", "test_split") if getattr(args, name)]
+    unused += [name for name in ("word_loss_weight", "prefix_embedding_weight", "test_split") if getattr(args, name)]
     unused += ["mapper_learning_rate"] if args.mapper_learning_rate and kind != LTU_STYLE else []
     if unused:
         way = "; score it beside a model: eval.py --baseline" if unused == ["test_split"] else ""

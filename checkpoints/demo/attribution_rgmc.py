@@ -14,8 +14,10 @@ import torch
 
 try:
     from .captions_rgmc import join_candidates, left_pad
+    from .generation_rgmc import prompt_of_neighbor
 except ImportError:
     from captions_rgmc import join_candidates, left_pad
+    from generation_rgmc import prompt_of_neighbor
 
 COALITIONS = ("nothing", "audio", "candidate", "both")  # what the decoder sees beside the caption so far
 UNSUPPORTED = ("num_return_sequences", "return_dict_in_generate", "streamer")
@@ -78,6 +80,7 @@ class Explanation:
 
             - `words` (`list[dict]`): each with `word` (None for the caption's end), `audio` and `candidate` (Shapley
               values), `log_probs` (by what the decoder sees) and `controls` (as in [`Explanation`]);
+            - `candidates` (`list[str]`): the captions that the decoder was given, in its own spelling;
             - `copied` (`list[dict]`): the longest spans of words that the caption shares with each candidate: `text`,
               `start` and `end` (in the caption), `candidate` (its number, from 0) and `candidate_start`;
             - `out_of_distribution` (`list[str]`): as in [`Explanation`].
@@ -108,7 +111,13 @@ class Explanation:
             for number, tokens in enumerate(self.candidates)
             for start, end, at in find_copied(words, split_words(tokens, tokenizer)[0])
         ]
-        return {"words": rows, "copied": copied, "out_of_distribution": self.out_of_distribution}
+        candidates = tokenizer.batch_decode(self.candidates)
+        return {
+            "words": rows,
+            "candidates": candidates,
+            "copied": copied,
+            "out_of_distribution": self.out_of_distribution,
+        }
 
 
 class ExplainsCaptions:
@@ -123,6 +132,7 @@ class ExplainsCaptions:
         audio_embeds: torch.Tensor | None = None,
         tokens: torch.Tensor | None = None,
         exclude_ids: list[str | None] | None = None,
+        neighbors: list[int] | None = None,
         random_songs: int = 1,
         seed: int = 0,
         **kwargs,
@@ -143,10 +153,12 @@ class ExplainsCaptions:
 
         Args:
             input_features, input_ids, attention_mask, audio_embeds, exclude_ids:
-                As in [`~RGMCModel.generate`]. A consensus takes the captions of several songs in turn, and is explained
-                by the nearest.
+                As in [`~RGMCModel.generate`].
             tokens (`torch.LongTensor` of shape `(B, C)`, *optional*):
                 Captions to explain, as `generate` returns them; by default it is called.
+            neighbors (`list[int]`, *optional*):
+                With `tokens` of a consensus, which takes the captions of several songs in turn: the song that each
+                was written from, as `generate(..., return_neighbors=True)` returns them. By default the nearest.
             random_songs (`int`, defaults to 1):
                 Songs of the datastore for the controls; 0 for no controls.
             seed (`int`, defaults to 0):
@@ -170,8 +182,13 @@ class ExplainsCaptions:
             audio_embeds = audio_embeds.to(model.device)
         prompt = {"input_ids": input_ids, "attention_mask": attention_mask}
         if tokens is None:
-            tokens = model.generate(audio_embeds=audio_embeds, exclude_ids=exclude_ids, **prompt, **kwargs)
-        if input_ids is None:
+            consensus = (kwargs.get("selection") or model.config.selection) == "consensus"
+            options = {**kwargs, "return_neighbors": True} if consensus else kwargs
+            tokens = model.generate(audio_embeds=audio_embeds, exclude_ids=exclude_ids, **prompt, **options)
+            tokens, neighbors = tokens if consensus else (tokens, None)
+        if input_ids is None and neighbors is not None and model.retrieves:
+            input_ids, attention_mask = prompt_of_neighbor(model, audio_embeds, exclude_ids, neighbors)
+        elif input_ids is None:
             found = model.retrieve(audio_embeds, exclude_ids) if model.retrieves else None
             input_ids, attention_mask = model.prompt_ids(audio_embeds, found)
         if attention_mask is None:
@@ -265,15 +282,15 @@ def untrained_coalitions(config) -> list[str]:
     Which of `COALITIONS` a model has not learned captions from, as far as its configuration tells. The decoder's
     probabilities are a guess there.
 
-    A training clip lacks its candidates with the probability `candidate_dropout`, or its sound with `prefix_dropout`,
-    but never both: `"nothing"` is new to every model that reads both. A model of one source has learned from it alone.
+    A training clip lacks its candidates with the probability `candidate_dropout`, its sound with `prefix_dropout`, and
+    both with `both_dropout`. A model of one source has learned from it alone.
     """
     if not config.uses_candidate:
         return [] if config.prefix_dropout else ["nothing", "candidate"]
     if not config.uses_audio:
         return ["nothing", "audio"]
-    seen = {"audio": config.candidate_dropout, "candidate": config.prefix_dropout, "both": 1.0}
-    return [name for name in COALITIONS if not seen.get(name)]
+    seen = (config.both_dropout, config.candidate_dropout, config.prefix_dropout, 1.0)
+    return [name for name, share in zip(COALITIONS, seen) if not share]
 
 
 def caption_mask(model, tokens: torch.Tensor) -> torch.Tensor:

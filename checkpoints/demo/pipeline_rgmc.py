@@ -240,13 +240,16 @@ class MusicCaptioningPipeline(PushesCheckpoint, Pipeline):
                 shown = [[dict(zip(CANDIDATE, candidate)) for candidate in zip(*of_clip)] for of_clip in fields]
             ids = dict(zip(PROMPT, model.prompt_ids(audio_embeds, found)))
         consensus = (generate_kwargs.get("selection") or model.config.selection) == "consensus"
-        options = {**generate_kwargs, "tokenizer": self.processor.tokenizer} if consensus else generate_kwargs
+        traced = explain and consensus and not prompt  # to the song that each caption was written from
+        further_options = {"tokenizer": self.processor.tokenizer, "return_neighbors": traced} if consensus else {}
         given_prompt = {} if consensus and not prompt else ids  # a consensus retrieves more songs
-        tokens = model.generate(audio_embeds=audio_embeds, **given_prompt, **options)
+        tokens = model.generate(audio_embeds=audio_embeds, **given_prompt, **{**generate_kwargs, **further_options})
+        tokens, neighbors = tokens if traced else (tokens, None)
         each = len(tokens) // len(audio_embeds)  # captions of a window: `num_return_sequences`
         further: list[dict[str, Any]] = [{} for _ in shown]
         if explain:
-            explained = model.explain(audio_embeds=audio_embeds, tokens=tokens[::each], **ids)
+            told = {"neighbors": neighbors[::each]} if traced else ids
+            explained = model.explain(audio_embeds=audio_embeds, tokens=tokens[::each], **told)
             further = [{"explanation": found.to_dict(self.processor.tokenizer)} for found in explained]
         ids = {name: rows.repeat_interleave(each, 0) for name, rows in ids.items()}
         scores = self._score(tokens, audio_embeds.repeat_interleave(each, 0), **ids).tolist()
