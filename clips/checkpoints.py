@@ -34,6 +34,15 @@ def fingerprint(name: str) -> dict[str, str | None]:
     return {"name": name, "revision": None, "fingerprint": hashlib.sha256(digests.encode()).hexdigest()[:16]}
 
 
+def read_config(name: str) -> dict[str, Any]:
+    """The configuration of a checkpoint; empty if it cannot be read."""
+    try:
+        config = json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def score_threshold(name: str) -> float | None:
     """The score below which captions of a checkpoint are not shown; None if it does not say."""
     return json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8")).get("score_threshold")
@@ -47,7 +56,7 @@ def check_rgmc(option: str, name: str | None):
         `ValueError`: Also if it is another model; for a baseline, with what takes one.
     """
     check_model(option, name)
-    config = _read_config(name) if name else {}
+    config = read_config(name) if name else {}
     kind = config.get("model_type", "rgmc")
     if "custom_pipelines" in config and kind != "rgmc":
         raise ValueError(
@@ -64,19 +73,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
         path.parent
         for path in folder.glob("*/config.json")
         if (path.parent / "processor_config.json").is_file()
-        and _read_config(str(path.parent)).get("model_type") == "rgmc"
+        and read_config(str(path.parent)).get("model_type") == "rgmc"
         and any(path.parent.glob("*.safetensors"))
     ]
     return max(found, key=lambda checkpoint: (checkpoint / "config.json").stat().st_mtime_ns, default=None)
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    """The configuration of a checkpoint; empty if it cannot be read."""
-    try:
-        config = json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _sha256(path: Path) -> str:
