@@ -51,6 +51,7 @@ from evaluation.resamples import write_resamples
 from evaluation.retrieval import score_retrieval
 from evaluation.scoring import RULE_DESCRIPTIONS, load_metric, score_systems
 from evaluation.seeds import add_checkpoint, check_same_configuration
+from evaluation.sentences import SentenceScorer
 from evaluation.systems import (
     OPTIONS,
     System,
@@ -99,6 +100,9 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     rule = check_checkpoints(args.model[0], checkpoints)
     baselines = read_baselines(args.baseline or [], rule, args.predictions or [])
     clap = load_clap(args, accelerator.device) if args.clap_model and accelerator.is_main_process else None
+    sentences = None
+    if args.sentence_model and accelerator.is_main_process:
+        sentences = SentenceScorer(args.sentence_model, accelerator.device)
     lexicon = read_attributes(args.attributes, rule)
     watched = read_attributes(args.watched_words, rule, "--watched_words", BIAS_FILE) if args.explain else None
     load_split = partial(load_rows, args)
@@ -149,7 +153,9 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
     columns = {name: clips[name][:] for name in args.attribute_columns}
     references = [line["references"] for line in lines]
     attributes = find_facts(lexicon, references, columns)
-    clap_scores = clap and score_by_clap(clap, systems, lines, clips["audio"], rule)
+    other_scores = clap and score_by_clap(clap, systems, lines, clips["audio"], rule)
+    if sentences:
+        other_scores = sentences.add_scores(other_scores, systems, lines, rule)
     score = partial(
         score_systems,
         training_captions=captioner.model.datastore.rows["caption"][:],
@@ -159,12 +165,12 @@ def caption_and_score(args: EvaluationArguments, accelerator: Accelerator) -> Ev
         normalization=rule,
     )
     described, item_scores, unavailable, resamples = score(
-        systems, references, meteor=args.meteor, clap_scores=clap_scores, attributes=attributes
+        systems, references, meteor=args.meteor, other_scores=other_scores, attributes=attributes
     )
     without_leaks = None
     if leaks is not None:
         score = partial(score, meteor=args.meteor and "meteor_1.5" not in unavailable)
-        without_leaks = score_without_leaks(leaks, systems, lines, clap_scores, score, attributes)
+        without_leaks = score_without_leaks(leaks, systems, lines, other_scores, score, attributes)
     resampling = (args.bootstrap, args.seed)
     listening, of_listening = score_listening(heard, *resampling) if heard else (None, {})
     retrieval, of_retrieval = score_retrieval(

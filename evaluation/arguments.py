@@ -1,10 +1,11 @@
 """The options of `eval.py`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from clips.checkpoints import check_rgmc
-from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output
+from clips.options import InferenceArguments, check_dataset, check_file, check_folder, check_model, check_output
 from clips.recall import RECALL_THRESHOLD
 from evaluation.systems import OPTIONS, SWITCHES, TABLES
 
@@ -76,6 +77,12 @@ class MetricArguments:
         metadata={"help": "ClapModel of the CLAP scores, a folder or Hub id; none for no CLAP scores."},
     )
     clap_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --clap_model."})
+    sentence_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a sentence-transformers model: also how near captions are to references in meaning."
+        },
+    )
     listening: bool = field(
         default=True,
         metadata={
@@ -186,6 +193,9 @@ def check_paths(args: EvaluationArguments):
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
     check_file("--attributes", args.attributes, "a yaml file such as evaluation/attributes.yaml")
     check_file("--watched_words", args.watched_words, "a yaml file such as evaluation/bias.yaml")
+    check_folder("--sentence_model", args.sentence_model, "the folder of a sentence-transformers model")
+    if args.sentence_model and not find_spec("sentence_transformers"):
+        raise ImportError("--sentence_model needs sentence-transformers: pip install sentence-transformers")
     for entry in args.baseline or []:
         check_model(f"--baseline {entry}:", entry.partition("=")[2] or None)
     for entry in args.predictions or []:

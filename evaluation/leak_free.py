@@ -78,7 +78,7 @@ def score_without_leaks(
     leaks: Leaks,
     systems: dict[str, System],
     lines: list[Prediction],
-    clap_scores: dict[str, dict] | None,
+    other_scores: dict[str, dict] | None,
     score: Callable[..., tuple],
     attributes: Attributes | None = None,
 ) -> LeakFreeResults:
@@ -89,7 +89,7 @@ def score_without_leaks(
         leaks ([`Leaks`]): Which clips leak.
         systems (`dict[str, System]`): The captions of all clips.
         lines (`list[Prediction]`): One per clip; `leaks` is added to each.
-        clap_scores (`dict[str, dict]`, *optional*): Those of all clips, as in `score_systems`.
+        other_scores (`dict[str, dict]`, *optional*): Those of all clips, as in `score_systems`.
         score (`Callable`): `score_systems` with its other arguments already given.
         attributes ([`Attributes`], *optional*): Those of all clips, as in `score_systems`.
     """
@@ -106,12 +106,12 @@ def score_without_leaks(
             key: replace(system, captions=take(system.captions), candidates=take(system.candidates))
             for key, system in systems.items()
         }
-        if clap_scores is not None:
-            clap_scores = {
+        if other_scores is not None:
+            other_scores = {
                 key: {**found, "per_item": {name: take(values) for name, values in found.get("per_item", {}).items()}}
-                for key, found in clap_scores.items()
+                for key, found in other_scores.items()
             }
-        options = {"clap_scores": clap_scores, "attributes": attributes and attributes.select(kept)}
+        options = {"other_scores": other_scores, "attributes": attributes and attributes.select(kept)}
         described, *_ = score(systems, take([line["references"] for line in lines]), **options)
     left_out = dict(Counter(kind for line in lines for kind in line["leaks"]))
     return LeakFreeResults(len(kept), left_out, leaks.train_split, leaks.options, described)

@@ -31,7 +31,7 @@ def score_systems(
     meteor: bool,
     samples: int,
     seed: int,
-    clap_scores: dict[str, dict] | None = None,
+    other_scores: dict[str, dict] | None = None,
     metric: evaluate.EvaluationModule | None = None,
     normalization: str = "paper",
     attributes: Attributes | None = None,
@@ -49,8 +49,8 @@ def score_systems(
         meteor (`bool`): Whether METEOR is computed.
         samples (`int`): Resamples of the clips, the same for all systems; 0 for no intervals.
         seed (`int`): Seed of the resamples.
-        clap_scores (`dict[str, dict]`, *optional*):
-            For each system the result of the metric `clap_score` with `per_item=True`.
+        other_scores (`dict[str, dict]`, *optional*):
+            For each system scores by other models: what the metric `clap_score` returns with `per_item=True`.
         metric (`EvaluationModule`, *optional*):
             A loaded `caption_metrics`, which remembers METEOR's scores of captions that it has seen.
         normalization (`str`, *optional*, defaults to `"paper"`): Rule by which the captions are normalised.
@@ -87,11 +87,11 @@ def score_systems(
             "novel": [100.0 * (caption not in training_captions) for caption in system.captions],
             "words": [float(len(caption.split())) for caption in system.captions],
         }
-        if clap_scores is not None:
-            found_by_clap = clap_scores[key]
-            scores[key].update(dict.fromkeys(found_by_clap.get("unavailable", {})))
-            items.update(found_by_clap.get("per_item", {}))
-            truncated[key] = found_by_clap.get("truncated_texts", 0)
+        if other_scores is not None:
+            others = other_scores[key]
+            scores[key].update(dict.fromkeys(others.get("unavailable", {})))
+            items.update(others.get("per_item", {}))
+            truncated[key] = others.get("truncated_texts", 0)
         for name, values in items.items():
             scores[key][name] = float(np.mean(values))
             if samples:
@@ -105,8 +105,8 @@ def score_systems(
             resamples[key].update(resampled)
     if attributes and attributes.problem:
         unavailable.update(dict.fromkeys(METRICS, attributes.problem))
-    for found_by_clap in (clap_scores or {}).values():
-        unavailable.update(found_by_clap.get("unavailable", {}))
+    for others in (other_scores or {}).values():
+        unavailable.update(others.get("unavailable", {}))
     check_gold(scores["gold"], references)
 
     rows = keys_of_rows(systems)

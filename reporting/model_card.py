@@ -17,11 +17,11 @@ from model_card_rgmc import is_hub_id
 from reporting.markdown import markdown_table, markdown_text
 from reporting.results import EvaluationResults, Score
 from reporting.tables import (
-    clap_notes,
     interval_note,
     leak_notes,
     metric_stem,
     metric_variant,
+    model_notes,
     table,
 )
 
@@ -126,7 +126,7 @@ def _scores(results: EvaluationResults) -> dict[str, Score]:
 def _results_text(results: EvaluationResults) -> str:
     name = "3" if "3" in results.tables else next(iter(results.tables))
     parts = [f"{results.n} clips. Captions: {results.text}.", markdown_table(*table(results, name))]
-    notes = [interval_note(results, name), *clap_notes(results, name), *leak_notes(results)]
+    notes = [interval_note(results, name), *model_notes(results, name), *leak_notes(results)]
     parts += [markdown_text(note) for note in notes if note]
     return "\n\n".join([*parts, f"```bash\n{_public_command(results.command)}\n```"])
 

@@ -12,6 +12,7 @@ METRIC_TITLES = {
     "rouge_l": "ROUGE-L",
     "clap_at": "CLAP A-T",  # results name the CLAP in the key: `clap_at[checkpoint]`
     "clap_tt": "CLAP T-T",
+    "sentence": "Sentence sim.",  # likewise names the model
     "attribute_precision": "Attr. P",
     "attribute_recall": "Attr. R",
     "attribute_f1": "Attr. F1",

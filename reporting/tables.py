@@ -18,7 +18,7 @@ from reporting.results import (
 ATTRIBUTE_METRICS = ("attribute_precision", "attribute_recall", "attribute_f1")
 COLUMNS = {
     "3": (
-        *("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt"),
+        *("cider_d", "bleu_4", "meteor_1.5", "rouge_l", "clap_at", "clap_tt", "sentence"),
         *ATTRIBUTE_METRICS,
         "copy",
         "distinct",
@@ -106,7 +106,7 @@ def table_title(results: EvaluationResults, name: str) -> str:
 
 
 def table_notes(results: EvaluationResults, name: str) -> list[str]:
-    """What a reader of the table `name` has to know: what is missing and why, which CLAP scored, and what leaks."""
+    """What a reader of the table `name` has to know: what is missing and why, which models scored, and what leaks."""
     elsewhere = {system for other, systems in results.tables.items() if other != name for system in systems}
     elsewhere -= set(results.tables[name])
     reasons = {}
@@ -119,7 +119,7 @@ def table_notes(results: EvaluationResults, name: str) -> list[str]:
         notes.append(
             f"consensus decoding took {results.consensus_time:.1f} times as long as the most probable captions"
         )
-    return notes + seed_notes(results) + clap_notes(results, name) + leak_notes(results)
+    return notes + seed_notes(results) + model_notes(results, name) + leak_notes(results)
 
 
 def seed_notes(results: EvaluationResults) -> list[str]:
@@ -129,15 +129,15 @@ def seed_notes(results: EvaluationResults) -> list[str]:
     return [f"a ± b: mean and standard deviation over {len(results.checkpoints)} checkpoints that differ by seed"]
 
 
-def clap_notes(results: EvaluationResults, name: str) -> list[str]:
-    """Which CLAP scored in the table `name`, and how many texts it cut."""
+def model_notes(results: EvaluationResults, name: str) -> list[str]:
+    """Which CLAP, and which model of sentences, scored in the table `name`, and how many texts CLAP cut."""
     variants = {}
     for key, title in table_columns(results, name).items():
         if metric_variant(key) and key not in results.unavailable:
-            variants.setdefault(metric_variant(key), []).append(title)
+            variants.setdefault((metric_stem(key).partition("_")[0], metric_variant(key)), []).append(title)
     cut = max((system.truncated_texts or 0 for system in results.systems.values()), default=0)
-    too_long = f"; it cut up to {cut} texts of a system and its references" if cut else ""
-    return [f"{', '.join(titles)}: by {variant}{too_long}" for variant, titles in variants.items()]
+    too_long = {"clap": f"; it cut up to {cut} texts of a system and its references"} if cut else {}
+    return [f"{', '.join(titles)}: by {name}{too_long.get(kind, '')}" for (kind, name), titles in variants.items()]
 
 
 def leak_notes(results: EvaluationResults) -> list[str]:

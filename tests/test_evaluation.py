@@ -18,7 +18,7 @@ from datasets import Dataset
 from helpers import AUDIO, CAPTIONS, TEXT, in_two_processes, write_corpus, write_tone
 from huggingface_hub import ModelCard
 from laion_reference import save_checkpoint, tiny_clap
-from transformers import ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
+from transformers import BertConfig, BertModel, ClapConfig, ClapModel, GenerationMixin, HfArgumentParser
 
 from audio_rgmc import load_audio
 from captions_rgmc import normalize_caption
@@ -26,6 +26,7 @@ from clips.embedding import own_ids
 from configuration_rgmc import RGMCConfig
 from corpora.leaks import Clips, find_leaks, write_leaks
 from eval import EvaluationArguments, evaluate_checkpoint
+from evaluation.arguments import check_paths
 from evaluation.captioning import Captioner
 from evaluation.intervals import with_interval
 from evaluation.scoring import check_gold, gold_cider_d, load_metric, score_systems
@@ -485,6 +486,38 @@ def test_clap_scores_stand_beside_the_others(run, corpus, tmp_path):
     results, _ = run("without", clap_model=str(tmp_path / "nowhere"))
     assert results["systems"]["rgmc"]["scores"]["clap_at[nowhere]"] == {"value": None}
     assert "nowhere cannot be loaded" in results["unavailable"]["clap_at[nowhere]"]
+
+
+def test_sentences_are_compared_by_a_model_of_the_users_choice(run, tokenizer, tmp_path, capsys, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.5, **size)
+    model = BertModel(config).eval()
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "tiny-sentences"))  # averages states
+    results, lines = run(sentence_model=str(tmp_path / "tiny-sentences"))
+    (key,) = [name for name in results["metrics"] if name.startswith("sentence[")]
+    scores = {name: system["scores"][key] for name, system in results["systems"].items()}
+    assert scores["gold"]["value"] == pytest.approx(100, abs=1e-3)
+
+    def embed(caption: str) -> torch.Tensor:
+        with torch.no_grad():
+            states = model(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0]
+        return torch.nn.functional.normalize(states.mean(0), dim=0)
+
+    expected = [float(embed(a) @ embed(b)) for a, b in zip(captions_by(lines, "rgmc"), captions_by(lines, "gold"))]
+    assert scores["rgmc"]["value"] == pytest.approx(100 * np.mean(expected), abs=1e-3) and min(expected) < 0.99
+    assert scores["rgmc"]["low"] <= scores["rgmc"]["value"] <= scores["rgmc"]["high"]
+    printed = capsys.readouterr().out
+    assert "Sentence sim." in printed and f"Sentence sim.: by tiny-sentences@{key[-13:-1]}" in printed
+
+    monkeypatch.setattr("evaluation.arguments.find_spec", lambda name: None)
+    options = {"dataset": str(tmp_path), "output_dir": str(tmp_path / "out"), "sentence_model": str(tmp_path)}
+    with pytest.raises(ImportError, match="--sentence_model needs sentence-transformers: pip install sentence-transf"):
+        check_paths(EvaluationArguments(model=[], clap_model=None, **options))
 
 
 def test_attributes_are_scored_and_have_a_table_of_their_own(run, tmp_path, capsys):
