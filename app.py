@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from captions.job import find_model
-from clips.options import check_model, parse, user_errors
+from clips.checkpoints import check_rgmc
+from clips.options import parse, user_errors
 
 
 @dataclass
@@ -49,7 +50,7 @@ def main(args: AppArguments):
     if not find_spec("gradio"):
         raise ImportError("the page needs gradio: pip install -r requirements-app.txt")
     model, note = (args.model, "") if args.model else find_model()
-    check_model("--model", model)
+    check_rgmc("--model", model)
     print(f"Loading {model}{note} …", file=sys.stderr)
 
     from page import build_page, launch

@@ -12,13 +12,12 @@ from clips import threads  # noqa: F401
 # isort: split
 import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
+from clips.checkpoints import check_rgmc
 from clips.embedding import build_datastore, datastore_rows
 from clips.features import Split
 from clips.locks import only_run
@@ -27,11 +26,11 @@ from clips.options import (
     InferenceArguments,
     SearchArguments,
     check_dataset,
-    check_model,
     check_output,
     parse,
     user_errors,
 )
+from clips.processes import make_accelerator
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from modeling_rgmc import RGMCModel
@@ -99,8 +98,8 @@ if __name__ == "__main__":
     with user_errors():
         (datastore_args,) = parse(DatastoreArguments, sys.argv[1:], __doc__)
         check_output(datastore_args.output_dir)
-        check_model("--model", datastore_args.model)
+        check_rgmc("--model", datastore_args.model)
         check_dataset("--dataset", datastore_args.dataset)
-        datastore_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        datastore_accelerator = make_accelerator()
         main(datastore_args, datastore_accelerator)
         datastore_accelerator.end_training()

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +112,12 @@ def main(args: CaptionArguments, lock: ExitStack) -> int:
 
 def start_processes(ledger: Ledger):
     """Returns the accelerator, once what an interrupted run left is in one journal."""
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
     from transformers.utils import logging
 
+    from clips.processes import make_accelerator
+
     logging.disable_progress_bar()  # of loading the weights
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    accelerator = make_accelerator()
     accelerator.wait_for_everyone()  # every process has read the journals before one writes
     if accelerator.is_main_process:
         ledger.begin()

@@ -18,7 +18,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
-from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,6 @@ from pathlib import Path
 import evaluate
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -36,6 +34,7 @@ from clips.features import Split
 from clips.locks import only_run
 from clips.options import parse, user_errors
 from clips.outputs import replaced_together
+from clips.processes import make_accelerator
 from clips.rows import load_captions
 from configuration_rgmc import RGMCConfig
 from evaluation.arguments import EvaluationArguments, check_paths
@@ -326,6 +325,6 @@ if __name__ == "__main__":
     with user_errors():
         (evaluation_args,) = parse(EvaluationArguments, sys.argv[1:], __doc__)
         check_paths(evaluation_args)
-        evaluation_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        evaluation_accelerator = make_accelerator()
         evaluate_checkpoint(evaluation_args, evaluation_accelerator)
         evaluation_accelerator.end_training()  # ends the process group: without, a process may die of it at its exit

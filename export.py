@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clips.checkpoints import check_rgmc
 from clips.features import FRONT_END
-from clips.locks import only_run
-from clips.options import check_model, check_output, parse, user_errors
+from clips.locks import check_one_process, only_run
+from clips.options import check_output, parse, user_errors
 from clips.outputs import replaced_together
 from corpora.demo import SAMPLE_RATE, draw_clip
 from modeling_rgmc import RGMCModel
@@ -155,6 +156,7 @@ def main(args: ExportArguments) -> dict:
 if __name__ == "__main__":
     with user_errors():
         (export_args,) = parse(ExportArguments, sys.argv[1:], __doc__)
+        check_one_process("export.py")
         check_output(export_args.output_dir)
-        check_model("--model", export_args.model)
+        check_rgmc("--model", export_args.model)
         main(export_args)

@@ -13,12 +13,10 @@ from clips import threads  # noqa: F401
 # isort: split
 import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from datasets import Dataset
 
 from clips.embedding import embed_rows, is_rgmc_checkpoint, with_audio_tower_of
@@ -34,6 +32,7 @@ from clips.options import (
     user_errors,
 )
 from clips.outputs import replaced_together
+from clips.processes import make_accelerator
 from clips.rows import load_captions
 from corpora.leaks import Clips, check_leak_options, find_leaks, hash_audio, write_leaks
 from corpora.report import write_leak_report
@@ -162,6 +161,6 @@ if __name__ == "__main__":
         check_model("--model", leakage_args.model, "a CLAP or a trained checkpoint", may_be_file=True)
         check_dataset("--dataset", leakage_args.dataset)
         check_dataset("--train_dataset", leakage_args.train_dataset)
-        leakage_accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+        leakage_accelerator = make_accelerator()
         main(leakage_args, leakage_accelerator)
         leakage_accelerator.end_training()

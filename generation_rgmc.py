@@ -111,7 +111,7 @@ def generate_consensus(
         tokens = model.generate(**inputs, **options, **kwargs)  # (B * beams, L')
         clips = tokens.unflatten(0, (-1, beams)).tolist()
         if not hypotheses:
-            hypotheses, weights, neighbors = ([[] for _ in clips] for _ in range(3))
+            hypotheses, weights, neighbors = [[] for _ in clips], [[] for _ in clips], [[] for _ in clips]
         for clip, sequences in enumerate(clips):
             weight = 1.0 if similarities is None else similarities[clip]
             if weight is not None:

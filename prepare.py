@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.locks import only_run
+from clips.locks import check_one_process, only_run
 from clips.options import (
     DuplicateArguments,
     ProcessArguments,
@@ -293,6 +293,7 @@ def next_command(corpus: str, output_dir: str, report: dict) -> list[str]:
 
 def main(argv: list[str]):
     name, source, args = parse_arguments(argv)
+    check_one_process("prepare.py")
     check_paths(source)
     check_output(args.output_dir)
     check_output_dir(Path(args.output_dir), source)

@@ -100,6 +100,8 @@ class LTUStyleModel(RGMCModel):
     def __init__(self, config: LTUStyleConfig):
         super().__init__(config)
         self.mapper = StateMapper(config)
+        # It makes the embedding, which has no use here, and several processes would wait for its gradients.
+        self.audio_tower.audio_projection.requires_grad_(False)
 
     def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
         """The states `(B, S, C)` that [`~RGMCModel.embed_steps`] returns; the prefix is made of them."""

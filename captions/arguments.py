@@ -1,6 +1,5 @@
 """The options of `caption.py`."""
 
-import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from captions.sidecars import Consumer
 from captions.spans import SpanArguments
 from captions.subtitles import SubtitleArguments
 from captions.tags import check_mutagen
+from clips.locks import check_one_process, count_processes
 from clips.options import ProcessArguments, check_output
 
 PICTURES = (".png", ".svg")
@@ -109,7 +109,10 @@ class CaptionArguments(SpanArguments, SubtitleArguments, ProcessArguments):
             check_output(str(Path(self.picture).parent), "--picture")
         if self.int8:
             check_int8(self.int8)
-        if "-" in self.paths and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for option in ("render", "check", "remove_tags"):
+            if getattr(self, option):
+                check_one_process(f"--{option}")
+        if "-" in self.paths and count_processes() > 1:
             raise ValueError("- is read by one process: give several a file of paths that ends in .txt")
 
     @property

@@ -29,11 +29,14 @@ class Inputs:
             Why a folder or file was left out, by path.
         duplicates (`int`, defaults to 0):
             How many files were named again.
+        finished (`list[str]`):
+            Films that have all that is asked, and are left alone.
     """
 
     files: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     duplicates: int = 0
+    finished: list[str] = field(default_factory=list)
 
     def reject(self, path: str, reason: str):
         self.problems[os.fsencode(path).decode(errors="backslashreplace")] = reason

@@ -14,8 +14,8 @@ from captions.ledger import Ledger, row_key
 from captions.sidecars import Sidecars
 from captions.spans import Pairs, SpanLedger, load_detector, read_music_spans
 from captions.subtitles import check_targets
-from clips.checkpoints import fingerprint, newest_checkpoint, score_threshold
-from clips.options import ROOT, check_model
+from clips.checkpoints import check_rgmc, fingerprint, newest_checkpoint, score_threshold
+from clips.options import ROOT
 
 MAKE_ONE = "accelerate launch train.py configs/demo.yaml"
 BUNDLED = ROOT / "checkpoints" / "demo"  # what this command once made
@@ -54,7 +54,7 @@ class Job:
 def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
     """Finds what there is to do, and raises what would stop it halfway; nothing on the disk is changed."""
     model, note = (args.model, "") if args.model else find_model()
-    check_model("--model", model)
+    check_rgmc("--model", model)
     checkpoint = fingerprint(model)
     names = ("start", "where", "alternatives", "selection")
     common, music = {name: getattr(args, name) for name in names}, None
@@ -70,9 +70,10 @@ def find_job(args: CaptionArguments, inputs: Inputs) -> Job:
         common["int8"] = args.int8
     detector = load_detector(args.music_detector) if args.music_detector else None
     settings = {path: common | ({"music": music[path]} if music else {}) for path in inputs.files}
-    keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in inputs.files.items()}
     if args.writes_subtitles:
-        check_targets([*inputs.files], args)
+        inputs.finished = check_targets([*inputs.files], args)
+    todo = {path: stamp for path, stamp in inputs.files.items() if path not in inputs.finished}
+    keys = {path: row_key(stamp, checkpoint, settings[path]) for path, stamp in todo.items()}
     make_ledger = SpanLedger if args.divides else Ledger
     ledger = make_ledger(keys, Path(args.output) if args.output else None, args.existing)
     batches = ledger.batches(1 if args.divides else args.batch_size)

@@ -34,8 +34,10 @@ def announce(inputs: Inputs, ledger: Ledger, model: str):
     parts = [f"{count(to_do, 'file')} to caption with {model}"]
     if inputs.duplicates:
         parts.append(f"{inputs.duplicates} named more than once")
-    if len(inputs.files) > len(ledger.todo):
-        parts.append(f"{len(inputs.files) - len(ledger.todo)} with a caption in {ledger.output}")
+    if inputs.finished:
+        parts.append(f"{len(inputs.finished)} with subtitles already")
+    if len(ledger.keys) > len(ledger.todo):
+        parts.append(f"{len(ledger.keys) - len(ledger.todo)} with a caption in {ledger.output}")
     if ledger.done:
         parts.append(f"{len(ledger.done)} captioned by an interrupted run")
     if ledger.stale:

@@ -95,14 +95,21 @@ def check(options) -> int:
     return int(bool(found))
 
 
-def check_targets(paths: Sequence[str], options):
+def check_targets(paths: Sequence[str], options) -> list[str]:
     """
     For before the captioning: raises what [`write_subtitles`] would raise for these files. Whether subtitles that are
     there would stay the same is not known yet; with `existing="error"` any are an error.
+
+    Returns:
+        `list[str]`: With `existing="skip"` and no output of captions: the films of which all that is asked is there.
     """
     plan = _plan(paths, options)
     targets = [*plan.targets.values()] if options.existing == "error" else []
-    _check_existing([*targets, *plan.films.values()], {}, options)
+    _check_existing([*targets, *plan.missing_films.values()], {}, options)
+    if options.existing != "skip" or options.output or options.merge:
+        return []
+    left = {*plan.missing_films, *(path for path, target in plan.targets.items() if not target.exists())}
+    return [path for path in plan.films if path not in left]
 
 
 def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
@@ -117,7 +124,8 @@ def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
         `list[Path]`: The files that hold subtitles now.
 
     Raises:
-        `FileExistsError`: If there is another file in the place of one; `existing="overwrite"` replaces it.
+        `FileExistsError`: If there is another file in the place of one; `existing="overwrite"` replaces it, and
+            `"skip"` keeps the copy of a film.
         `ValueError`: If `options.merge` is given and the spans are of several files, if two files' subtitles would have
             one name, or if a film cannot be copied.
     """
@@ -132,10 +140,11 @@ def write_subtitles(spans: Iterable[Span], options) -> list[Path]:
         target: merge(plan.dialogue, made[path]) if plan.dialogue else WRITERS[plan.format](made[path])
         for path, target in plan.targets.items()
     }
-    _check_existing([*texts, *plan.films.values()], texts, options)
+    films = plan.missing_films
+    _check_existing([*texts, *films.values()], texts, options)
     for target, text in texts.items():
         _write(target, text)
-    for path, film in plan.films.items():
+    for path, film in films.items():
         from captions.muxing import embed
 
         cues = made[path] + (plan.dialogue.cues if plan.dialogue else [])
@@ -153,6 +162,12 @@ class Plan:
     dialogue: SubtitleFile | None
     targets: dict[str, Path]
     films: dict[str, Path]
+    keeps_films: bool = False
+
+    @property
+    def missing_films(self) -> dict[str, Path]:
+        """The copies to write: all, or with `existing="skip"` those that are not there."""
+        return {path: film for path, film in self.films.items() if not (self.keeps_films and film.exists())}
 
 
 def _plan(paths: Sequence[str], options) -> Plan:
@@ -175,7 +190,7 @@ def _plan(paths: Sequence[str], options) -> Plan:
             if film in films.values():
                 raise ValueError(f"two films would both become {film}: write them to two --subtitle_dir")
             films[path] = film
-    return Plan(form, dialogue, targets, films)
+    return Plan(form, dialogue, targets, films, options.existing == "skip")
 
 
 def _targets(paths: Sequence[str], ending: str, options) -> dict[str, Path]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from clips.options import check_model
+
 CHECKPOINT_FILES = ["*.safetensors", "config.json", "generation_config.json", "datastore/*"]
 CHECKPOINT_FILES += ["processor_config.json", "tokenizer*"]
 
@@ -32,9 +34,37 @@ def fingerprint(name: str) -> dict[str, str | None]:
     return {"name": name, "revision": None, "fingerprint": hashlib.sha256(digests.encode()).hexdigest()[:16]}
 
 
+def read_config(name: str) -> dict[str, Any]:
+    """The configuration of a checkpoint; empty if it cannot be read."""
+    try:
+        config = json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def score_threshold(name: str) -> float | None:
     """The score below which captions of a checkpoint are not shown; None if it does not say."""
     return json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8")).get("score_threshold")
+
+
+def check_rgmc(option: str, name: str | None):
+    """
+    As [`check_model`], for an option that takes nothing but an RGMC.
+
+    Raises:
+        `ValueError`: Also if it is another model; for a baseline, with what takes one.
+    """
+    check_model(option, name)
+    config = read_config(name) if name else {}
+    kind = config.get("model_type", "rgmc")
+    if "custom_pipelines" in config and kind != "rgmc":
+        raise ValueError(
+            f"{option} {name} is a baseline ({kind}) and no RGMC: `eval.py --baseline {kind}={name}` scores it beside "
+            f"one, and pipeline('music-captioning', '{name}', trust_remote_code=True) of transformers captions with it"
+        )
+    if kind != "rgmc":
+        raise ValueError(f"{option} {name} is a model of the type {kind}: expected a trained checkpoint of an RGMC")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -43,17 +73,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
         path.parent
         for path in folder.glob("*/config.json")
         if (path.parent / "processor_config.json").is_file()
-        and _is_rgmc(path)
+        and read_config(str(path.parent)).get("model_type") == "rgmc"
         and any(path.parent.glob("*.safetensors"))
     ]
     return max(found, key=lambda checkpoint: (checkpoint / "config.json").stat().st_mtime_ns, default=None)
-
-
-def _is_rgmc(path: Path) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type") == "rgmc"
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A lock on what a run writes, so that two runs do not write it at once."""
+"""A lock on what a run writes, so that two runs do not write it at once; nor several processes of one run."""
 
 import errno
 import logging
@@ -61,6 +61,17 @@ def only_run(folder: str | os.PathLike, output: str, name: str = LOCK) -> Iterat
         path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
         if lock:
             lock.release()
+
+
+def count_processes() -> int:
+    """How many processes `accelerate launch` or `torchrun` has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_one_process(what: str):
+    """Raises `ValueError` in one of several processes that would all do the same; `what` is a script or an option."""
+    if count_processes() > 1:
+        raise ValueError(f"{what} is for one process, and {count_processes()} were started: start one, with python")
 
 
 def _name_holder(descriptor: int):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clips.checkpoints import check_rgmc
 from clips.options import InferenceArguments, check_dataset, check_file, check_model, check_output
 from clips.recall import RECALL_THRESHOLD
 from evaluation.systems import OPTIONS, SWITCHES, TABLES
@@ -178,9 +179,9 @@ def check_paths(args: EvaluationArguments):
     """Raises `FileNotFoundError` or `ValueError` if a model, corpus or file that an option names does not exist."""
     check_output(args.output_dir)
     for name in args.model:
-        check_model("--model", name)
+        check_rgmc("--model", name)
     for name in ("audio_only_model", "text_only_model", "transfer_model"):
-        check_model(f"--{name}", getattr(args, name))
+        check_rgmc(f"--{name}", getattr(args, name))
     check_model("--frozen_encoder", args.frozen_encoder, "a CLAP or a trained checkpoint", may_be_file=True)
     check_file("--leakage", args.leakage, "the leakage.json that find_leaks.py or prepare.py writes")
     check_file("--attributes", args.attributes, "a yaml file such as evaluation/attributes.yaml")

@@ -34,6 +34,8 @@ from retrieval_rgmc import CaptionDatastore
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real recordings; tests that need them are skipped without
+# On a machine that has nothing else, the scripts need not be told.
+ON_CPU = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
 AUDIO = {
     "patch_embeds_hidden_size": 8,
     "patch_size": 16,
@@ -162,7 +164,7 @@ class Script:
     def __init__(
         self, script: str, *options: str, output: Path, cwd: Path = ROOT, world_size: int = 1, **variables: str
     ):
-        environment = {**os.environ, **variables, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **variables, **ON_CPU, "OMP_NUM_THREADS": "1"}
         if world_size > 1:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

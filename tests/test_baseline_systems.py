@@ -1,6 +1,7 @@
 """What the paper's other systems promise: their sizes, their front ends, and that the scripts take them as they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import scipy.signal
 import torch
 import yaml
 from accelerate import Accelerator
-from helpers import ROOT, config_file, read_lines, run, write_corpus
+from helpers import ROOT, config_file, in_two_processes, read_lines, run, write_corpus
+from huggingface_hub import create_repo
+from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
+from test_hub import output_of, start
 from test_resume import timeless
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -21,6 +25,7 @@ from baselines.lp_musiccaps_rgmc import LPMusicCapsConfig, LPMusicCapsFeatureExt
 from baselines.muscaps_rgmc import HarmonicFilters, MusCapsConfig, MusCapsFeatureExtractor, MusCapsModel
 from eval import EvaluationArguments, evaluate_checkpoint
 from training.baselines import word_tokenizer
+from training.checkpoints import push_model, renew_model
 
 SMALL = {
     "muscaps": {"num_harmonics": 2, "num_channels": 4, "embedding_size": 16, "hidden_size": 32, "dropout": 0.0},
@@ -195,6 +200,54 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(folder, songs, kind):
     assert timeless(whole / "log.jsonl") == timeless(parts / "log.jsonl")
     one, two = (load_file(place / "checkpoint-8" / "model.safetensors") for place in (whole, parts))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one_but_for_the_batch_norms_of_muscaps(folder, songs, kind):
+    options = {"num_train_epochs": 2, "logging_steps": 1, "micro_batch_size": 1, "batch_size": 3}
+    train.main([baseline_file(folder, songs, kind, f"{kind}-alone", **options)])
+    shared = baseline_file(folder, songs, kind, f"{kind}-shared", **options)
+    in_two_processes("train.py", shared, output=folder / f"{kind}-shared.log")
+    alone, shared = (read_lines(folder / f"{kind}-{name}" / "log.jsonl") for name in ("alone", "shared"))
+    assert [line["step"] for line in shared] == [line["step"] for line in alone] == [1, 2, 2, 3, 4, 4]
+    for one, two in zip(alone, shared):
+        for name in {"loss", "validation_loss"} & {*two}:
+            assert two[name] == pytest.approx(one[name], rel=0.2 if kind == "muscaps" else 1e-4), name
+        assert one.get("processes", 1) == 1 and two.get("processes", 2) == 2
+
+
+LOAD = """
+import json, sys
+from transformers import AutoModel, AutoProcessor, pipeline
+
+model = AutoModel.from_pretrained("tester/baseline", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("tester/baseline", trust_remote_code=True)
+captioner = pipeline("music-captioning", model="tester/baseline", trust_remote_code=True, device="cpu")
+said = processor.batch_decode(model.generate(**processor(audio=sys.argv[1:])), skip_special_tokens=True)
+print(json.dumps([said, [result["caption"] for result in captioner(sys.argv[1:])]]))
+"""
+
+
+def test_a_baseline_is_renewed_and_pushed_and_loads_from_the_hub_with_its_code_alone(
+    trained, songs, tmp_path, monkeypatch
+):
+    kind, checkpoint = trained
+    folder, hub = tmp_path / "again", LoopbackHub()
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / f"{kind.replace('-', '_')}_rgmc.py").write_text("raise ImportError('old code')")
+    renew_model(folder)
+    (folder / "notes.txt").touch()
+    monkeypatch.setenv("HF_TOKEN", "hf_loopback")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(create_repo.__self__, "endpoint", hub.url)
+    push_model(folder, "tester/baseline", private=False)
+    assert {*hub.files("tester/baseline")} == {path.name for path in folder.iterdir() if path.suffix != ".txt"} - {
+        "log.jsonl"
+    }
+    environment = hub.environment(tmp_path / "home")
+    said, shown = json.loads(output_of(start(LOAD, *paths(songs), folder=tmp_path, environment=environment)))
+    hub.shutdown()
+    assert said == SAID and shown == [f"{caption.capitalize()}." for caption in SAID]
 
 
 def test_the_learning_rate_is_halved_when_the_validation_loss_no_longer_falls(folder, songs):

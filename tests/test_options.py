@@ -19,6 +19,10 @@ import eval as evaluation_script
 import find_leaks
 import prepare
 import train
+from baselines import BASELINES
+from captions.arguments import CaptionArguments
+from captions.inputs import find_inputs
+from captions.job import find_job
 from clips import options
 from clips.options import CorpusArguments, check_model, fail, parse, user_errors
 from training import checkpoints
@@ -300,6 +304,23 @@ def test_a_folder_that_is_no_trained_checkpoint_is_one_line(folder, said):
     )
     check_model("--audio_model", "configs/demo.yaml", may_be_file=True)  # its reader knows whether it is LAION's
     check_model("--audio_model", "lukewys/laion_clap/x.pt", may_be_file=True)
+
+
+def run_caption(*words: str):
+    Path("song.mp3").touch()
+    (args,) = parse(CaptionArguments, ["song.mp3", *words], positional="paths")
+    find_job(args, find_inputs(args.paths))
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_baseline_in_the_place_of_a_model_is_one_line_that_says_where_it_belongs(folder, said, kind):
+    BASELINES[kind][0].config_class().save_pretrained("outputs/demo")
+    expected = f"outputs/demo is a baseline ({kind}) and no RGMC: `eval.py --baseline {kind}=outputs/demo` scores it"
+    training = ["--dataset", "data/demo", "--output_dir", "outputs/new"]
+    for command in (run_caption, run_evaluation, lambda *words: train.main([*words, *training])):
+        assert f"--model {expected}" in said(command, "--model", "outputs/demo")
+    Path("outputs/demo/config.json").write_text('{"model_type": "clap"}')
+    assert "is a model of the type clap: expected a trained checkpoint" in said(run_caption, "--model", "outputs/demo")
 
 
 # -- which errors are the user's --------------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ def check_command(command: str):
             pytest.fail(f"{command}: not a program that this test knows")
 
 
+def unrolled(block: str) -> str:
+    """The commands of a block, those in a loop over words with the first of these."""
+    for variable, word in re.findall(r"^for (\w+) in (\S+).*; do$", block, re.M):
+        block = block.replace(f"${variable}", word)
+    return re.sub(r"^(?:for .*; do|done)\n", "", block, flags=re.M)
+
+
 def check_script(script: str, options: list[str]):
     known = script in MODULES or (ROOT / script).is_file()
     assert known, f"there is no {script}"
@@ -193,7 +200,7 @@ def check_script(script: str, options: list[str]):
 @each_page
 def test_the_pages_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks(page, "bash") for line in unrolled(block.replace("\\\n", " ")).splitlines()]
     programs = ("accelerate launch ", "torchrun ", "python ", "pip install ", "pytest", "make ", "bash ")
     lines += [span for span in code_spans(page) if re.sub(r"^(\w+=\S+ )+", "", span).startswith(programs)]
     for command in (part for line in lines for part in line.split(" && ") if part.split("#")[0].strip()):

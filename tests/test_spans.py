@@ -403,13 +403,28 @@ def test_subtitles_that_exist_are_refused_before_the_model_runs(command, tmp_pat
     assert status == 2 and "track.vtt exists: --existing overwrite replaces it" in err
 
 
-@pytest.mark.parametrize("existing", ["error", "skip", "append"])
+@pytest.mark.parametrize("existing", ["error", "append"])
 def test_a_copied_film_that_exists_is_found_before_the_model_runs(command, tmp_path, monkeypatch, existing):
     (tmp_path / "film.mp4").touch()
     (tmp_path / "film.captioned.mp4").touch()
     monkeypatch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
     status, _, err = command("OUT/film.mp4", "--embed", "--existing", existing)
     assert status == 2 and "film.captioned.mp4 exists: --existing overwrite replaces it" in err
+
+
+def test_skip_leaves_films_that_have_their_subtitles_alone(command, place, tmp_path, monkeypatch):
+    write_film(tmp_path / "film.mp4", soxr.resample(melody(8, 110, 1), RATE, 48_000))
+    words = ["OUT/film.mp4", "--format", "vtt", "--embed", "--existing", "skip"]
+    assert command(*words)[0] == 0
+    first = (tmp_path / "film.captioned.mp4").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(Captioner, "spans", lambda *args: pytest.fail("the model runs"))
+        status, out, err = command(*words)
+    assert (status, out) == (0, "") and "0 files to caption" in err and "1 with subtitles already" in err
+    (tmp_path / "film.vtt").unlink()
+    status, out, _ = command(*words)
+    assert status == 0 and out.splitlines() == [str(tmp_path / f"film.{name}") for name in ("vtt", "captioned.mp4")]
+    assert (tmp_path / "film.captioned.mp4").stat().st_mtime_ns == first
 
 
 def test_wrong_options_are_refused_before_anything_is_captioned(command, tmp_path):

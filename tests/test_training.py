@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Array2D, Audio, Dataset, DatasetDict, Features
-from helpers import CAPTIONS, ROOT, SHARED, SPLITS, Script, config_file, read_lines, run, write_corpus
+from helpers import CAPTIONS, ON_CPU, ROOT, SHARED, SPLITS, Script, config_file, read_lines, run, write_corpus
 
 import train
 from clips.batches import TeacherForcingCollator, load_batches
@@ -200,7 +200,7 @@ def test_two_processes_find_the_neighbours_of_one(corpus, tmp_path):
     done = subprocess.run(
         [sys.executable, *launch, str(config), *options],
         cwd=tmp_path,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ON_CPU, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -19,8 +19,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 from huggingface_hub import create_repo, list_repo_files, upload_file, upload_folder
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from baselines import BASELINES
+from clips.checkpoints import read_config
 from clips.options import ROOT, OptionParser, check_folder, check_model, user_errors
 from configuration_rgmc import RGMCConfig
 from model_card_rgmc import is_hub_id, model_card
@@ -299,6 +302,11 @@ def save_model(output_dir: Path, model: RGMCModel, processor: RGMCProcessor, car
     staging.rmdir()
 
 
+def classes_of(checkpoint: Path) -> tuple[type[PreTrainedModel], type[RGMCProcessor]]:
+    """The classes of a checkpoint's model, RGMC or baseline, and of its processor."""
+    return BASELINES.get(read_config(str(checkpoint)).get("model_type"), (RGMCModel, RGMCProcessor))
+
+
 def is_model_file(name: str) -> bool:
     """Whether `name`, a path within a checkpoint, matches `MODEL_FILES`; a star does not match a slash."""
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in MODEL_FILES)
@@ -324,7 +332,8 @@ def push_model(output_dir: Path, repo_id: str | None, private: bool, endpoint: b
         `FileNotFoundError`: If the folder does not hold a whole checkpoint.
     """
     needed = ["README.md", "config.json", "generation_config.json", "model*.safetensors*", "processor_config.json"]
-    missing = [name for name in [*needed, "modeling_rgmc.py", "processing_rgmc.py"] if not [*output_dir.glob(name)]]
+    needed += [f"{part.__module__.rpartition('.')[2]}.py" for part in classes_of(output_dir)]
+    missing = [name for name in needed if not [*output_dir.glob(name)]]
     if missing:
         raise FileNotFoundError(f"{output_dir} is not a checkpoint that train.py wrote: it has no {', '.join(missing)}")
     repo_id = create_repo(repo_id or output_dir.resolve().name, private=private, exist_ok=True).repo_id
@@ -380,7 +389,9 @@ def renew_model(checkpoint: Path):
     Saves a checkpoint of `train.py` again in place: the same model with the code of this repository, for a checkpoint
     whose own code is too old for the installed transformers.
     """
-    model, processor = RGMCModel.from_pretrained(checkpoint, dtype="auto"), RGMCProcessor.from_pretrained(checkpoint)
+    model_class, processor_class = classes_of(checkpoint)
+    model = model_class.from_pretrained(checkpoint, dtype="auto")
+    processor = processor_class.from_pretrained(checkpoint)
     card = checkpoint / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else model_card(checkpoint.resolve().name, model.config)
     save_model(checkpoint, model, processor, text)

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.trainer_utils import SchedulerType
 
+from clips.checkpoints import check_rgmc
 from clips.options import check_dataset, check_file, check_folder, check_model, check_output, did_you_mean
 from configuration_rgmc import RGMCConfig
 from training.arguments import (
@@ -150,7 +151,7 @@ def check_paths(model_args: ModelArguments, data_args: DataArguments, args: Trai
     if args.resume_from_checkpoint not in (None, "last"):
         expected = "a checkpoint-<step> of --output_dir, or 'last'"
         check_folder("--resume_from_checkpoint", args.resume_from_checkpoint, expected)
-    check_model("--model", model_args.model)
+    check_rgmc("--model", model_args.model)
     check_model("--audio_model", model_args.audio_model, "a pretrained CLAP", may_be_file=True)
     check_model("--text_model", model_args.text_model, "a pretrained causal language model")
     vectors = model_args.baseline.get("word_vectors")

@@ -2,15 +2,15 @@
 
 import logging as python_logging
 import os
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers.utils import logging
 
 from clips.options import available_cpus
+from clips.processes import make_accelerator
 from training.arguments import TrainingArguments
 
 
@@ -57,10 +57,8 @@ def fast_precision(precision: str | None) -> str | None:
 
 
 def start_accelerator(args: TrainingArguments) -> Accelerator:
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while one process decodes a corpus
-    accelerator = Accelerator(
+    accelerator = make_accelerator(
         mixed_precision=fast_precision(args.mixed_precision),
-        kwargs_handlers=[patient],
         log_with=args.report_to.split(",") if args.report_to else None,
         project_dir=args.output_dir,
     )
