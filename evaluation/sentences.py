@@ -34,7 +34,7 @@ class SentenceScorer:
         self, scores: dict[str, dict] | None, systems: dict[str, System], lines: list[Prediction], rule: str
     ) -> dict[str, dict]:
         """
-        Adds the cosine × 100 of each clip's caption and its references, their mean where there are several.
+        Adds the cosine (x 100) of each clip's caption and its references, their mean where there are several.
 
         Args:
             scores (`dict[str, dict]`, *optional*): By system what `score_systems` takes of other models.
