@@ -17,6 +17,7 @@ try:
     from .captions_rgmc import list_captions, most_central, normalize_caption, present_caption
     from .configuration_rgmc import RGMCConfig  # noqa: F401
     from .feature_extraction_rgmc import RGMCFeatureExtractor  # noqa: F401
+    from .generation_rgmc import prompt_of_neighbor  # noqa: F401
     from .hearing_rgmc import hear, path_of
     from .model_card_rgmc import HUB_ARGUMENTS, PushesCheckpoint, model_card
     from .noise_rgmc import find_noise  # noqa: F401
