@@ -146,7 +146,10 @@ class BaselineModel(PushesCheckpoint, PreTrainedModel, GenerationMixin):
     retrieves = False
 
     def _init_weights(self, module: nn.Module):
-        if hasattr(module, "reset_parameters"):
+        # Older versions of transformers call this for loaded weights, too, and protect only what torch.nn.init
+        # fills: the statistics of a batch norm would start anew.
+        is_loaded = any(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters(recurse=False))
+        if hasattr(module, "reset_parameters") and not is_loaded:
             module.reset_parameters()
 
     # -- a subclass has these -----------------------------------------------------------------------------------------

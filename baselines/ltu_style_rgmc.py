@@ -12,6 +12,7 @@ from torch import nn
 
 try:
     # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
+    from .attribution_rgmc import ExplainsCaptions  # noqa: F401
     from .audio_rgmc import AudioError  # noqa: F401
     from .baseline_rgmc import auto_map, save_code
     from .captions_rgmc import normalize_caption  # noqa: F401
@@ -22,6 +23,7 @@ try:
     from .layers_rgmc import RGMCMapper  # noqa: F401
     from .model_card_rgmc import model_card  # noqa: F401
     from .modeling_rgmc import RGMCModel
+    from .noise_rgmc import find_noise  # noqa: F401
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .pretrained_rgmc import load_clap_audio  # noqa: F401
     from .processing_rgmc import RGMCProcessor  # noqa: F401

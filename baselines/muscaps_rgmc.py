@@ -13,13 +13,16 @@ from transformers import GenerationConfig
 
 try:
     # From a local folder, transformers 5.6 copies only the files that are imported here, not those that they import.
+    from .attribution_rgmc import ExplainsCaptions  # noqa: F401
     from .audio_rgmc import AudioError  # noqa: F401
     from .baseline_rgmc import BaselineConfig, BaselineModel, BaselineProcessor, spectrum, to_decibel
     from .captions_rgmc import normalize_caption  # noqa: F401
     from .configuration_rgmc import RGMCConfig  # noqa: F401
     from .feature_extraction_rgmc import RGMCFeatureExtractor
+    from .generation_rgmc import generate_consensus  # noqa: F401
     from .hearing_rgmc import hear  # noqa: F401
     from .model_card_rgmc import model_card  # noqa: F401
+    from .noise_rgmc import find_noise  # noqa: F401
     from .pipeline_rgmc import MusicCaptioningPipeline  # noqa: F401
     from .processing_rgmc import RGMCProcessor  # noqa: F401
     from .span_settings_rgmc import SpanSettings  # noqa: F401
